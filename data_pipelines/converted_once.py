@@ -19,6 +19,7 @@ from mirrorspark.data_pipelines.conversion import (
 from mirrorspark.data_pipelines.dataset import is_published
 from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
 from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.storage import meant
 
 
 def convert_once(
@@ -71,11 +72,12 @@ def convert_once(
     return Dataset.open(path)
 
 
-def require_columns(table: DataFrame, spec: FeatureSpec) -> None:
-    """Raise ``ColumnError`` unless the table has the spec's columns."""
-    missing = [column for column in spec.columns if column not in table.columns]
+def require_columns(table: DataFrame, spec: FeatureSpec, *others: str) -> None:
+    """Raise ``ColumnError`` unless the table has the spec's columns and ``others``."""
+    missing = [column for column in (*spec.columns, *others) if column not in table.columns]
     if missing:
-        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
+        hint = meant(missing[0], table.columns)
+        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}{hint}")
 
 
 def content_hash(table: DataFrame) -> str:

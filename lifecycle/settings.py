@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mirrorspark.storage import one_line
-from mirrorspark.training.configuration import likely_meant
+from mirrorspark.storage import likely_meant, one_line
 
 Settings = TypeVar("Settings")
 

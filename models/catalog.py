@@ -12,6 +12,7 @@ from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.models import own_model
 from mirrorspark.models.classical import RECOMMENDERS, FittedArchitecture
 from mirrorspark.models.settings import ModelSettingsError, checked_settings
+from mirrorspark.storage import meant
 
 ARCHITECTURES: Mapping[str, str] = {
     "lstm_retrieval": "mirrorspark.models.lstm_retrieval",
@@ -56,7 +57,10 @@ def architecture(name: str) -> Architecture:
         return FittedArchitecture(name)
     path = ARCHITECTURES.get(name, name)
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
-        raise ModelSettingsError(f"model '{name}' is unknown; use one of {names()} or the dotted path of a module")
+        hint = meant(name, names())
+        raise ModelSettingsError(
+            f"model '{name}' is unknown{hint}; use one of {names()} or the dotted path of a module"
+        )
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:

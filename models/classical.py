@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.models.settings import ModelSettingsError, check_positive, checked_settings
+from mirrorspark.storage import meant
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import numpy as np
@@ -163,8 +164,8 @@ class Recommender:
         name = options.pop("name", None)
         if not isinstance(name, str) or name not in RECOMMENDERS:
             raise ModelSettingsError(
-                f"baseline {given!r} is unknown; use one of {list(RECOMMENDERS)}, or a mapping with such a name and "
-                f"settings"
+                f"baseline {given!r} is unknown{meant(str(name), RECOMMENDERS)}; use one of {list(RECOMMENDERS)}, or a "
+                f"mapping with such a name and settings"
             )
         found = cls(name, options)
         _ = found.settings  # Checks them.

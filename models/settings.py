@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.storage import meant
 
 if TYPE_CHECKING:  # settings are also checked without a dataset
     from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures
@@ -32,7 +33,8 @@ def checked_settings(name: str, kind: type[Any], options: Mapping[str, Any]) -> 
     known = get_type_hints(kind)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ModelSettingsError(f"model '{name}' has no setting {unknown}; use {sorted(known)}")
+        hint = meant(str(unknown[0]), known)
+        raise ModelSettingsError(f"model '{name}' has no setting {unknown}{hint}; use {sorted(known)}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     for field in dataclasses.fields(kind):
         expected = type(field.default)

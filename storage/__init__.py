@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         renewed,
         running_seconds,
     )
+    from mirrorspark.storage.near_names import likely_meant, meant, nearest
     from mirrorspark.storage.paths import (
         Location,
         StorageError,
@@ -61,9 +62,12 @@ __all__ = [
     "is_secret_name",
     "lakes",
     "leads_out",
+    "likely_meant",
     "listing",
     "literal_hadoop_uri",
     "lock_state",
+    "meant",
+    "nearest",
     "one_line",
     "out_of_memory",
     "read_text",

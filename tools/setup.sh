@@ -115,6 +115,10 @@ uv_pip() {
 [ "$(uname -s)" = Linux ] || fail "the lock file is for Linux, this is $(uname -s)." \
     "Use a Linux machine or container; docs/development.md says which are supported."
 
+# --clear would empty the folder that a link leads to, which is another clone's environment.
+[ ! -L "$venv" ] || fail ".venv is a link to $(cd -P "$venv" && pwd), whose packages are not those of this clone." \
+    "Remove the link for an environment of this clone's own: rm .venv"
+
 rm -f "$stamp"
 is_usable_environment || create_environment
 touch "$unfinished"

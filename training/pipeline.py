@@ -35,8 +35,8 @@ def run(
     sources, tracking = SourceTables.find(config), Tracking.find(config)
     try:
         # With converted data, a finished run of that date is found without Spark.
-        if config.only_once:
-            require_unfinished(config, sources.converted())
+        if config.only_once and (dataset := sources.converted()) is not None:
+            require_unfinished(config.fitted_to(dataset.manifest.rows("train")), dataset)
         prepared = prepare(config, tracking, view, sources=sources)
         with (
             ExportAhead(config) as ahead,
@@ -45,7 +45,7 @@ def run(
         ):
             job.tracked.log_file(prepared.dataset.path / PAGE_FILE)
             progress.attempts = job.train()
-            summary = deliver_and_score(job, progress.attempts, prepared, config, ahead.process)
+            summary = deliver_and_score(job, progress.attempts, prepared, ahead.process)
             if config.run_date is not None:
                 # Written before the run counts as finished: the next command for its date reads it.
                 summary.save(job.folder.path / SUMMARY_FILE)
@@ -84,10 +84,11 @@ def deliver_and_score(
     job: TrainingJob,
     attempts: tuple[Attempt, ...],
     prepared: PreparedRun,
-    config: RunConfig,
     process: ExportProcess | None = None,
 ) -> Summary:
     """Export, register and evaluate the trained model, score the test split with it and compare the scores."""
+    config = prepared.config
+    assert isinstance(config, RunConfig)  # noqa: S101 - a recipe's run has one
     trained = delivery.deliver(job, attempts, process)
     assert prepared.table is not None  # noqa: S101 - a recipe has one
     report = score_and_compare(job, trained, prepared.table, config)

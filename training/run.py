@@ -106,6 +106,8 @@ def dry_run(config: RunConfig) -> int:
     except Exception as error:
         explain(error, config)
         return _print_error(one_line(error), EXIT_FAILED)
+    # A configuration that is printed has been checked.
+    show(config.as_yaml())
     show("\n".join(check.as_line() for check in checks))
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 

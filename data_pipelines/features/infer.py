@@ -41,8 +41,8 @@ from mirrorspark.data_pipelines.features.kinds import (
     Vector,
 )
 from mirrorspark.data_pipelines.features.names import refusal_of_name
-from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.storage import meant
 
 _LOGGER = logging.getLogger(__name__)
 

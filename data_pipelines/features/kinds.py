@@ -31,6 +31,7 @@ from mirrorspark.data_pipelines.features.checks import (
 )
 from mirrorspark.data_pipelines.features.date_formats import DATE_ORDERS, DateOrder
 from mirrorspark.data_pipelines.features.text_rules import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
+from mirrorspark.storage import meant
 
 MISSING_ID = 0
 OUT_OF_VOCABULARY_ID = 1
@@ -496,7 +497,8 @@ class Label:
     def __post_init__(self) -> None:
         if self.kind not in get_args(LabelKind):
             raise FeatureSpecError(
-                f"label '{self.name}': kind '{self.kind}' is unknown; use {' or '.join(get_args(LabelKind))}"
+                f"label '{self.name}': kind '{self.kind}' is unknown{meant(str(self.kind), get_args(LabelKind))}; use "
+                f"{' or '.join(get_args(LabelKind))}"
             )
         if self.kind == "ordinal":
             check_order(self.name, self.classes, "classes")

@@ -75,7 +75,10 @@ def binary_label(table: pa.Table | pa.RecordBatch, name: str, positive: str | No
     column = plain_column(table, name)
     if positive is not None:
         if column.null_count:
-            raise LabelError(f"label '{name}' has a null; filter such rows out of the table")
+            raise LabelError(
+                f"label '{name}' has a null; filter such rows out of the table, or set null_labels to drop "
+                f"(--null-labels drop)"
+            )
         return _equals(column, positive).cast(pa.float32()).to_numpy(zero_copy_only=False)
     if not (is_number(column.type) or pa.types.is_null(column.type)):
         raise LabelError(
@@ -212,7 +215,8 @@ def _classes(values: pa.Array, fitted: FittedFeatures) -> np.ndarray:
         is_void = pc.or_(is_void, pc.equal(pc.binary_length(values), 0).fill_null(True))
     if pc.any(is_void).as_py():
         raise LabelError(
-            f"label '{label.name}' has a null or empty value; it names no class: filter such rows out of the table"
+            f"label '{label.name}' has a null or empty value; it names no class: filter such rows out of the table, or "
+            f"set null_labels to drop (--null-labels drop)"
         )
     if label.order is not None:
         return pc.index_in(values, pa.array(label.order, pa.string())).fill_null(-1).to_numpy().astype(np.int64)

@@ -3,7 +3,6 @@
 Conversion and scoring share it. :mod:`data_pipelines.features.transform` encodes the arrays.
 """
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +28,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     VectorFeature,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.storage import meant as meant
 
 # Sorts before every time.
 NO_TIME = -(2**63)
@@ -321,16 +321,6 @@ def _check_type(schema: pa.Schema, feature: Feature, name: str, fits: Callable[[
             f"cast it (or, for a training, change the feature's kind)"
         )
     return found
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """Return a hint, to append to a message, at the name in ``known`` that is closest to the unknown ``name``."""
-    by_lower = {one.lower(): one for one in known}
-    likely = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
-    if not likely:
-        return ""
-    is_case = likely[0] == name.lower()
-    return f" (did you mean '{by_lower[likely[0]]}'?{' Upper and lower case count' if is_case else ''})"
 
 
 def _is_token(column_type: pa.DataType) -> bool:

@@ -33,7 +33,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.names import refusal_of_name
 from mirrorspark.pages import heading_html, panel_html, rows_html
-from mirrorspark.storage import atomic_file, read_text
+from mirrorspark.storage import atomic_file, meant, read_text
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
@@ -474,7 +474,9 @@ def _feature_from_dict(name: str, options: Any) -> Feature:
     _check_mapping(subject, options)
     kind = options.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise FeatureSpecError(f"{subject}: kind '{kind}' is unknown; use one of {sorted(_KINDS)}")
+        raise FeatureSpecError(
+            f"{subject}: kind '{kind}' is unknown{meant(str(kind), _KINDS)}; use one of {sorted(_KINDS)}"
+        )
     given = {key: value for key, value in options.items() if key != "kind"}
     feature: Feature = _build(_KINDS[kind], subject, {"name": name} | given)
     return feature
@@ -485,7 +487,7 @@ def _build(kind: Any, subject: str, options: Any) -> Any:
     known = [option.name for option in dataclasses.fields(kind)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise FeatureSpecError(f"{subject}: option {unknown} is unknown; use {known}")
+        raise FeatureSpecError(f"{subject}: option {unknown} is unknown{meant(str(unknown[0]), known)}; use {known}")
     try:
         # YAML has lists only.
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})

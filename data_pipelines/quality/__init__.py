@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mirrorspark.data_pipelines.quality.drift import NOISE_DEVIATIONS, measure_drift, stability_index
     from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
     from mirrorspark.data_pipelines.quality.leakage import check_leakage
+    from mirrorspark.data_pipelines.quality.missing_labels import without_null_labels
     from mirrorspark.data_pipelines.quality.page import PAGE_FILE, PageFacts, dataset_page
     from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE, Bins, DatasetProfile
     from mirrorspark.data_pipelines.quality.splits import (
@@ -51,4 +52,5 @@ __all__ = [
     "stability_index",
     "time_split",
     "validate",
+    "without_null_labels",
 ]

@@ -31,6 +31,7 @@ class Limits:
         agreement: Accuracy of a single column in predicting the label, 0.5 or less by chance with two classes.
         rare_class: Share of the rarest class of a label.
         label_change: Difference of a class's share between training rows and another split.
+        held_back_rows: Rows of the validation or the test split.
         drift: Population stability index for a note.
         strong_drift: Population stability index for a warning.
     """
@@ -44,6 +45,7 @@ class Limits:
     agreement: float = 0.999
     rare_class: float = 0.001
     label_change: float = 0.1
+    held_back_rows: int = 50
     # The customary limits: Siddiqi, "Credit Risk Scorecards" (2006), chapter 8.
     drift: float = 0.1
     strong_drift: float = 0.25

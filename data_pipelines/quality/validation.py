@@ -13,6 +13,7 @@ from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report,
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile
 from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 
+_EFFECT_OF_FEW = {"validation": "the choice of the best epoch", "test": "the comparison with a baseline"}
 _HELD_BACK = tuple(split for split in SPLITS if split != TRAIN_SPLIT)
 
 
@@ -32,7 +33,7 @@ def validate(
     """
     limits = limits or Limits()
     drift = tuple(sorted(measure_drift(profile, reference), key=lambda entry: -entry.index))
-    found = [*_dataset_findings(profile, spec)]
+    found = [*_dataset_findings(profile, spec, limits)]
     hashed = _hashed_columns(spec)
     for column in profile.columns:
         found += column_findings(column, profile, limits)
@@ -51,7 +52,7 @@ def validate(
     return Report(tuple(found), drift, limits)
 
 
-def _dataset_findings(profile: DatasetProfile, spec: FeatureSpec) -> Iterator[Finding]:
+def _dataset_findings(profile: DatasetProfile, spec: FeatureSpec, limits: Limits) -> Iterator[Finding]:
     for name in spec.columns:
         if profile.column(name) is None:
             yield Finding(
@@ -68,6 +69,14 @@ def _dataset_findings(profile: DatasetProfile, spec: FeatureSpec) -> Iterator[Fi
                 "rows",
                 f"split '{split}' has no rows, so the model cannot be evaluated on it; check the rule that "
                 f"makes the split column",
+            )
+        elif split in _HELD_BACK and (rows := profile.splits[split].rows) < limits.held_back_rows:
+            yield Finding(
+                Severity.WARNING,
+                "",
+                "rows",
+                f"split '{split}' has {rows} {'row' if rows == 1 else 'rows'}, so few that {_EFFECT_OF_FEW[split]} is "
+                f"mostly chance; give a larger table, or more of its rows to this split",
             )
 
 

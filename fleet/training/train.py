@@ -24,12 +24,10 @@ from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import TrainedFleet, fleet_of, report_of, summary
 from mirrorspark.spark_session import open_session, session_of
 from mirrorspark.storage import atomic_file, without_credentials
-from mirrorspark.training.configuration import ConfigError
+from mirrorspark.training.configuration import ConfigError, default_batch_size, default_workers
 from mirrorspark.training.entry_points import (
     MOST_LOCAL_WORKERS,
     Launched,
-    default_batch_size,
-    default_workers,
     run_train_fn,
 )
 from mirrorspark.training.protocol import Elastic, is_name, parse_workers

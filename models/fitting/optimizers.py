@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.models.settings import ModelSettingsError, Schedule, check_warm_up
+from mirrorspark.storage import meant
 
 
 class DistinctSlices(tf.IndexedSlices):
@@ -171,7 +172,8 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise ModelSettingsError(f"optimizer '{self.name}' is unknown; use one of {sorted(OPTIMIZERS)}")
+            hint = meant(self.name, OPTIMIZERS)
+            raise ModelSettingsError(f"optimizer '{self.name}' is unknown{hint}; use one of {sorted(OPTIMIZERS)}")
         if self.schedule not in get_args(Schedule):
             raise ModelSettingsError(
                 f"learning-rate schedule '{self.schedule}' is unknown; use one of {list(get_args(Schedule))}"

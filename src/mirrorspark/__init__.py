@@ -3,10 +3,16 @@
 ``import mirrorspark as ms`` gives every public name, each imported when it is first used.
 """
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.lazy import lazy_exports
+
+# OpenMP's threads spin while they wait for each other, and on a busy machine gradient boosting then takes three to four
+# times as long as with threads that sleep. libgomp reads this once, when scikit-learn, XGBoost or LightGBM loads it, so
+# it has to be set before; it also reaches the processes that are started from here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from mirrorspark.callbacks import AgreedEarlyStopping as AgreedEarlyStopping

@@ -1,10 +1,11 @@
 """The program ``mirrorspark``: one command for each thing that it does."""
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+
+from mirrorspark.storage import likely_meant
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
@@ -83,8 +84,7 @@ def _page() -> str:
 def _refusal(name: str) -> str:
     if name.startswith("-"):
         return f"{name} is not a command; the flags of a run follow its command: mirrorspark train {name} …"
-    likely = difflib.get_close_matches(name, COMMANDS, n=1)
-    remedy = f"did you mean {likely[0]}?" if likely else f"use one of {list(COMMANDS)}"
+    remedy = likely_meant([name], COMMANDS, otherwise=f"use one of {list(COMMANDS)}")
     return f"command '{name}' is unknown; {remedy}"
 
 

@@ -194,10 +194,14 @@ def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
             ms.FeatureSpecError,
             r"keys \['town'\] do not identify the rows: 1,200 rows have 2 different ones",
         ),
-        ({"time": "when"}, ms.SplitError, "time column 'when' is missing"),
+        ({"time": "when"}, ms.FeatureSpecError, "time: the table has no column 'when'"),
         ({"model": "multi_class"}, ConfigError, "model 'multi_class' needs a label of kind multi_class"),
         ({"epochs": 0}, ConfigError, "epochs is 0; use 1 or more"),
-        ({"exclude": "towm"}, ms.FeatureSpecError, r"exclude names the columns \['towm'\], which the table does not"),
+        (
+            {"exclude": "towm"},
+            ms.FeatureSpecError,
+            r"exclude: the table has no column 'towm'; it has .*did you mean 'town'",
+        ),
     ],
 )
 def test_mistakes_are_named(

@@ -9,6 +9,8 @@ import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.data_pipelines.quality.missing_labels import without_null_labels
 from mirrorspark.data_pipelines.quality.splits import SplitError, default_split, key_fraction, random_split, time_split
 
 if TYPE_CHECKING:
@@ -175,3 +177,21 @@ def test_a_class_of_one_row_is_learnt_and_one_of_two_rows_is_judged_too(spark: "
         2.0: ["test", "train"],
         3.0: ["test", "train", "validation"],
     }
+
+
+def test_rows_without_a_label_are_counted_and_left_out(spark: "SparkSession", caplog: pytest.LogCaptureFixture) -> None:
+    rows = [(1, 0.5, "a"), (2, float("nan"), ""), (3, None, None), (4, 1.5, "b")]
+    table = spark.createDataFrame(rows, "id long, size double, `a.b` string")
+    left = {name: without_null_labels(table, Label(name, kind)) for name, kind in _LABELS}
+    assert {name: [row.id for row in of.orderBy("id").collect()] for name, of in left.items()} == {
+        "size": [1, 4],
+        "a.b": [1, 4],
+    }
+    assert [record.getMessage() for record in caplog.records] == [
+        "label size: 2 rows have no value; they are left out",
+        "label a.b: 2 rows have no value; they are left out",
+    ]
+    assert without_null_labels(table, Label("id", "number")) is table
+
+
+_LABELS: tuple[tuple[str, Any], ...] = (("size", "number"), ("a.b", "multi_class"))

@@ -283,3 +283,18 @@ def test_scripts_are_executable() -> None:
         *(REPOSITORY / "tools" / name for name in ("setup.sh", "java.sh", "browser.sh")),
     ]
     assert [script.name for script in scripts if not os.access(script, os.X_OK)] == []
+
+
+def test_the_environment_that_a_link_leads_to_stays_as_it_is(machine: Machine) -> None:
+    """``venv --clear`` would empty it: it is another clone's."""
+    add_python(machine, "python3.11")
+    other = machine.clone.with_name("other-venv")
+    other.mkdir()
+    (other / "kept").touch()
+    (machine.clone / ".venv").symlink_to(other)
+    done = machine.run("setup.sh")
+    assert done.returncode != 0
+    assert f".venv is a link to {other}" in done.stderr
+    assert "rm .venv" in done.stderr
+    assert (other / "kept").is_file()
+    assert machine.logged() == []

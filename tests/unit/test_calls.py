@@ -1,7 +1,7 @@
 """The tool that shows which modules a call enters counts calls, not imports."""
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import meant
+from mirrorspark.storage.near_names import meant
 from tools.calls import climbs, traced
 
 
@@ -12,8 +12,8 @@ def test_modules_come_in_the_order_in_which_they_are_entered_with_their_calls() 
         repeated_names([])
 
     entered = traced(call)
-    kinds, raw_columns = entered
-    assert (kinds.rpartition(".")[2], raw_columns.rpartition(".")[2]) == ("kinds", "raw_columns")
+    kinds, near_names, *_ = entered
+    assert (kinds.rpartition(".")[2], near_names.rpartition(".")[2]) == ("kinds", "near_names")
     assert entered[kinds]["repeated_names"] == 2
     assert traced(lambda: __import__("mirrorspark.scoring.plan")) == {}
 

@@ -1,5 +1,6 @@
 """The program ``mirrorspark``: its commands, its own help and version, and what it imports for them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -118,3 +119,20 @@ def test_only_the_chosen_command_is_imported(arguments: list[str], heavy: set[st
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_openmp_sleep_while_they_wait_unless_the_user_says_otherwise(given: str | None, policy: str) -> None:
+    """Gradient boosting on a busy machine; the runtime says what it has read when it is loaded."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    done = subprocess.run(
+        [sys.executable, "-c", "import mirrorspark, sklearn.ensemble"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment,
+    )
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr

@@ -10,14 +10,23 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.command_line import parse, summary_file
     from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
+    from mirrorspark.training.configuration.defaults import (
+        ROWS_PER_WORKER,
+        default_baseline,
+        default_batch_size,
+        default_workers,
+        defaults_of_items,
+        defaults_of_label,
+        few_updates,
+    )
     from mirrorspark.training.configuration.fields import (
         MLflowRun,
+        NullLabels,
         Optimizer,
         Registered,
         alternatives,
         check_registry_name,
         check_values,
-        likely_meant,
         type_in_words,
     )
     from mirrorspark.training.configuration.recipe import SQL_FILE, as_yaml, read_yaml, recipe_folder, recipe_names
@@ -29,12 +38,14 @@ else:
 __all__ = [
     "LINEAR_BASELINES",
     "POPULARITY",
+    "ROWS_PER_WORKER",
     "SQL_FILE",
     "TASKS",
     "BaselineName",
     "ConfigError",
     "FurtherSettings",
     "MLflowRun",
+    "NullLabels",
     "Optimizer",
     "Registered",
     "RunConfig",
@@ -44,7 +55,12 @@ __all__ = [
     "as_yaml",
     "check_registry_name",
     "check_values",
-    "likely_meant",
+    "default_baseline",
+    "default_batch_size",
+    "default_workers",
+    "defaults_of_items",
+    "defaults_of_label",
+    "few_updates",
     "parse",
     "read_yaml",
     "recipe_folder",

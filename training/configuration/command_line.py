@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_type_hints
@@ -10,6 +9,7 @@ from typing import Any, NoReturn, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from mirrorspark.models import catalog
+from mirrorspark.storage import likely_meant, meant
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.configuration.fields import GROUPS, alternatives, choices_of, help_texts, type_in_words
 from mirrorspark.training.configuration.recipe import load_recipe
@@ -19,8 +19,6 @@ _MOST_USED = (
     *("tracking_uri", "epochs", "resume", "dry_run", "summary"),
 )
 
-# Least similarity of a misspelt flag to the one that is suggested, from 0 to 1.
-_LIKENESS = 0.75
 _METAVARS = {int: "N", float: "X"}
 _HELP_COLUMN = 40
 _LONGEST_DEFAULT_SHOWN = 30
@@ -39,8 +37,8 @@ class _Parser(ArgumentParser):
             return ""
         flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        likely = [found for flag in flags for found in difflib.get_close_matches(flag, known, n=1, cutoff=_LIKENESS)]
-        return f"; did you mean {' and '.join(dict.fromkeys(likely))}?" if likely else ""
+        question = likely_meant(flags, known, otherwise="")
+        return f"; {question}" if question else ""
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -153,7 +151,7 @@ def _wrong_value(message: str) -> str | None:
     name, value = found.groups()
     hint = get_type_hints(RunConfig)[name]
     if choices := choices_of(hint):
-        return f"{name} '{value}' is unknown; use one of {choices}"
+        return f"{name} '{value}' is unknown{meant(value, choices)}; use one of {choices}"
     kinds = [kind for kind in alternatives(hint) if kind is not type(None)]
     is_plain = len(kinds) == 1 and isinstance(kinds[0], type)
     return f"{name} is '{value}'; use {type_in_words(kinds[0])}" if is_plain else None

@@ -3,17 +3,21 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.data_pipelines.reading import MAX_LANES
 from mirrorspark.models import catalog, check_warm_up, classical, own_model, sparse_features
 from mirrorspark.storage import StorageError, StoragePath, atomic_file, clean
 from mirrorspark.training.configuration import rules as config_rules
+from mirrorspark.training.configuration.defaults import OPTIMIZER, PATIENCE, default_batch_size, defaults_of_label
 from mirrorspark.training.configuration.fields import (
     CheckpointSettings,
     ConfigError,
@@ -45,6 +49,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     """Settings of a training on a dataset. Its fields are listed by subject in :mod:`training.configuration.fields`."""
 
     def __post_init__(self) -> None:
+        self._fill_in({"model": self.model or {"name": "multi_field"}, "patience": PATIENCE, "optimizer": OPTIMIZER})
         self._take_paths("output", "checkpoints", "warm_start")
         self._check_run_date()
         require(
@@ -126,15 +131,31 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             is_day = False
         require(is_day, f"run_date '{given}' is not a date; use the form 2026-01-31")
 
+    def fitted_to(self, rows: int) -> Self:
+        """Return the settings with a batch that fits this number of training rows, unless they give one."""
+        if vars(self)["global_batch_size"] is not None:
+            return self
+        return dataclasses.replace(self, global_batch_size=default_batch_size(rows, self.batch_parts))
+
+    @property
+    def batch_parts(self) -> int:
+        """The number of equal parts that a batch is divided into, with the fewest and with the most workers."""
+        workers, share = self.worker_range, self.accumulate * max(1, self.gpus_per_worker)
+        if not workers.is_elastic:
+            return workers.most * share
+        if self.batch_rule == "keep_batch_per_worker":
+            return workers.most * math.lcm(MAX_LANES, share)
+        return math.lcm(workers.fewest, workers.most) * share
+
     @property
     def elastic(self) -> Elastic:
         """The allowed numbers of workers, with the batch and the learning rate of each."""
-        return Elastic(parse_workers(self.workers), self.global_batch_size, self.batch_rule)
+        return Elastic(self.worker_range, self.global_batch_size or self.batch_parts, self.batch_rule)
 
     @property
     def worker_range(self) -> WorkerRange:
         """The fewest and the most workers."""
-        return self.elastic.workers
+        return parse_workers(self.workers)
 
     @property
     def strategy_name(self) -> StrategyName:
@@ -172,6 +193,12 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         most = self.worker_range.most
         factor = {"none": 1.0, "linear": float(most), "sqrt": most**0.5}[self.learning_rate_scaling]
         return self.learning_rate * factor
+
+    def _fill_in(self, defaults: Mapping[str, Any]) -> None:
+        """Set the fields that have no value, and the model, which may have some of its settings."""
+        for name, value in defaults.items():
+            if name == "model" or getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def _take_paths(self, *names: str) -> None:
         # A notebook may give a pathlib.Path; text is what YAML, JSON and MLflow take.
@@ -318,6 +345,8 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
         self._take_paths("recipe", "data", "summary", "reference_dataset")
         if not self.name:
             object.__setattr__(self, "name", Path(self.recipe).absolute().name)
+        if "name" not in self.model:
+            self._fill_in(defaults_of_label(self.spec.label.kind, vars(self)))
         super().__post_init__()
         require(bool(self.tables), f"recipe '{self.recipe}' names no tables; list each with its columns")
         require(

@@ -4,9 +4,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,25 +16,21 @@ from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.clear_error import ClearError
 from mirrorspark.models import CalibrationKind, Schedule
+from mirrorspark.storage import meant
 from mirrorspark.training.configuration.tasks import BaselineName
 from mirrorspark.training.protocol import BatchRule, Budgets, Limits
 
-Registered = Literal["model", "better"]
+Registered = Literal["model", "better", "always"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lazy_adam", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
+NullLabels = Literal["refuse", "drop"]
 MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
 class ConfigError(ClearError, ValueError):
     """A run's configuration is invalid; the message names the change to make."""
-
-
-def likely_meant(unknown: Iterable[str], known: Sequence[str], otherwise: str) -> str:
-    """Return the question whether the known names that resemble the unknown ones were meant, if any do."""
-    near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
-    return f"did you mean {' and '.join(near)}?" if near else otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +57,10 @@ class ResultSettings:
         MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
     ] = "active"
     baseline: Annotated[BaselineName | list[Any], doc("Baseline to compare the model with, or a list of them")] = "none"
-    register: Annotated[Registered, doc("Register this model, or the better of it and --baseline")] = "model"
+    register: Annotated[
+        Registered,
+        doc("Register this model, or the better of it and --baseline; always: with an alias though it is worse"),
+    ] = "model"
     calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"
     )
@@ -79,12 +77,16 @@ class ResultSettings:
 class FitSettings:
     """The model, the length of its training, and the choice of the best epoch."""
 
-    model: Annotated[dict[str, Any], doc("Architecture and its settings; one of them: --model.embedding_dim 16")] = (
-        field(default_factory=lambda: {"name": "multi_field"})
-    )
+    model: Annotated[
+        dict[str, Any], doc("Architecture, by default as fits the label, and its settings: --model.embedding_dim 16")
+    ] = field(default_factory=dict)
     epochs: Annotated[int, Ge(1), doc("Most passes over the training split")] = 40
-    patience: Annotated[int, Ge(0), doc("Stop after this many epochs without a better --monitor; 0: never")] = 15
-    # This and the next one are set when built, so that readers always find a value.
+    # This one and those below that are None are set when built, so that readers always find a value.
+    patience: Annotated[
+        int,
+        Ge(0),
+        doc("Stop after this many epochs without a better --monitor; 0: never"),
+    ] = None  # type: ignore[assignment]
     monitor: Annotated[
         str, doc("Validation metric that picks the best epoch; by default the first of the model's task")
     ] = None  # type: ignore[assignment]
@@ -108,14 +110,17 @@ class FitSettings:
 class OptimizerSettings:
     """The batch and the update of the weights."""
 
-    global_batch_size: Annotated[int, Ge(1), doc("Rows of one update, over all workers")] = 2048
+    # Set once the number of training rows is known.
+    global_batch_size: Annotated[
+        int, Ge(1), doc("Rows of one update, over all workers; by default as fits the number of rows")
+    ] = None  # type: ignore[assignment]
     learning_rate: Annotated[float, Gt(0), doc("Step size of the optimizer; of a schedule, the highest one")] = 0.001
     learning_rate_scaling: Annotated[
         LearningRateScaling, doc("Multiplies the learning rate by the number of workers, its root, or not")
     ] = "none"
     learning_rate_schedule: Annotated[Schedule, doc("Course of the learning rate after the warm-up")] = "constant"
     warmup_steps: Annotated[int, Ge(0), doc("Steps over which the learning rate rises from 0")] = 0
-    optimizer: Annotated[Optimizer, doc("Rule of the update")] = "adam"
+    optimizer: Annotated[Optimizer, doc("Rule of the update")] = None  # type: ignore[assignment]
     clip_norm: Annotated[float | None, Gt(0), doc("Longest gradient, over all weights together")] = None
     weight_decay: Annotated[
         float | None, Ge(0), doc("Share of a weight lost per step, times the learning rate; adamw: 0.004")
@@ -203,6 +208,7 @@ class DataSettings:
     )
     shards: Annotated[int, Ge(1), doc("TFRecord files per split")] = 8
     accept_data_errors: Annotated[bool, doc("Train even where validation finds errors in the data")] = False
+    null_labels: Annotated[NullLabels, doc("Refuse rows without a label, or drop them")] = "refuse"
     reference_dataset: Annotated[str | None, doc("A former dataset; drift from it is reported")] = None
     description: Annotated[str, doc("Description of the recipe")] = ""
     data_package: Annotated[str | None, doc("Installed package with the data, used without --data")] = None
@@ -274,7 +280,7 @@ def check_values(settings: Any) -> None:
         choices = choices_of(plain)
         is_list = isinstance(value, list) and any(get_origin(part) is list for part in alternatives(plain))
         if choices and not is_list and value not in choices:
-            raise ConfigError(f"{each.name} '{value}' is unknown; use one of {choices}")
+            raise ConfigError(f"{each.name} '{value}' is unknown{meant(str(value), choices)}; use one of {choices}")
         for bound in (note for note in notes if not isinstance(note, DocInfo)):
             # A number as text cannot be compared with a bound.
             if not isinstance(value, Real) or not _holds(bound, value):

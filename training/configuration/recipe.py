@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from mirrorspark.storage import read_text
-from mirrorspark.training.configuration.fields import GROUPS, ConfigError, likely_meant
+from mirrorspark.storage import likely_meant, meant, read_text
+from mirrorspark.training.configuration.fields import GROUPS, ConfigError
 
 RECIPE_FILE = "recipe.yaml"
 SQL_FILE = "table.sql"
@@ -89,7 +89,8 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     """
     folder = recipe_folder(recipe)
     if not folder.is_dir():
-        raise ConfigError(f"recipe '{recipe}' is unknown; use one of {recipe_names()} or the path of a folder")
+        names = recipe_names()
+        raise ConfigError(f"recipe '{recipe}' is unknown{meant(recipe, names)}; use one of {names}, or a folder's path")
     texts = {}
     for name in (RECIPE_FILE, SQL_FILE):
         if not folder.joinpath(name).is_file():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.models import own_model
+from mirrorspark.storage import meant
 from mirrorspark.training.configuration.fields import ConfigError
 from mirrorspark.training.configuration.tasks import PACKAGED_BASELINES, RANKING, TASKS
 
@@ -42,7 +43,11 @@ def monitored(config: "TrainingConfig") -> tuple[str, Mode]:
             f"monitor '{monitor}' of an own model needs a name that begins with val_, and mode min or max",
         )
         known = {monitor: mode}
-    require(monitor in known, f"monitor '{monitor}' is not a metric of a {config.task} model; use one of {list(known)}")
+    require(
+        monitor in known,
+        f"monitor '{monitor}' is not a metric of a {config.task} model{meant(str(monitor), known)}; use one of "
+        f"{list(known)}",
+    )
     best = known[monitor]
     # The wrong mode would silently keep the worst epoch.
     require(mode in (None, best), f"mode '{mode}' does not fit monitor '{monitor}'; set mode to {best}")
@@ -123,10 +128,14 @@ def check_baseline(config: "TrainingConfig") -> None:
     known, given = TASKS[config.task].baselines, config.baseline
     require(
         given in ("none", *known) or isinstance(given, list),
-        f"baseline '{given}' does not fit a {config.task} model; use {', '.join(known)}, a list of them or none",
+        f"baseline '{given}' does not fit a {config.task} model{meant(str(given), known)}; use {', '.join(known)}, "
+        f"a list of them or none",
     )
     for name in config.row_baselines:
-        require(name in known, f"baseline {name!r} does not fit a {config.task} model; list {', '.join(known)}")
+        require(
+            name in known,
+            f"baseline {name!r} does not fit a {config.task} model{meant(str(name), known)}; list {', '.join(known)}",
+        )
         require(
             name not in PACKAGED_BASELINES or find_spec(name) is not None,
             f"baseline '{name}' needs the package {name}, which is not installed; run: pip install "
@@ -138,7 +147,7 @@ def check_baseline(config: "TrainingConfig") -> None:
 
 def check_register(config: "TrainingConfig") -> None:
     """Check that the better of two models can be registered."""
-    if config.register == "model":
+    if config.register != "better":
         return
     require(
         "hist_gradient_boosting" in config.row_baselines,

@@ -8,10 +8,8 @@ if TYPE_CHECKING:
     from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
     from mirrorspark.training.entry_points.fit_table import (
         MOST_LOCAL_WORKERS,
-        default_batch_size,
         default_config,
         default_spec,
-        default_workers,
         fit,
     )
     from mirrorspark.training.entry_points.launch import Launched, run_train_fn
@@ -25,10 +23,8 @@ __all__ = [
     "Launched",
     "TrainedModel",
     "TrainingEstimator",
-    "default_batch_size",
     "default_config",
     "default_spec",
-    "default_workers",
     "duration",
     "fit",
     "run_train_fn",

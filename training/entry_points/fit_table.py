@@ -1,22 +1,20 @@
-"""``fit``: from any table to a trained, evaluated and registered model; every default is a function here."""
+"""``fit``: from any table to a trained, evaluated and registered model."""
 
 import inspect
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.callbacks.checkpoints import Mode
-from mirrorspark.data_pipelines import ConversionOptions, any_table, convert_once, quoted, require_columns
-from mirrorspark.data_pipelines.dataset import MANIFEST_FILE
+from mirrorspark.data_pipelines import any_table
 from mirrorspark.data_pipelines.features import (
     FeatureSpec,
     FittedFeatures,
@@ -24,46 +22,36 @@ from mirrorspark.data_pipelines.features import (
     kinds,
     numbers_in_order,
     plain_name,
+    quoted,
 )
-from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split
-from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
 from mirrorspark.models import own_model
-from mirrorspark.scoring.embedding import Embedder
 from mirrorspark.spark_session import open_session, session_of
+from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
-    LINEAR_BASELINES,
-    POPULARITY,
-    TASKS,
+    ROWS_PER_WORKER,
     BaselineName,
     ConfigError,
     FurtherSettings,
+    NullLabels,
     Optimizer,
     Registered,
     TrainingConfig,
     TrainingSettings,
-    likely_meant,
+    default_baseline,
+    default_workers,
+    defaults_of_items,
+    defaults_of_label,
 )
-from mirrorspark.training.entry_points.fit_items import RecommenderInput, check_items, recommender_input
-from mirrorspark.training.entry_points.train_dataset import train_in_view
-from mirrorspark.training.results import FitResult, RecommenderResult
-from mirrorspark.training.run_records import Tracking
-from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
+from mirrorspark.training.entry_points import early_checks
+from mirrorspark.training.entry_points.fit_items import RecommenderInput, recommender_input
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results import FitResult
 
 _LOGGER = logging.getLogger(__name__)
 
-# Below this number of training rows per worker, a worker's threads and network cost more than they bring.
-ROWS_PER_WORKER = 20_000
 MOST_LOCAL_WORKERS = 4
-
-# The kinds of labels that networks for tables learn, with the architecture.
-_TABLES: Mapping[str, str] = {
-    "binary": "multi_field",
-    "multi_class": "multi_class",
-    "number": "regression",
-    "ordinal": "ordinal",
-}
-_TOWERS: Mapping[str, Any] = {"embedding_dim": 32, "hidden_units": [64], "dropout": 0.2, "id_dropout": 0.1}
-_ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 
 
 def fit(
@@ -77,6 +65,7 @@ def fit(
     items: Any = None,
     user: str | None = None,
     accept_data_errors: bool = False,
+    null_labels: NullLabels = "refuse",
     model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
     spark: SparkSession | None = None,
@@ -96,7 +85,7 @@ def fit(
     output: str | PathLike[str] | None = None,
     experiment: str | None = None,
     **further: Unpack[FurtherSettings],
-) -> FitResult:
+) -> "FitResult":
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
     Missing arguments have defaults: the spec is inferred (:func:`default_spec`), the rows are split
@@ -119,6 +108,7 @@ def fit(
             row per user and item, and ``label`` is the item's column in both (:mod:`training.entry_points.fit_items`).
         user: The column of the users, with ``items``; by default the one that is named like it, such as ``user_id``.
         accept_data_errors: Train even where validation finds errors in the data.
+        null_labels: ``"refuse"`` rows without a label, or ``"drop"`` them and say how many.
         model: A function or Keras class of your own that builds the model (:func:`models.own_model.own_model`), or
             the name of an architecture, or its name and settings; by default one that fits the label.
         callbacks: Keras callbacks of your own for each worker, with a model of your own.
@@ -134,7 +124,8 @@ def fit(
         workers: Workers that train side by side, or ``"2:4"`` for a range; by default by the size of the table.
         seed: Fixes the split, initial weights, data order and dropout.
         baseline: Model to compare with, a list of several, or ``"none"``.
-        register: ``"model"``, or ``"better"`` for the better one of model and baseline.
+        register: ``"model"``; ``"better"`` for the better one of model and baseline; ``"always"`` with an alias even if
+            something is better.
         warm_start: Model to begin from: ``models:/NAME@ALIAS``, ``runs:/ID`` or a folder.
         output: Folder of datasets, runs and models, which all machines share; by default ``mirrorspark-output``.
         experiment: MLflow experiment; by default the one that MLflow is set to, or the name.
@@ -165,12 +156,28 @@ def fit(
         output=output,
         experiment=experiment,
     )
-    _check_arguments(table, label, model, callbacks, settings)
-    _check_items(table, label, items, user, keys, spec)
+    spec = FeatureSpec.load(spec) if isinstance(spec, str | Path) else spec
+    early_checks.check_arguments(
+        table, label, spec, model, callbacks, settings, null_labels=null_labels, known=inspect.signature(fit).parameters
+    )
+    early_checks.check_items(table, label, items, user, keys, spec)
+    keys = () if keys is None else _names(keys)
+    exclude = _names(exclude)
+    if any_table.is_in_memory(table):
+        early_checks.check_columns(table, _name_of(label), keys, time, exclude, spec, null_labels=null_labels)
+    # These imports take seconds, by which the errors above would be late.
+    from mirrorspark.data_pipelines import ConversionOptions, convert_once, require_columns
+    from mirrorspark.scoring.embedding import Embedder
+    from mirrorspark.training.entry_points.train_dataset import train_in_view
+    from mirrorspark.training.results import FitResult, RecommenderResult
+    from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
+
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=spark) as stage, showing_warnings(stage):
         rows, spec, item_table, of_users = _inputs(table, label, keys, time, exclude, spec, items, user, spark)
+        if null_labels == "drop":
+            rows = without_null_labels(rows, spec.label)
         stage.note = of_users.in_words() if of_users else _in_words(spec)
         stage.details = spec_details(spec)
     if isinstance(model, str | Mapping):
@@ -206,43 +213,6 @@ def fit(
 def _given(**settings: Any) -> dict[str, Any]:
     """Return the settings that a caller gave."""
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
-    """Check the arguments that need no session."""
-    if isinstance(table, Dataset) or (isinstance(table, str | Path) and Path(table, MANIFEST_FILE).is_file()):
-        path = table.path if isinstance(table, Dataset) else table
-        raise any_table.TableError(
-            f"{path} is a converted dataset, which has its label, features and split already; train on it with "
-            f"ms.train('{path}', ms.TrainingConfig(name=…)), or give ms.fit the table that it was made of"
-        )
-    known = list(TrainingConfig.__dataclass_fields__)
-    unknown = sorted(set(settings) - set(known))
-    known = list(dict.fromkeys([*inspect.signature(fit).parameters, *known]))
-    if unknown:
-        remedy = likely_meant(unknown, known, otherwise="use fields of TrainingConfig")
-        raise ConfigError(f"settings {unknown} are unknown; {remedy}")
-    if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
-        raise kinds.FeatureSpecError(
-            f"label must be a column's name, or its name and kind as {{'name': 'stars', 'kind': 'number'}}, not "
-            f"{label!r}"
-        )
-    if callbacks and (model is None or isinstance(model, str | Mapping)):
-        raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")
-
-
-def _check_items(table: Any, label: Any, items: Any, user: Any, keys: Any, spec: Any) -> None:
-    """Check the arguments of a recommender."""
-    if items is None:
-        if user is not None:
-            raise ConfigError("user goes with items; give the table of items, too, or name the user in a spec")
-        return
-    if spec is None:
-        check_items(table, items, label)
-        if keys is not None:
-            raise ConfigError("keys go with no items: a row of interactions is identified by its user and item")
-    elif user is not None:
-        raise ConfigError("user is part of the spec; leave one of them out")
 
 
 def default_spec(
@@ -296,10 +266,10 @@ def default_name(spec: FeatureSpec) -> str:
 
 
 def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpack[TrainingSettings]) -> TrainingConfig:
-    """Return the configuration of a training, from the defaults of this module.
+    """Return the configuration of a training that fits the label and the size of the table.
 
-    They are those of :func:`default_workers`, :func:`default_batch_size`, :func:`default_baseline` and, where no model
-    is given, :func:`default_model` with the optimizer and the patience that it names.
+    Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline`` and, where no model
+    is named, ``default_model`` with its optimizer and patience, all in :mod:`training.configuration.defaults`.
 
     Args:
         spec: The feature specification.
@@ -310,72 +280,10 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     Raises:
         ConfigError: A setting has an invalid value.
     """
-    workers = default_workers(rows, slots)
-    parts = _whole(settings.get("workers", workers)) * _whole(settings.get("accumulate", 1))
-    parts *= _whole(settings.get("gpus_per_worker", 1))
-    defaults: dict[str, Any] = {
-        "baseline": default_baseline(spec),
-        "workers": workers,
-        "global_batch_size": default_batch_size(rows, parts),
-    }
+    chosen: dict[str, Any] = {"baseline": default_baseline(spec), "workers": default_workers(rows, slots), **settings}
     if spec.items is not None:
-        defaults |= {"baseline": [POPULARITY, "item_knn"], "epochs": 20, "learning_rate": 0.003, "patience": 3}
-    if "model" not in settings:
-        defaults["model"] = default_model(spec)
-        if spec.label.kind in _TABLES:
-            defaults["patience"] = 5
-            # The decay is the optimizer's: another optimizer has its own.
-            defaults |= {} if "optimizer" in settings else {"optimizer": "adamw", "weight_decay": 0.01}
-    return TrainingConfig(**defaults | dict(settings))
-
-
-def default_model(spec: FeatureSpec) -> dict[str, Any]:
-    """Return the architecture that learns the label, and its settings.
-
-    Labels of the kinds ``binary``, ``multi_class``, ``number`` and ``ordinal`` get the ensemble that does best on the
-    tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
-    decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
-    ``multi_label`` and ``candidate`` get an architecture with its own defaults, and ``candidate`` with items the one of
-    the recipe ``movielens_items``.
-    """
-    if spec.items is not None:
-        return {"name": "two_tower", **_TOWERS}
-    if spec.label.kind in _TABLES:
-        return {"name": _TABLES[spec.label.kind], **_ENSEMBLE}
-    return {"name": "multi_label" if spec.label.kind == "multi_label" else "two_tower"}
-
-
-def default_workers(rows: int, slots: int) -> int:
-    """Return a worker per slot, but at most one per 20,000 training rows."""
-    return max(1, min(slots, rows // ROWS_PER_WORKER))
-
-
-def default_batch_size(rows: int, parts: int = 1) -> int:
-    """Return the power of two nearest to a hundredth of the training rows, from 64 to 4,096.
-
-    So an epoch has about a hundred updates, up to some 400,000 rows.
-
-    Args:
-        rows: Training rows.
-        parts: Equal parts that a batch is divided into, for workers, GPUs and accumulation: it is rounded up to a
-            multiple of them.
-    """
-    about = 2 ** round(math.log2(min(max(rows / 100, 64), 4096)))
-    return -(-about // parts) * parts
-
-
-def default_baseline(spec: FeatureSpec) -> str:
-    """Return the baseline of the label's kind.
-
-    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class``,
-    ``number`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
-    take, logistic or ridge regression.
-    """
-    if spec.label.kind == "candidate":
-        return POPULARITY
-    if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
-        return "hist_gradient_boosting"
-    return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
+        chosen |= defaults_of_items(settings)
+    return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)
 
 
 def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
@@ -385,21 +293,18 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
     except ConfigError:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
+    from mirrorspark.training.run_records import Tracking
+
     Tracking.find(config).require_names(config.registry_name)
-
-
-def _whole(value: Any) -> int:
-    """Return a whole number above 0 as it is; 1 for anything else, which the configuration accepts or refuses."""
-    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _inputs(
     table: Any,
     label: str | Mapping[str, Any],
-    keys: str | Sequence[str] | None,
+    keys: Sequence[str],
     time: str | None,
-    exclude: str | Sequence[str],
-    spec: FeatureSpec | str | Path | None,
+    exclude: Sequence[str],
+    spec: FeatureSpec | None,
     items: Any,
     user: str | None,
     spark: SparkSession,
@@ -408,31 +313,28 @@ def _inputs(
     if items is None or spec is not None:
         of_items = None if items is None else any_table.read_table(spark, items)
         return *_rows_and_spec(table, label, keys, time, exclude, spec, spark), of_items, None
-    found = recommender_input(table, label, items, user=user, time=time, exclude=_names(exclude), spark=spark)
+    found = recommender_input(table, label, items, user=user, time=time, exclude=exclude, spark=spark)
     return found.rows, found.spec, found.items, found
 
 
 def _rows_and_spec(
     table: Any,
     label: str | Mapping[str, Any],
-    keys: str | Sequence[str] | None,
+    given: Sequence[str],
     time: str | None,
-    exclude: str | Sequence[str],
-    spec: FeatureSpec | str | Path | None,
+    exclude: Sequence[str],
+    spec: FeatureSpec | None,
     spark: SparkSession,
 ) -> tuple[DataFrame, FeatureSpec]:
     """Return the table with the columns that the spec names, and the spec."""
-    if isinstance(spec, str | Path):
-        spec = FeatureSpec.load(spec)
     if spec is not None:
         if (name := _name_of(label)) != spec.label.name:
             raise kinds.FeatureSpecError(
-                f"label '{name}' is not that of the spec, '{spec.label.name}'; give one of them"
+                f"label '{name}' is not that of the spec, '{spec.label.name}'{meant(name, [spec.label.name])}; "
+                f"give one of them"
             )
         needs_number = any_table.is_in_memory(table) and spec.keys == (any_table.ROW_NUMBER,)
         return any_table.read_table(spark, any_table.numbered(table) if needs_number else table), spec
-    given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
-    exclude = _names(exclude)
     left_out = (*exclude, *([time] if time else ()))
     # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
     rows = any_table.in_arrow(table) if any_table.is_in_memory(table) else table
@@ -442,8 +344,7 @@ def _rows_and_spec(
     unknown = [name for name in exclude if name not in df.columns]
     if unknown:  # A column that gives the label away would stay a feature.
         raise kinds.FeatureSpecError(
-            f"exclude names the columns {unknown}, which the table does not have; it has "
-            f"{[name for name in df.columns if name != any_table.ROW_NUMBER or not is_numbered]}"
+            f"exclude: the table has no column '{unknown[0]}'; it has {df.columns}{meant(unknown[0], df.columns)}"
         )
     if given:
         _require_unique(df, given, rows if isinstance(rows, pa.Table) else None)

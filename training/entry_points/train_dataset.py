@@ -13,8 +13,15 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import own_model
 from mirrorspark.training.configuration import ConfigError, TrainingConfig
 from mirrorspark.training.job import open_job, prepare_training
-from mirrorspark.training.results import ExportAhead, Trained, deliver, keep_delivery, keep_report, recall_delivery
-from mirrorspark.training.results.report import CHALLENGER
+from mirrorspark.training.results import (
+    ExportAhead,
+    Trained,
+    deliver,
+    keep_delivery,
+    keep_report,
+    name_version,
+    recall_delivery,
+)
 from mirrorspark.training.run_records import RunFinishedError, Tracking, require_unfinished
 from mirrorspark.training.run_records.live import LiveView
 
@@ -32,7 +39,8 @@ def train(
     """Train on ``dataset``, export the best epoch, register it as challenger and evaluate it.
 
     If the configuration's ``run_date`` has been finished on the same dataset, nothing is trained or registered: the
-    former result is returned, with the images of its figures.
+    former result is returned, with the images of its figures. A version that a baseline, or without one the base rate,
+    beats beyond the noise on the test rows gets no alias, unless ``register`` is ``always``.
 
     Args:
         dataset: A dataset from :func:`data_pipelines.convert`, or its path; on storage that every worker reads.
@@ -71,7 +79,7 @@ def train(
 
 def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spark: SparkSession | None) -> Trained:
     """Train as :func:`train` does, shown in a view that may have shown earlier stages."""
-    tracking = Tracking.find(config)
+    config, tracking = config.fitted_to(dataset.manifest.rows("train")), Tracking.find(config)
     try:
         if config.only_once:  # Checked before a session is started, which may take minutes.
             require_unfinished(config, dataset)
@@ -79,7 +87,7 @@ def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spar
         with ExportAhead(config) as ahead, open_job(prepared, view, listener=ahead.on_event) as job:
             attempts = job.train()
             trained = deliver(job, attempts, ahead.process)
-            job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
+            name_version(job, trained)
             trained = keep_report(job, trained)
             keep_delivery(trained, job.folder)
     except RunFinishedError as finished:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.data_pipelines import require_columns
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.spark_session import open_session
@@ -102,15 +103,17 @@ def prepare(
         rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
         add_findings(stage, dataset)
-    return PreparedRun(config, dataset, spark, tracking, warm_start, table, is_reused)
+    fitted = config.fitted_to(dataset.manifest.rows("train"))
+    return PreparedRun(fitted, dataset, spark, tracking, warm_start, table, is_reused)
 
 
 def prepare_training(
     dataset: Dataset, config: TrainingConfig, tracking: Tracking, spark: SparkSession | None = None
 ) -> PreparedRun:
     """Check everything and open a session, for a training from Python on an existing dataset."""
+    config.require_features(dataset.spec)  # before a session is started
     spark, warm_start, _ = _checked(config, tracking, spark)
-    return PreparedRun(config, dataset, spark, tracking, warm_start)
+    return PreparedRun(config.fitted_to(dataset.manifest.rows("train")), dataset, spark, tracking, warm_start)
 
 
 def _checked(
@@ -133,13 +136,19 @@ def open_checked_session(
 
 
 def dry_run(config: RunConfig) -> list[preflight.Check]:
-    """Return the results of the preflight; start nothing but a Spark session."""
+    """Return the results of the preflight; start nothing but a Spark session, and read no rows.
+
+    Raises:
+        ColumnError: The recipe's query lacks a column that the features, the label, the keys or the split need.
+    """
     tracking = Tracking.find(config)
     checks = check_driver(config, tracking)
     if all(check.passed for check in checks):
-        SourceTables.find(config)
+        sources = SourceTables.find(config)
         find_model(config, tracking.store)
-        checks += check_cluster(open_session(config.master, config.slots, verbose=config.verbose), config)
+        spark = open_session(config.master, config.slots, verbose=config.verbose)
+        require_columns(sources.table(spark, config), config.spec, config.conversion.split_column)
+        checks += check_cluster(spark, config)
     return checks
 
 

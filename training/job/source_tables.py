@@ -20,7 +20,7 @@ from mirrorspark.data_pipelines import (
     tables,
 )
 from mirrorspark.data_pipelines.dataset import DatasetError, is_published
-from mirrorspark.data_pipelines.quality import DatasetProfile
+from mirrorspark.data_pipelines.quality import DatasetProfile, without_null_labels
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.embedding import Embedder
 from mirrorspark.storage import Location, lakes
@@ -59,6 +59,8 @@ class SourceTables:
             identity |= tables.source_identity(files, config.sql)
         if config.items:
             identity["items"] = config.items["sql"]
+        if config.null_labels == "drop":
+            identity["null_labels"] = config.null_labels
         identity |= Embedder().source(config.spec)
         with _as_bad_usage():
             reference = read_profile(config.reference_dataset) if config.reference_dataset else None
@@ -157,7 +159,8 @@ def _table(spark: SparkSession, config: RunConfig, files: Mapping[str, Location]
     unpacked = Path(config.output).absolute() / "sources"
     with _as_bad_usage():
         tables.register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
-        return tables.query(spark, config.sql, SQL_FILE)
+        table = tables.query(spark, config.sql, SQL_FILE)
+        return without_null_labels(table, config.spec.label) if config.null_labels == "drop" else table
 
 
 @contextlib.contextmanager

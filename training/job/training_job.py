@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import check_candidates, classical, sparse_features
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import StoragePath
-from mirrorspark.training.configuration import SQL_FILE, TrainingConfig
+from mirrorspark.training.configuration import SQL_FILE, TrainingConfig, few_updates
 from mirrorspark.training.driver import StoreReader
 from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
@@ -151,6 +151,14 @@ class TrainingJob:
         """The live view."""
         return self.run.view
 
+    @property
+    def warnings(self) -> list[str]:
+        """The findings about the settings for this number of rows, each with its remedy."""
+        if self.config.is_fitted:
+            return []
+        found = few_updates(self.config, self.dataset.manifest.rows("train"))
+        return [] if found is None else [found]
+
     def train(self) -> tuple[Attempt, ...]:
         """Train under supervision and return the attempts.
 
@@ -160,6 +168,8 @@ class TrainingJob:
             NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
         """
         self._log_start()
+        for warning in self.warnings:
+            self.view.log(f"warning: {warning}")
         if self.config.is_fitted:
             return self._fit()
         with self.view.stage("train") as stage:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         deliver,
         keep_delivery,
         keep_report,
+        name_version,
         recall_delivery,
         recall_summary,
     )
@@ -36,6 +37,7 @@ __all__ = [
     "has_scann",
     "keep_delivery",
     "keep_report",
+    "name_version",
     "recall_delivery",
     "recall_summary",
     "score_and_compare",

@@ -41,11 +41,13 @@ from mirrorspark.training.results.evaluation import (
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import (
+    CHALLENGER,
     REPORT_FILE,
     Cost,
     PagePath,
     Reservation,
     Summary,
+    better_baseline,
     cost_of,
     each_baseline,
     model_card,
@@ -83,6 +85,7 @@ class Trained:
         explanation: The features' influence on the predictions, measured on some test rows; None if it was switched off
             or the model cannot be explained quickly.
         rows: Rows per split; empty in the results of earlier versions.
+        withheld: The reason, with the remedy, why the version has no alias; None where it gets one.
     """
 
     run_id: str
@@ -102,6 +105,7 @@ class Trained:
     run_page: str | None = None
     explanation: Explanation | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
+    withheld: str | None = None
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -233,6 +237,8 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "chosen": trained.chosen,
         "calibration": trained.calibration,
         "run_page": trained.run_page,
+        "base_rate": trained.verdict.base_rate,
+        "withheld": trained.withheld,
         "rows": dict(trained.rows),
     }
     atomic_file.write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
@@ -251,7 +257,8 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
         figures = {file.stem: figure_of_image(file.read_bytes()) for file in sorted(folder.plots.glob("*.png"))}
-        verdict = evaluate_run.BaselineComparison(document.pop("metrics"), document.pop("baseline"), figures)
+        compared = document.pop("metrics"), document.pop("baseline"), figures, document.pop("base_rate", {})
+        verdict = evaluate_run.BaselineComparison(*compared)
         cost = document.pop("cost", None)
         attempts = tuple(map(Attempt.from_document, document.pop("attempts")))
         return Trained(
@@ -395,7 +402,8 @@ def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress)
         rows = rows or evaluate_run.baseline_rows(dataset, config.task)
         fitted = evaluate_run.fitted_baseline(name, rows, config.seed, on_fit_progress)
         part = evaluate_run.train_fraction(rows, dataset.manifest.rows("train"))
-        baselines.append(evaluate_run.Baseline(name, evaluate_run.baseline_scores(fitted, dataset, "test", step), part))
+        scores = evaluate_run.baseline_scores(fitted, dataset, "test", step)
+        baselines.append(evaluate_run.Baseline(name, scores, part, fitted.left_out))
     return baselines
 
 
@@ -445,7 +453,7 @@ def _describe_model(
         dataset.path.name,
         {split: dataset.manifest.rows(split) for split in dataset.manifest.splits},
         verdict.metrics,
-        verdict.baseline,
+        verdict.compared,
     )
     job.tracked.describe_model(name, exported.model_version, exported.model_uri, card)
     if not job.tracked.is_users:
@@ -477,5 +485,26 @@ def _trained(
         calibration=calibrated.in_words() if calibrated else None,
         run_page=job.tracked.page,
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),
+        withheld=_withheld(job.config, verdict, choice),
         rows={split: job.dataset.manifest.rows(split) for split in job.dataset.manifest.splits},
     )
+
+
+def _withheld(config: TrainingConfig, verdict: evaluate_run.BaselineComparison, choice: Choice | None) -> str | None:
+    """Return the reason why a version gets no alias: something is better than it; None for one that gets it."""
+    # The other one of two was judged on the validation rows, by the user's wish.
+    better = better_baseline(verdict.metrics, {} if choice else verdict.compared, config.monitor)
+    if better is None or config.register == "always":
+        return None
+    return (
+        f"This version has no alias: {better}. Improve the model, or give it the alias {CHALLENGER} all the same with "
+        f"register='always' (--register always)"
+    )
+
+
+def name_version(job: TrainingJob, trained: Trained) -> None:
+    """Give the registered version its alias, or say why it gets none."""
+    if trained.withheld is None:
+        job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
+    else:
+        job.view.log(f"warning: {trained.withheld}")

@@ -15,8 +15,7 @@ from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranki
 from mirrorspark.spark_session import task_message
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.job import TrainingJob
-from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.report import CHALLENGER
+from mirrorspark.training.results.delivery import Trained, name_version
 
 SCORED_TABLE = "scores.parquet"
 
@@ -44,7 +43,7 @@ def score_and_compare(job: TrainingJob, trained: Trained, table: DataFrame, conf
         _log_parity(job, report)
         stage.note = f"max difference {report.max:.1e}"
     require_parity(report)
-    job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
+    name_version(job, trained)
     return report
 
 

@@ -146,14 +146,14 @@ def find_finished(config: RunIdentity, dataset_hash: str) -> RunFolder | None:
     return decisive[0] if decisive is not None and decisive[1].status == "finished" else None
 
 
-def require_unfinished(config: RunIdentity, dataset: "Dataset | None") -> None:
-    """Check that ``config`` is yet to be trained on ``dataset``; None for data that is yet to be converted.
+def require_unfinished(config: RunIdentity, dataset: "Dataset") -> None:
+    """Check that ``config`` is yet to be trained on ``dataset``.
 
     Raises:
         RunFinishedError: It has been trained.
         RunUnderWayError: Another driver is training it.
     """
-    if dataset is not None and (folder := find_finished(config, dataset.manifest.content_hash)) is not None:
+    if (folder := find_finished(config, dataset.manifest.content_hash)) is not None:
         raise RunFinishedError(folder)
 
 

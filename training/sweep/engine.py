@@ -118,9 +118,10 @@ class SparkEngine:
     def deliver(self, plan: TrialPlan) -> Summary:
         """Export, register, evaluate and score a trained trial as a run does, in its own MLflow run."""
         folder = self._folder(plan)
-        with open_job(self._trial(plan), self._view, folder=folder) as job:
+        prepared = self._trial(plan)
+        with open_job(prepared, self._view, folder=folder) as job:
             job.tracked.log_tags({"sweep_best": "yes"})
-            summary = pipeline.deliver_and_score(job, read_attempts(folder.path), self._prepared, plan.config)
+            summary = pipeline.deliver_and_score(job, read_attempts(folder.path), prepared)
         # Metrics that MLflow has not got are known only after the end of the run.
         summary = replace(summary, replay=job.run.replay)
         summary.save(folder.path / SUMMARY_FILE)
@@ -130,13 +131,13 @@ class SparkEngine:
         """Return a trial's run: a child of the sweep's in MLflow, next to it, even if another run is active."""
         prepared = self._of_trials
         config = replace(plan.config, mlflow_run="new", experiment=prepared.tracking.experiment)
-        return replace(prepared, config=config)
+        return replace(prepared, config=config.fitted_to(prepared.dataset.manifest.rows("train")))
 
     def _folder(self, plan: TrialPlan) -> RunFolder:
         """Return a trial's run folder; ``mirrorspark runs list --output`` with the sweep's folder lists them."""
         path = self._sweep.path / RUNS_FOLDER / f"{self._label}-{plan.number:04}"
         path.mkdir(parents=True, exist_ok=True)
-        identity = f"{plan.config.identity}-{self._prepared.dataset.manifest.content_hash}"
+        identity = f"{self._trial(plan).config.identity}-{self._prepared.dataset.manifest.content_hash}"
         state = run_state.read_state(path)
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
 

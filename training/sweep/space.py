@@ -12,6 +12,7 @@ from jsonargparse import get_loader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mirrorspark.models import ModelSettingsError, catalog, classical
+from mirrorspark.storage import meant
 from mirrorspark.training.configuration import ConfigError, RunConfig, alternatives, type_in_words
 
 # Prefix of the model's settings, and the setting that names the model.
@@ -58,8 +59,9 @@ class SearchSpace:
             return replace(base, **fields)
         model = {**base.model, **options}
         if ARCHITECTURE in values:
-            known = _settings(model["name"])
-            model = {name: value for name, value in model.items() if name in {"name", *known} or name not in options}
+            known, is_other = _settings(model["name"]), model["name"] != base.model["name"]
+            without = {name for name in model if is_other or name in options} - {"name", *known}
+            model = {name: value for name, value in model.items() if name not in without}
         return replace(base, **fields, model=model)
 
     def grid(self) -> dict[str, Sequence[Any]]:
@@ -122,7 +124,9 @@ def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> 
     searchable = {ARCHITECTURE: str, **settings, **{name: hints[name] for name in SEARCHABLE}}
     for name in specs:
         if name not in searchable:
-            raise ConfigError(f"search {name}: it cannot be searched; use one of {sorted(searchable)}")
+            raise ConfigError(
+                f"search {name}: it cannot be searched{meant(name, searchable)}; use one of {sorted(searchable)}"
+            )
     return SearchSpace(specs, {name: _distribution(name, spec, searchable[name]) for name, spec in specs.items()})
 
 

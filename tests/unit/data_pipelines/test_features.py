@@ -301,7 +301,10 @@ def test_a_binary_label_has_no_candidate() -> None:
 
 
 FEATURE_MISTAKES = {
-    "unknown kind": ({"kind": "number"}, r"feature 'x': kind 'number' is unknown; use one of .*'numeric'"),
+    "unknown kind": (
+        {"kind": "number"},
+        r"kind 'number' is unknown \(did you mean 'numeric'\?\); use one of .*'numeric'",
+    ),
     "no kind": ({"impute": 0}, "feature 'x': kind 'None' is unknown"),
     "a kind that is not a text": ({"kind": ["numeric"]}, "feature 'x': kind .* is unknown"),
     "no options": ("numeric", "feature 'x' is 'numeric'; give a mapping"),

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csc_matrix
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mirrorspark.data_pipelines.features.transform import SparseRows
@@ -212,3 +214,44 @@ def test_boosting_names_the_missing_column_and_split() -> None:
         hist_gradient_boosting(train, {**train, "late": np.ones(100)}, FEATURES, "late", seed=0)
     with pytest.raises(ValueError, match="features is empty"):
         hist_gradient_boosting(train, train, (), "late", seed=0)
+
+
+def several_labels(rows: int = 800) -> Any:
+    """Return rows of three labels: two that are learnt from columns, and one that no row has."""
+    generator = np.random.default_rng(5)
+    parts = []
+    for _ in range(2):
+        numbers = generator.normal(size=(rows, 6))
+        labels = np.stack([numbers[:, 0] > 0, numbers[:, 1] + numbers[:, 2] > 1, np.zeros(rows, bool)], axis=1)
+        parts.append({"numbers": numbers, "labels": csc_matrix(labels)})
+    return split_rows(*parts, (BaselineFeature("numbers", "vector", 6),), "labels", task="multi_label"), parts[1]
+
+
+def test_several_labels_are_learnt_as_scikit_learn_learns_each_with_a_bar() -> None:
+    rows, validation = several_labels()
+    told: list[tuple[int, int]] = []
+    fitted = linear_model(rows, on_progress=lambda doing, done=0, total=0: told.append((done, total)))
+    found = fitted.predict(validation)
+    assert told[-1] == (9, 9)  # three labels, with three strengths
+    assert fitted.left_out == ""
+    scaled = fitted.inputs(rows.train.columns)
+    wanted = rows.train.wanted[:, [1]].toarray().ravel()
+    inverse = fitted.model.C
+    twin = LogisticRegression(C=inverse, tol=1e-6, max_iter=2_000).fit(scaled, wanted)
+    expected = twin.predict_proba(fitted.inputs(validation))[:, 1]
+    np.testing.assert_allclose(found[:, 1], expected, atol=0.02)
+    assert found[:, 2].max() < 0.01
+
+
+def test_a_linear_model_of_several_labels_ends_in_time_and_says_what_it_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """574 s next to 31 s of training."""
+    monkeypatch.setattr(linear, "SECONDS", 0.0)
+    rows, validation = several_labels()
+    fitted = linear_model(rows)
+    assert fitted.left_out == (
+        "It had 0 seconds, which left out the strengths C = 10, 100 of the regularisation and the last updates of 2 of "
+        "its 3 labels"
+    )
+    assert np.isfinite(fitted.predict(validation)).all()

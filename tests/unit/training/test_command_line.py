@@ -83,7 +83,7 @@ def test_a_baseline_is_a_name_or_a_list_of_names_and_settings() -> None:
     several = parse(["--recipe=movielens", "--baseline=[popularity, {name: ease, last_items: 15}]"])
     assert several.baseline == ["popularity", {"name": "ease", "last_items": 15}]
     assert parse(["--recipe=movielens", "--baseline=item_knn"]).baseline == "item_knn"
-    with pytest.raises(ConfigError, match="baseline 'eas' is unknown; use one of"):
+    with pytest.raises(ConfigError, match=r"baseline 'eas' is unknown .did you mean 'ease'.*use one of"):
         parse(["--recipe=movielens", "--baseline=eas"])
 
 
@@ -118,16 +118,24 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--learning-rate=fast"], ConfigError, ["learning_rate is 'fast'; use a number (see --help)"]),
         (["--clip-norm=x"], ConfigError, ["clip_norm is 'x'; use a number"]),
         (["--epochs=2.5"], ConfigError, ["epochs is '2.5'; use a whole number"]),
-        (["--strategy=rings"], ConfigError, ["strategy 'rings' is unknown; use one of ['ring', "]),
+        (
+            ["--strategy=rings"],
+            ConfigError,
+            ["strategy 'rings' is unknown (did you mean 'ring'?); use one of ['ring', "],
+        ),
         (["--mode=up"], ConfigError, ["mode 'up' is unknown; use one of ['min', 'max']"]),
         (
             ["--optimizer=adamax"],
             ConfigError,
-            ["optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lazy_adam', 'lion', 'sgd']"],
+            ["optimizer 'adamax' is unknown (did you mean 'adam'?); use one of ['adam', 'adamw', 'adagrad', "],
         ),
         (["--resume=false"], ConfigError, ["--resume/--no-resume"]),
         (["--workers=0"], ConfigError, ["workers 0 begins below 1; use 1 or more"]),
-        (["--workers=3"], ConfigError, ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
+        (
+            ["--workers=3", "--global-batch-size=2048"],
+            ConfigError,
+            ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"],
+        ),
         (["--model=multi_field"], ConfigError, ["model", "dict", "multi_field"]),
         (["--model.name=5"], ConfigError, ["model.name must be a string, not 5", "'multi_field'"]),
         (["--seed=-1"], ConfigError, ["seed is -1; use 0 or more"]),
@@ -192,7 +200,7 @@ def test_help_lists_every_flag_once_by_subject_the_most_used_first(
     assert sorted(name for names in shown.values() for name in names) == sorted(
         field.name for field in dataclasses.fields(RunConfig)
     )
-    assert len(lines) < 130
+    assert len(lines) < 135
 
 
 def test_help_says_what_a_flag_does_and_its_default_in_this_recipe(

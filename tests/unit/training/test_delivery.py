@@ -96,7 +96,8 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
     spec = new_config().spec
     session = SimpleNamespace(conf=SimpleNamespace(get=lambda name, default: default))
     dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10, spec=spec, manifest=manifest)
-    job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), Cluster(cast(Any, session), lambda: 1), run)
+    config = new_config(output=str(tmp_path), global_batch_size=64)
+    job = TrainingJob(cast(Any, dataset), config, Cluster(cast(Any, session), lambda: 1), run)
     for epoch in (1, 2):
         logs = {"loss": 1 / epoch, "val_auc": 0.6 + epoch / 10}
         job.keep_epoch({"event": "epoch_end", "rank": 0, "epoch": epoch, "logs": logs, "examples_per_second": 100.0})
@@ -139,6 +140,36 @@ def test_the_best_epoch_is_exported_and_judged(
     assert "registered as models:/rides/1" in lines[0]
     assert "compared with popularity, ease" in lines[1]
     assert trained.run_page == FakeTracked.page
+
+
+@pytest.mark.parametrize(
+    ("register", "baseline", "has_alias"),
+    [("model", True, False), ("model", False, False), ("always", True, True), ("always", False, True)],
+)
+def test_a_model_below_its_baseline_or_the_base_rate_gets_an_alias_only_if_asked(
+    job: TrainingJob,
+    exports: list[ExportPlan],
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[str],
+    register: Any,
+    baseline: bool,
+    has_alias: bool,
+) -> None:
+    apart = {"auc": {"difference": -0.1, "low": -0.15, "high": -0.05}}
+    compared = {"name": "popularity" if baseline else "base_rate", "metrics": {"auc": 0.8}, "intervals": apart}
+    sides = (compared, {}) if baseline else ({}, compared)
+    verdict = BaselineComparison({"test": {"auc": 0.7}}, sides[0], {}, sides[1])
+    monkeypatch.setattr(delivery.evaluate_run, "compare_binary", lambda *_: verdict)
+    job.config = dataclasses.replace(job.config, register=register)
+    trained = delivery.deliver(job, ATTEMPTS)
+    aliases: list[tuple[str, ...]] = []
+    cast(Any, job.tracked).name_version = lambda *named: aliases.append(named)
+    delivery.name_version(job, trained)
+    assert aliases == ([("rides", "1", "challenger")] if has_alias else [])
+    assert ("--register always" in lines[-1]) is not has_alias
+    delivery.keep_delivery(trained, job.folder)
+    recalled = delivery.recall_delivery(job.folder, "store")
+    assert (recalled.withheld, recalled.verdict.compared) == (trained.withheld, compared)
 
 
 def test_the_version_is_named_after_its_run_with_tags_and_a_card(

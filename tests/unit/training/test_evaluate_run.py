@@ -1,5 +1,6 @@
 """F7: the comparison of a trained model with baselines, with numbers worked by hand."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,9 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     baseline_rows,
     baseline_scores,
     compare_binary,
+    compare_multi_class,
     compare_multi_label,
+    compare_regression,
     compare_retrieval,
     curves_of,
     fitted_baseline,
@@ -35,7 +38,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
 )
 from mirrorspark.training.results.evaluation.segments import retrieval_rows
 from mirrorspark.training.results.report.baselines import each_baseline
-from mirrorspark.training.results.report.report import verdict_sentences
+from mirrorspark.training.results.report.report import better_baseline, verdict_sentences
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,32 @@ def test_a_binary_verdict_has_its_plots_and_the_learning_curves_if_there_are_any
     assert sorted(figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
     curves = Figure()
     assert compare_binary(table, [], seed=1, curves=curves).figures["learning_curves"] is curves
+
+
+def test_without_a_baseline_each_kind_of_label_is_compared_with_the_base_rate() -> None:
+    """A model that ranks the wrong way round is worse than the same prediction for all rows, beyond the noise."""
+    label = [0.0, 1.0] * 50
+    wrong = {split: predictions(label, [0.9, 0.2] * 50) for split in ("validation", "test")}
+    found = compare_binary(wrong, [], 1, None)
+    assert (found.baseline, found.compared["name"]) == ({}, "base_rate")
+    assert found.base_rate["metrics"]["auc"] == 0.5
+    assert found.base_rate["intervals"]["auc"]["high"] < 0
+    assert better_baseline(found.metrics, found.compared, "val_auc") is not None
+    number = compare_regression(wrong, [], 1, None)
+    assert number.base_rate["metrics"]["rmse"] == pytest.approx(0.5)
+    assert (verdict := verdict_sentences(number.metrics, number.compared))[0].startswith("The base rate is better than")
+    assert len(verdict) == 1
+    columns = {"label": pa.array([0, 1] * 50), "weight": pa.array([1.0] * 100)}
+    columns["scores"] = pa.array([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1]] * 50, pa.list_(pa.float64()))
+    classes = compare_multi_class(dict.fromkeys(wrong, pa.table(columns)), [], 1, None, ["a", "b", "c"])
+    assert classes.base_rate["metrics"]["log_loss"] == pytest.approx(-np.log(51 / 103))
+    columns["label"] = pa.array([[0], [1]] * 50, pa.list_(pa.int64()))
+    several = compare_multi_label(dict.fromkeys(wrong, pa.table(columns)), [], 1, None, 3)
+    assert several.base_rate["intervals"]["log_loss"]["low"] > 0
+    # Without validation rows there is no rate.
+    none = wrong | {"validation": wrong["validation"].slice(0, 0)}
+    with contextlib.suppress(ValueError):  # the metrics need rows
+        assert compare_regression(none, [], 1, None).compared == {}
 
 
 def test_gradient_boosting_is_fitted_on_the_same_rows_and_drawn_beside_the_model(binary: Any) -> None:
@@ -320,7 +349,7 @@ def test_a_long_split_of_many_labels_is_judged_by_some_of_its_rows(monkeypatch: 
     monkeypatch.setattr(evaluate_run, "EVALUATED_PAIRS", 6)
     # Of four rows of three labels every other one is left, whose scores are right.
     table = label_scores([[0], [0], [1], [1]], [[0.9, 0.1, 0.2], [0.1, 0.9, 0.9], [0.2, 0.8, 0.1], [0.9, 0.1, 0.9]])
-    comparison = compare_multi_label({"test": table}, [], 1, None, classes=3)
+    comparison = compare_multi_label(dict.fromkeys(("validation", "test"), table), [], 1, None, classes=3)
     assert comparison.metrics["test"]["auc"] == 1.0
 
 

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any, Unpack, get_type_hints
 
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.quality.splits import SplitError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
 from mirrorspark.training.entry_points import fit_table as module
 from mirrorspark.training.entry_points.fit_table import fit
 from mirrorspark.training.entry_points.train_dataset import train
+from mirrorspark.training.results.fit_result import FitResult
 from tests.unit.training.token_dataset import write_token_dataset
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +66,23 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
             FeatureSpecError,
             r"items has no column 'late', only \['town'\]; its key must have",
         ),
+        (
+            {"label": "Late"},
+            FeatureSpecError,
+            r"label: the table has no column 'Late'; .*'late'\? Upper and lower case",
+        ),
+        ({"keys": "twn"}, FeatureSpecError, r"keys: the table has no column 'twn'; .* \(did you mean 'town'\?\)"),
+        ({"time": "when"}, FeatureSpecError, r"time: the table has no column 'when'; it has \['town', 'late'\]"),
+        ({"exclude": ["late", "twn"]}, FeatureSpecError, r"exclude: the table has no column 'twn'; .*'town'"),
+        ({"label": {"name": "late", "kind": "binry"}}, FeatureSpecError, r"'binry' is unknown \(did you mean 'binary'"),
+        ({"model": "mult_field"}, ModelSettingsError, r"'mult_field' is unknown \(did you mean 'multi_field'\?\)"),
+        ({"model": {"droput": 0.1}}, ModelSettingsError, r"has no setting \['droput'\] \(did you mean 'dropout'\?\)"),
+        ({"optimizer": "adamx"}, ConfigError, r"optimizer 'adamx' is unknown \(did you mean 'adam'\?\)"),
+        ({"monitor": "val_acu"}, ConfigError, r"'val_acu' is not a metric .* \(did you mean 'val_auc'\?\)"),
+        ({"baseline": "xgbost"}, ConfigError, r"baseline 'xgbost' .* \(did you mean 'xgboost'\?\)"),
+        ({"workers": 0}, ConfigError, "workers 0 begins below 1; use 1 or more"),
+        ({"name": "a/b"}, ConfigError, "name 'a/b' must be letters"),
+        ({"null_labels": "dropp"}, ConfigError, r"null_labels 'dropp' is unknown \(did you mean 'drop'\?\)"),
         ({"callbacks": [print]}, ConfigError, "callbacks go with a model of your own"),
         ({"callbacks": [print], "model": "wide_deep"}, ConfigError, "callbacks go with a model of your own"),
     ],
@@ -68,6 +90,36 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes_of_fit_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit(TABLE, **{"label": "late"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"split": ["train", "valid"]}, SplitError, r"the values \['valid'\] \(did you mean 'validation'\?\)"),
+        ({"split": ["train", None]}, SplitError, "has no value in 1 of 2 rows"),
+        ({"split": ["test", "test"]}, SplitError, "has no row of train"),
+        (
+            {"late": [None, 1.0]},
+            FeatureSpecError,
+            "has no value in 1 of 2 rows; leave them out with null_labels='drop'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", [pd.DataFrame, pl.from_pandas, pa.Table.from_pandas])
+def test_values_of_a_table_in_memory_are_checked_before_a_session(
+    form: Callable[[pd.DataFrame], Any], changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        fit(form(TABLE.assign(**changes)), label="late")
+
+
+def test_a_call_without_a_mistake_gets_to_the_session() -> None:
+    """Settings that suit one kind of label are right until the label is known to be of another."""
+    for settings in ({"monitor": "val_rmse"}, {"model": "two_tower"}, {"baseline": "popularity"}, {"workers": "1:3"}):
+        with pytest.raises(AssertionError, match="a session was started"):
+            fit(TABLE, label="late", **settings)
+    with pytest.raises(ConfigError, match="'val_rmse' is not a metric of a binary model"):
+        fit(TABLE, label={"name": "late", "kind": "binary"}, monitor="val_rmse")
 
 
 # Wider than a field: they become one.
@@ -83,7 +135,8 @@ def test_the_arguments_of_fit_are_the_settings_of_a_training() -> None:
     assert typed == fields | _WIDER
     named = {name for name, each in signature(fit).parameters.items() if each.kind is Parameter.KEYWORD_ONLY}
     assert set(get_type_hints(FurtherSettings)) == set(fields) - named
-    hints = get_type_hints(fit)
+    # The result is imported after the checks of the arguments.
+    hints = get_type_hints(fit, localns={"FitResult": FitResult})
     assert hints["further"] == Unpack[FurtherSettings]
     for name in named & set(fields) - {"model"}:
         assert hints[name] == typed[name] | None, name

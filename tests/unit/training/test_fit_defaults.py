@@ -1,19 +1,18 @@
 """T3, H9: the defaults of ``fit`` make a valid configuration for every table and cluster."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.entry_points.fit_table import (
-    _require_valid,
-    default_baseline,
-    default_batch_size,
-    default_config,
-    fit,
-)
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.defaults import default_baseline, default_batch_size, few_updates
+from mirrorspark.training.entry_points.fit_table import _require_valid, default_config, fit
+
+NewConfig = Callable[..., RunConfig]
 
 SPEC = FeatureSpec((Categorical("town"),), Label("late"), ("ride",))
 ENSEMBLE = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
@@ -61,7 +60,7 @@ def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: Any,
     given = default_config(spec, rows=100, slots=1, name="late", optimizer="adam", patience=7)
     assert (given.model, given.optimizer, given.weight_decay, given.patience) == (config.model, "adam", None, 7)
     named = default_config(spec, rows=100, slots=1, name="late", model={"name": name})
-    assert (named.model, named.optimizer, named.patience) == ({"name": name}, "adam", TrainingConfig.patience)
+    assert (named.model, named.optimizer, named.patience) == ({"name": name}, "adam", 15)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +91,62 @@ def test_settings_are_refused_before_rows_are_converted_only_if_no_number_of_wor
 def test_callbacks_need_a_model_of_ones_own(model: Any) -> None:
     with pytest.raises(ConfigError, match="callbacks go with a model of your own"):
         fit("rides", "late", model=model, callbacks=[object()])
+
+
+def test_a_recipe_that_is_silent_trains_as_fit_does(new_config: NewConfig) -> None:
+    """9,770 rows in batches of 2,048 were 5 updates an epoch, and the model was worse than chance."""
+    settings = ("model", "optimizer", "weight_decay", "patience", "global_batch_size")
+    of_recipe = new_config().fitted_to(9_770)
+    of_fit = default_config(new_config().spec, rows=9_770, slots=1, name="late")
+    assert [getattr(of_recipe, name) for name in settings] == [getattr(of_fit, name) for name in settings]
+    assert of_recipe.global_batch_size == 128
+    label = {"name": "delay", "kind": "number"}
+    assert new_config(label=label).model["name"] == "regression"
+
+
+def test_explicit_settings_of_a_recipe_win(new_config: NewConfig) -> None:
+    given = new_config(optimizer="sgd", patience=9, global_batch_size=2_048, model={"dropout": 0.3}).fitted_to(9_770)
+    assert (given.optimizer, given.weight_decay, given.patience, given.global_batch_size) == ("sgd", None, 9, 2_048)
+    assert given.model == {"name": "multi_field", **ENSEMBLE, "dropout": 0.3}
+    named = new_config(model={"name": "multi_field"})
+    assert (named.model, named.optimizer, named.patience) == ({"name": "multi_field"}, "adam", 15)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"workers": 3}, 129),
+        ({"workers": "2:3"}, 132),
+        ({"workers": "1:2", "batch_rule": "keep_batch_per_worker"}, 128),
+        ({"workers": "2:4", "batch_rule": "keep_batch_per_worker", "accumulate": 3}, 768),
+        ({"gpus_per_worker": 3, "workers": 2}, 132),
+    ],
+)
+def test_a_batch_that_is_left_out_fits_every_number_of_workers(
+    new_config: NewConfig, settings: dict[str, Any], size: int
+) -> None:
+    assert new_config(**settings).fitted_to(9_770).global_batch_size == size
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "found"),
+    [
+        (9_770, {}, None),
+        (150, {}, None),
+        (9_770, {"global_batch_size": 2_048}, "has 5 updates, .*use 128 "),
+        (1_000, {"global_batch_size": 1_000, "workers": 2}, "has 1 update, .*use 64 "),
+        (9_770, {"epochs": 1}, "1 epochs of 9,770 .* have 77 updates, .*use 2 epochs"),
+        (120, {"epochs": 5}, "have 10 updates, .*use 50 epochs"),
+        (244_737, {"epochs": 1}, None),
+    ],
+)
+def test_too_few_updates_are_told_with_the_remedy(
+    new_config: NewConfig, rows: int, settings: dict[str, Any], found: str | None
+) -> None:
+    """The remedy is tried: it warns no more."""
+    config = new_config(**settings).fitted_to(rows)
+    warning = few_updates(config, rows)
+    assert (warning is None) if found is None else re.search(found, warning or "")
+    if found is not None and "epochs" in found:
+        epochs = int(re.findall(r"--epochs (\d+)", str(warning))[0])
+        assert few_updates(new_config(**settings | {"epochs": epochs}).fitted_to(rows), rows) is None

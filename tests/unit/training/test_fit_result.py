@@ -42,8 +42,9 @@ def result(
     predicted = pa.table({name: of[rows] for name, of in columns.items()})
     predicted = predicted.append_column("scores" if classes else "score", pa.array(list(score[rows])))
     trained = SimpleNamespace(
+        withheld=None,
         version_uri=f"models:/late/{version}",
-        verdict=SimpleNamespace(metrics={"test": test}, baseline={}),
+        verdict=SimpleNamespace(metrics={"test": test}, baseline={}, compared={}),
         predictions={"test": predicted},
     )
     dataset = SimpleNamespace(

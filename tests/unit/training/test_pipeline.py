@@ -98,6 +98,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         train=train,
         warm_start=None,
         warm_start_event=None,
+        warnings=[],
         log_metrics=lambda metrics: None,
         log_work=lambda values: None,
     )

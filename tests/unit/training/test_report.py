@@ -14,6 +14,7 @@ from mirrorspark.training.protocol.outcomes.cause import Attempt
 from mirrorspark.training.results.report.cost import Reservation, cost_of
 from mirrorspark.training.results.report.report import (
     ReportFacts,
+    better_baseline,
     comparison_table,
     metrics_table,
     rates_of,
@@ -55,6 +56,36 @@ MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}
 def test_the_verdict_names_the_better_one_and_by_how_much(baseline_metrics: dict[str, float], sentence: str) -> None:
     baseline = {"name": "hist_gradient_boosting", "metrics": baseline_metrics} if baseline_metrics else {}
     assert " ".join(verdict_sentences({"test": MODEL}, baseline)) == sentence
+
+
+APART = {"auc": {"difference": -0.05, "low": -0.07, "high": -0.03}, "log_loss": {"difference": 0, "low": -1, "high": 1}}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "intervals", "is_better"),
+    [
+        ("val_auc", APART, True),
+        ("val_loss", APART, True),  # only the training has it, and the verdict begins with AUC
+        ("val_log_loss", APART, False),
+        ("val_auc", {"auc": {"difference": -0.05, "low": -0.12, "high": 0.02}}, False),
+        ("val_auc", {"auc": {"difference": 0.05, "low": 0.02, "high": 0.07}}, False),
+        ("val_auc", {}, False),
+    ],
+)
+def test_a_baseline_is_better_by_the_monitored_metric_beyond_the_noise_alone(
+    monitor: str, intervals: dict[str, dict[str, float]], is_better: bool
+) -> None:
+    other = MODEL["auc"] - intervals.get("auc", {}).get("difference", -0.05)
+    entry = {"name": "hist_gradient_boosting", "metrics": {"auc": other, "log_loss": 0.4}, "intervals": intervals}
+    for compared in (entry, {"name": "ease", "metrics": {}, "intervals": {}, "others": [entry]}):
+        found = better_baseline({"test": MODEL}, compared, monitor)
+        assert found == (
+            "gradient boosting is better than it on the test rows, in AUC by 0.05 (95% interval 0.03 to 0.07; 0.75 "
+            "against 0.8)"
+            if is_better
+            else None
+        )
+    assert better_baseline({"test": MODEL}, {}, monitor) is None
 
 
 def test_the_page_stands_alone_and_shows_no_value_as_markup_and_no_secret(tmp_path: Path) -> None:

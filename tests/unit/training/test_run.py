@@ -70,7 +70,10 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
     ("arguments", "parts"),
     [
         (["--workers", "two"], ["workers", "two"]),
-        (["--workers", "3"], ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
+        (
+            ["--workers", "3", "--global-batch-size=2048"],
+            ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"],
+        ),
         (["--recipe", "flight"], ["recipe 'flight' is unknown"]),
         (["--recipe"], ["--recipe", "expected one argument"]),
         (["--no-such-flag"], ["unrecognized arguments: --no-such-flag"]),

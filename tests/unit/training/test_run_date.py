@@ -8,6 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.training import pipeline
 from mirrorspark.training import run as command
@@ -44,7 +47,18 @@ from mirrorspark.training.run_records.tracking import Tracking
 NewConfig = Callable[..., RunConfig]
 
 DAY = "2026-01-31"
-DATASET = Dataset(Path("da7a"), cast(Any, SimpleNamespace(content_hash="da7a")), cast(Any, None))
+SPEC = FeatureSpec((Categorical("town"),), Label("late"), ("ride_id",))
+DATASET = Dataset(
+    Path("da7a"),
+    cast(Any, SimpleNamespace(content_hash="da7a", rows=lambda split: 100)),
+    cast(Any, SimpleNamespace(spec=SPEC)),
+)
+
+
+@pytest.fixture
+def new_config(new_config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """Return the function of that name with the batch of a run whose rows are known."""
+    return partial(new_config, global_batch_size=64)
 
 
 class StartedError(Exception):

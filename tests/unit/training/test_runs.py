@@ -170,7 +170,7 @@ def test_a_figure_that_cannot_be_drawn_is_reported(
 def test_a_diff_goes_setting_by_setting_and_shows_queries_line_by_line(
     new_run: NewRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = new_run(sql="SELECT *\nFROM rides")
+    before = new_run(sql="SELECT *\nFROM rides", model={"name": "multi_field"})
     after = new_run(sql="SELECT *\nFROM rides\nWHERE true", model={"name": "multi_field", "dropout": 0.5})
     names = before.path.name, after.path.name
     assert main(output(tmp_path, "diff", *names)) == EXIT_DONE

@@ -52,6 +52,9 @@ def test_the_document_has_the_promised_fields_and_where_to_look_further(tmp_path
     assert set(document) - set(PROMISED) == {
         *("error", "run_folder", "tracking_uri", "run_page", "compare_page", "replay", "warm_start", "chosen"),
         "calibration",
+        "warnings",
+        "verdict",
+        "withheld",
     }
     assert document["parity"] == {"max": 1.2e-7, "mean": 1e-8, "p99": 9e-8, "rows": 55_000}
     assert document["dataset"] == BINARY.dataset
@@ -161,6 +164,17 @@ def test_the_table_says_where_things_are() -> None:
         "run folder": "/runs/1",
         "compare runs": "mlflow ui --backend-store-uri sqlite:////out/mlflow.db",
     }
+
+
+def test_the_verdict_is_said_and_a_model_without_an_alias_says_why() -> None:
+    verdict = ["Gradient boosting is better than the model on the test rows, in AUC (0.7 against 0.8): consider it."]
+    text = replace(BINARY, verdict=verdict, warnings=["few updates"]).as_text()
+    assert f"\n\n{verdict[0]}\n\n" in text
+    assert f"{'warning':<14}few updates" in text.splitlines()
+    assert "(alias challenger)" in text
+    without = replace(BINARY, verdict=verdict, withheld="This version has no alias: boosting is better").as_text()
+    assert f"\n\n{verdict[0]}\nThis version has no alias: boosting is better\n\n" in without
+    assert "models:/flights/3 (no alias)" in without
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "https://mlflow.example"])

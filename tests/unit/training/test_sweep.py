@@ -80,7 +80,10 @@ def test_no_flag_of_a_sweep_hides_one_of_a_run() -> None:
         ([*SEARCH, "--sampler", "grid"], "sampler grid cannot try every value of ['learning_rate']"),
         ([*SEARCH, "--pruner", "axe"], "argument --pruner: invalid choice: 'axe'"),
         ([*SEARCH, "--search-space", "none.yaml"], "search-space none.yaml cannot be read (No such file"),
-        ([*SEARCH, "--workers", "3"], "global_batch_size 2048 does not divide among 3 workers"),
+        (
+            [*SEARCH, "--workers", "3", "--global-batch-size=2048"],
+            "global_batch_size 2048 does not divide among 3 workers",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2_and_starts_nothing(

@@ -71,7 +71,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
         made.append(FakeJob({"config": prepared.config, "warm_start": prepared.warm_start, "view": view, **how}))
         yield made[-1]
 
-    dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash="d1"))
+    dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash="d1", rows=lambda split: 100))
 
     def prepare(config: RunConfig, tracking: Tracking, view: LiveView, slots: int) -> PreparedRun:
         return PreparedRun(config, cast(Any, dataset), cast(Any, "the session"), tracking)
@@ -114,7 +114,9 @@ def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
     heard = Heard()
     engine_of(plan, tmp_path, "parent-1").train(plan, heard.control())
     (job,) = jobs
-    assert job.opened["folder"] == RunFolder(tmp_path / "runs" / "rides-1-0007", f"{plan.config.identity}-d1", None)
+    assert job.opened["folder"] == RunFolder(
+        tmp_path / "runs" / "rides-1-0007", f"{plan.config.fitted_to(100).identity}-d1", None
+    )
     assert job.opened["slots"]() == 2
     assert job.tags == {
         "mlflow.parentRunId": "parent-1",
@@ -148,7 +150,7 @@ def test_a_sweep_within_an_active_run_logs_to_it_and_its_trials_stay_beside_it(
     assert mlflow.get_run(further.run_id).data.tags["mlflow.parentRunId"] == active.info.run_id
     trial = jobs[0].opened["config"]
     assert (trial.experiment, trial.mlflow_run) == ("the user's sweep", "new")
-    assert trial.identity == plan.config.identity
+    assert trial.identity == plan.config.fitted_to(100).identity
     assert jobs[0].tags["mlflow.parentRunId"] == active.info.run_id
 
 
@@ -232,8 +234,8 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
 ) -> None:
     delivered: list[tuple[Any, ...]] = []
 
-    def deliver(job: Any, attempts: Any, prepared: Any, config: RunConfig) -> Summary:
-        delivered.append((job, attempts, config))
+    def deliver(job: Any, attempts: Any, prepared: Any) -> Summary:
+        delivered.append((job, attempts, prepared.config.identity))
         return Summary(status="finished", model_version="3")
 
     monkeypatch.setattr(pipeline, "deliver_and_score", deliver, raising=False)
@@ -244,7 +246,7 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
         "3",
         "mirrorspark runs replay metrics.jsonl",
     )
-    assert delivered == [(jobs[1], ATTEMPTS, plan.config)]
+    assert delivered == [(jobs[1], ATTEMPTS, plan.config.fitted_to(100).identity)]
     assert jobs[1].opened["folder"].path == tmp_path / "runs" / "rides-1-0007"
 
 

@@ -128,7 +128,7 @@ def test_values_become_a_configuration(new_config: NewConfig) -> None:
     values = decode_values({"learning_rate": 0.01, "model.hidden_units": "[128, 64]"})
     assert values == {"learning_rate": 0.01, "model.hidden_units": [128, 64]}
     config = space.configure(new_config(), values)
-    assert (config.learning_rate, config.model) == (0.01, {"name": "multi_field", "hidden_units": [128, 64]})
+    assert (config.learning_rate, config.model) == (0.01, new_config().model | {"hidden_units": [128, 64]})
     assert config.epochs == new_config().epochs
 
 
@@ -142,9 +142,9 @@ def test_a_setting_searched_for_another_architecture_is_left_out(new_config: New
     base = new_config()
     space = read(base, "model.name=choice:multi_field,wide_deep", "model.cross_buckets=choice:100,1000")
     values = {"model.name": "multi_field", "model.cross_buckets": 100}
-    assert space.configure(base, values).model == {"name": "multi_field"}
+    assert space.configure(base, values).model == base.model
     values["model.name"] = "wide_deep"
-    assert space.configure(base, values).model == {"name": "wide_deep", "cross_buckets": 100}
+    assert space.configure(base, values).model == {"name": "wide_deep", "cross_buckets": 100, "dropout": 0.1}
 
 
 def test_a_grid_has_every_value(new_config: NewConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -89,11 +89,13 @@ class FittedBaseline(ABC):
     Attributes:
         model: It has the methods of a scikit-learn classifier or regressor.
         class_numbers: Of several classes or labels, those that ``predict`` has a column for.
+        left_out: Parts of the fit that were left out to end in time, as a sentence; empty if it is whole.
     """
 
     model: Any
     features: tuple[BaselineFeature, ...]
     class_numbers: NDArray[np.int64] | None
+    left_out: str = field(default="", kw_only=True)
 
     @abstractmethod
     def inputs(self, columns: Columns) -> Any:

@@ -60,6 +60,9 @@ BASELINE_PAIRS = 50_000_000
 # A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
 EVALUATED_PAIRS = 10_000_000
 
+# The prediction that is the same for all rows.
+BASE_RATE = "base_rate"
+
 # No feature can have these names.
 _LABEL, _WEIGHT = "\0label", "\0weight"
 
@@ -75,11 +78,19 @@ class BaselineComparison:
             ``learnt_from``: how many ``rows`` ``of`` the training rows it learnt from, if not from all; empty without
             one. Of several it is the first one, with the same of each of the rest in ``others``.
         figures: Plots by file name.
+        base_rate: The same as ``baseline`` for a prediction that is the same for all rows: the mean label, or the
+            share of each class, of the validation rows. Empty with a baseline, and for lists of candidates.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
     baseline: Mapping[str, Any]
     figures: Mapping[str, Figure] = field(repr=False)
+    base_rate: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> Mapping[str, Any]:
+        """The baseline, or else the base rate."""
+        return self.baseline or self.base_rate
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,13 @@ class Baseline:
         scores: Its scores of the test rows in the dataset's stored order, as the predictions: both share label and
             weight.
         learnt_from: Number of ``rows`` it learnt from, ``of`` all training rows; empty for all.
+        left_out: Parts of its fit that were left out to end in time, as a sentence.
     """
 
     name: str
     scores: np.ndarray
     learnt_from: Mapping[str, int] = field(default_factory=dict)
+    left_out: str = ""
 
 
 def compare_binary(
@@ -113,8 +126,9 @@ def compare_binary(
     label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(baseline.name): baseline.scores for baseline in baselines}
     figures = _probability_figures(label, score, weight, others)
-    compared = _compared(baselines, binary_metrics, bootstrap.binary_statistics, (label, score, weight), seed)
-    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    constants = baselines or _base_rate(weighed_columns(predictions["validation"]), len(label))
+    compared = _compared(constants, binary_metrics, bootstrap.binary_statistics, (label, score, weight), seed)
+    return _comparison(metrics, compared, figures, curves)
 
 
 def compare_multi_label(
@@ -129,11 +143,12 @@ def compare_multi_label(
     metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
     label, scores, weight = judged["test"]
     others = {in_words(baseline.name): baseline.scores.ravel() for baseline in baselines}
+    constants = baselines or _base_rate(judged["validation"], len(label))
     compared = _compared(
-        baselines, multi_label_metrics, bootstrap.multi_label_statistics, (label, scores, weight), seed
+        constants, multi_label_metrics, bootstrap.multi_label_statistics, (label, scores, weight), seed
     )
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
-    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    return _comparison(metrics, compared, figures, curves)
 
 
 def compare_regression(
@@ -146,14 +161,15 @@ def compare_regression(
     }
     label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(baseline.name): baseline.scores for baseline in baselines}
-    compared = _compared(baselines, regression_metrics, bootstrap.regression_statistics, (label, score, weight), seed)
+    constants = baselines or _base_rate(weighed_columns(predictions["validation"]), len(label))
+    compared = _compared(constants, regression_metrics, bootstrap.regression_statistics, (label, score, weight), seed)
     figures = drawn(
         {
             "predicted_and_actual": lambda: predicted_and_actual(label, score, weight=weight, baseline=others),
             "residuals": lambda: residuals_by_prediction(label, score, weight=weight, baseline=others),
         }
     )
-    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    return _comparison(metrics, compared, figures, curves)
 
 
 def _interval_metrics(table: pa.Table) -> dict[str, float]:
@@ -192,7 +208,8 @@ def compare_multi_class(
     others = {in_words(baseline.name): baseline.scores.argmax(axis=1) for baseline in baselines}
     measured = partial(multi_class_metrics, is_ordinal=is_ordinal)
     resampled = partial(bootstrap.multi_class_statistics, is_ordinal=is_ordinal)
-    compared = _compared(baselines, measured, resampled, (label, scores, weight), seed)
+    constants = baselines or _base_rate(classed_columns(predictions["validation"], classes), len(label))
+    compared = _compared(constants, measured, resampled, (label, scores, weight), seed)
     best = scores.argmax(axis=1)
     figures = drawn(
         {
@@ -204,7 +221,7 @@ def compare_multi_class(
             ),
         }
     )
-    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    return _comparison(metrics, compared, figures, curves)
 
 
 def compare_retrieval(
@@ -262,7 +279,36 @@ def compare_retrieval(
         )
         shown[in_words(name)] = _recalls(baseline_metrics, ranks)
     figures = drawn({"recall_at_k": lambda: recall_at_k_curve(shown)})
-    return BaselineComparison(metrics, as_baseline(compared), figures | ({"learning_curves": curves} if curves else {}))
+    return _comparison(metrics, as_baseline(compared), figures, curves)
+
+
+def _comparison(
+    metrics: Mapping[str, Mapping[str, float]],
+    compared: Mapping[str, Any],
+    figures: Mapping[str, Figure],
+    curves: Figure | None,
+) -> BaselineComparison:
+    """Return the comparison with ``compared``, a baseline or the base rate."""
+    figures = {**figures, **({"learning_curves": curves} if curves else {})}
+    if compared.get("name") == BASE_RATE:
+        return BaselineComparison(metrics, {}, figures, compared)
+    return BaselineComparison(metrics, compared, figures)
+
+
+def _base_rate(validation: tuple[np.ndarray, np.ndarray, np.ndarray], rows: int) -> "list[Baseline]":
+    """Return the prediction that is the same for all ``rows``, from label, scores and weight of the validation rows.
+
+    It is the mean label, or the share of each class, with one row more of each. None without validation rows.
+    """
+    label, scores, weight = validation
+    if not weight.sum():
+        return []
+    if scores.ndim == label.ndim:
+        mean = np.average(label, axis=0, weights=weight)
+    else:  # a class per row, of several
+        counts = np.bincount(label.astype(np.int64), weight, scores.shape[1]) + 1.0
+        mean = counts / counts.sum()
+    return [Baseline(BASE_RATE, np.broadcast_to(mean, (rows, *np.shape(mean))))]
 
 
 def _rating_metrics(table: pa.Table, split: str) -> dict[str, float]:
@@ -325,6 +371,7 @@ def _compared(
                 "resampled": bootstrap.TEST_ROWS,
             }
             | ({"learnt_from": dict(baseline.learnt_from)} if baseline.learnt_from else {})
+            | ({"left_out": baseline.left_out} if baseline.left_out else {})
             for baseline in baselines
         ]
     )

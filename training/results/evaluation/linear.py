@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ import numpy as np
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import expit  # type: ignore[import-untyped]
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
@@ -29,7 +32,6 @@ from mirrorspark.training.results.evaluation.baselines import (
     Rows,
     Split,
     feature_columns,
-    free_threads,
 )
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
@@ -38,6 +40,8 @@ _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _INVERSE_STRENGTHS_OF_LABELS = (1.0, 10.0, 100.0)
 # A baseline need not be exact: where the last digits take longer, they are left.
 _MAX_ITERATIONS = 200
+# Time of a fit: another strength is tried only if the last one took less than what is left.
+SECONDS = 120.0
 # Weights of all classes; the optimiser holds some twenty times as many numbers.
 _MOST_WEIGHTS = 10_000_000
 # Validation rows of several labels whose losses are in memory together.
@@ -94,41 +98,79 @@ def linear_model(split: Split, *, on_progress: OnProgress = lambda doing, done=0
     matrix = matrix if kept is None else matrix[:, kept]
     rest = None if held_back is None else fitted.inputs(held_back.columns)
     model = _MODELS[split.task]()
-    best, least = None, np.inf
+    best, least, began = None, np.inf, time.monotonic()
+    left_out: list[str] = []
     strengths = _INVERSE_STRENGTHS_OF_LABELS if split.task == "multi_label" else _INVERSE_STRENGTHS
     tried = (1.0,) if rest is None else strengths
     for place, inverse in enumerate(tried):
+        lap, left = time.monotonic(), began + SECONDS - time.monotonic()
         on_progress("strengths of the regularisation", place, len(tried))
+        if isinstance(model, _OneVsRest):
+            model.seconds, labels = left, split.train.wanted.shape[1]
+            model.on_label = partial(_report_label, on_progress, place * labels, len(tried) * labels)
         model.set_params(**({"alpha": 1 / inverse} if split.task == "regression" else {"C": inverse}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is on purpose
             model.fit(matrix, train.wanted, sample_weight=train.weight)
         error = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, split.task)
         if best is None or error < least:
-            best, least = copy.deepcopy(model), error
-    return replace(fitted, model=best)
+            best, least = copy.copy(model) if isinstance(model, _OneVsRest) else copy.deepcopy(model), error
+        if (rest_of := tried[place + 1 :]) and time.monotonic() - lap > began + SECONDS - time.monotonic():
+            untried = ", ".join(f"{one:g}" for one in rest_of)
+            left_out.append(f"the strengths C = {untried} of the regularisation")
+            break
+    if unfinished := getattr(best, "unfinished_", 0):
+        left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")
+    return replace(fitted, model=best, left_out=_in_words(left_out))
+
+
+def _report_label(on_progress: OnProgress, before: int, total: int, done: int) -> None:
+    on_progress("labels, times strengths of the regularisation", before + done, total)
+
+
+def _in_words(left_out: list[str]) -> str:
+    return f"It had {SECONDS:g} seconds, which left out {' and '.join(left_out)}" if left_out else ""
 
 
 class _OneVsRest(BaseEstimator):
-    """Logistic regression for each of several labels, with the weights side by side."""
+    """Logistic regression for each of several labels, with the weights side by side.
+
+    A second fit goes on from the weights of the first.
+    """
 
     def __init__(self, C: float = 1.0) -> None:  # noqa: N803 - as scikit-learn's
         self.C = C
+        self.seconds = SECONDS
+        self.on_label: Callable[[int], None] = lambda done: None
 
     def fit(
         self, matrix: sparse.csr_matrix, wanted: sparse.csc_matrix, sample_weight: NDArray[np.float64] | None = None
     ) -> None:
-        """Learn from ``[rows, inputs]`` and labels, bool ``[rows, labels]``."""
+        """Learn from ``[rows, inputs]`` and labels, bool ``[rows, labels]``, on all cores, within ``seconds``."""
         if sample_weight is not None and not sample_weight.all():
             used = np.flatnonzero(sample_weight > 0)
             matrix, wanted, sample_weight = matrix[used], wanted[used], sample_weight[used]
-        with free_threads() as threads:
-            fitted = Parallel(threads, prefer="threads")(
-                delayed(_weights_of_a_label)(self.C, matrix, wanted[:, [label]].toarray().ravel(), sample_weight)
-                for label in range(wanted.shape[1])
-            )
-        self.weights_ = np.stack([weights for weights, _ in fitted], axis=1)
-        self.biases_ = np.array([bias for _, bias in fitted])
+        labels, cores = wanted.shape[1], len(os.sched_getaffinity(0))
+        before = getattr(self, "solutions_", [None] * labels)
+        deadline, transposed = time.monotonic() + self.seconds, matrix.T.tocsr()
+
+        def fitted(label: int) -> tuple[NDArray[np.float64], bool]:
+            # Each label gets its share of the time left, so that the last one learns as much as the first.
+            rounds = -(-(labels - label) // cores)
+            until = time.monotonic() + (deadline - time.monotonic()) / rounds
+            column = wanted[:, [label]].toarray().ravel()
+            return _weights_of_a_label(self.C, (matrix, transposed), column, sample_weight, before[label], until)
+
+        found = []
+        for one in Parallel(min(cores, labels), prefer="threads", return_as="generator")(
+            delayed(fitted)(label) for label in range(labels)
+        ):
+            found.append(one)
+            self.on_label(len(found))
+        self.solutions_ = [solution for solution, _ in found]
+        together = np.stack(self.solutions_, axis=1)
+        self.weights_, self.biases_ = together[:-1], together[-1]
+        self.unfinished_ = sum(not is_done for _, is_done in found)
 
     def predict_proba(self, matrix: sparse.csr_matrix) -> NDArray[np.float64]:
         """Return the probability of each label, ``[rows, labels]``."""
@@ -136,19 +178,43 @@ class _OneVsRest(BaseEstimator):
 
 
 def _weights_of_a_label(
-    inverse: float, matrix: sparse.csr_matrix, wanted: NDArray[Any], weight: NDArray[np.float64] | None
-) -> tuple[NDArray[np.float64], float]:
-    """Return the weights of a label ``[inputs]`` and its bias."""
+    inverse: float,
+    matrices: tuple[sparse.csr_matrix, sparse.csr_matrix],
+    wanted: NDArray[Any],
+    weight: NDArray[np.float64] | None,
+    begin: NDArray[np.float64] | None,
+    deadline: float,
+) -> tuple[NDArray[np.float64], bool]:
+    """Return the weights of a label and its bias, ``[inputs + 1]``, and False if the time was up before the end.
+
+    L-BFGS minimises the mean log loss plus half the squared norm of the weights over ``inverse`` times the rows; the
+    bias is free. Unlike scikit-learn's solvers it can be stopped at a time.
+    """
+    matrix, transposed = matrices
     if wanted.min() == wanted.max():
         # A label that no row or every row has cannot be fitted; its rate is that of one more row that differs.
-        return np.zeros(matrix.shape[1]), float(np.log(len(wanted))) * (1 if wanted[0] else -1)
-    # liblinear regularises the bias as well: scaled, so that the rate of a rare label is not drawn to a half.
-    model = LogisticRegression(
-        C=inverse, solver="liblinear", intercept_scaling=10.0, max_iter=_MAX_ITERATIONS, random_state=1
-    )
-    # Threads share their filters of warnings, so it is the caller who ignores those of the limit of iterations.
-    model.fit(matrix, wanted, sample_weight=weight)
-    return model.coef_[0], float(model.intercept_[0])
+        return np.append(np.zeros(matrix.shape[1]), np.log(len(wanted)) * (1 if wanted[0] else -1)), True
+    sign = np.where(wanted, 1.0, -1.0)
+    share = (np.ones(len(sign)) if weight is None else weight) / (len(sign) if weight is None else weight.sum())
+    strength = 1 / (inverse * (len(sign) if weight is None else weight.sum()))
+    is_done = True
+
+    def loss(solution: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        margin = sign * (matrix @ solution[:-1] + solution[-1])
+        slope = -sign * expit(-margin) * share
+        value = share @ np.logaddexp(0, -margin) + strength / 2 * (solution[:-1] @ solution[:-1])
+        return float(value), np.append(transposed @ slope + strength * solution[:-1], slope.sum())
+
+    def stop_in_time(_: NDArray[np.float64]) -> None:
+        nonlocal is_done
+        if time.monotonic() > deadline:
+            is_done = False
+            raise StopIteration
+
+    first = np.zeros(matrix.shape[1] + 1) if begin is None else begin
+    options = {"maxiter": _MAX_ITERATIONS, "gtol": 1e-5, "ftol": 1e-9}
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", callback=stop_in_time, options=options)
+    return np.asarray(found.x), is_done
 
 
 # Logistic regression goes on from the weights with the strength before.

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from mirrorspark.training.results.report.cost import Cost, Reservation, cost_of
     from mirrorspark.training.results.report.facts import report_facts
     from mirrorspark.training.results.report.model_cards import model_card
-    from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
+    from mirrorspark.training.results.report.report import (
+        REPORT_FILE,
+        better_baseline,
+        metrics_table,
+        verdict_sentences,
+        write_report,
+    )
     from mirrorspark.training.results.report.shown import (
         PagePath,
         RunComparison,
@@ -42,6 +48,7 @@ __all__ = [
     "RunComparison",
     "Summary",
     "as_baseline",
+    "better_baseline",
     "cost_of",
     "each_baseline",
     "in_words",

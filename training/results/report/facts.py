@@ -6,7 +6,7 @@ from mirrorspark.data_pipelines import read_profile
 from mirrorspark.data_pipelines.dataset import DatasetError
 from mirrorspark.data_pipelines.quality import DatasetProfile, rate_name
 from mirrorspark.data_pipelines.reading import Dataset
-from mirrorspark.training.configuration import TrainingConfig
+from mirrorspark.training.configuration import TrainingConfig, few_updates
 from mirrorspark.training.results.evaluation import Explanation
 from mirrorspark.training.results.report.report import ReportFacts, rates_of
 
@@ -47,6 +47,8 @@ def report_facts(
         facts["calibration"] = trained.calibration
     if parity is not None:
         facts["parity"] = parity
+    if (warning := few_updates(config, dataset.manifest.rows("train"))) is not None:
+        facts["warning"] = warning
     manifest, profile = dataset.manifest, _profile(dataset)
     label = profile.column(dataset.spec.label.name) if profile else None
     return ReportFacts(
@@ -63,6 +65,8 @@ def report_facts(
         rate_name=rate_name(label) if label else "",
         settings=config.public(),
         explanation=explanation or trained.explanation,
+        base_rate=trained.verdict.base_rate,
+        withheld=trained.withheld,
     )
 
 

@@ -32,7 +32,7 @@ def model_card(
         dataset: Name of the dataset.
         rows: Rows per split.
         metrics: Metrics by split.
-        baseline: Name of the baseline and its test metrics; empty without one.
+        baseline: Name of the baseline, or of the base rate, and its test metrics; empty without one.
     """
     columns = list(dict.fromkeys(column for feature in spec.query_features for column in feature.columns))
     amounts = [f"{count:,} {split}" for split, count in rows.items()]

@@ -74,6 +74,8 @@ class ReportFacts:
         facts: Other facts in words, by name.
         settings: The configuration.
         explanation: The features' influence on the predictions, once it has been measured.
+        base_rate: As ``baseline``, where there is none.
+        withheld: The reason why the version has no alias, if it has none.
     """
 
     title: str
@@ -89,6 +91,8 @@ class ReportFacts:
     facts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     explanation: "Explanation | None" = None
+    base_rate: Mapping[str, Any] = field(default_factory=dict)
+    withheld: str | None = None
 
 
 def write_report(facts: ReportFacts, path: Path) -> str:
@@ -101,7 +105,8 @@ def write_report(facts: ReportFacts, path: Path) -> str:
 def report_page(facts: ReportFacts) -> str:
     """Return the page as HTML."""
     blocks = [
-        *map(verdict_html, verdict_sentences(facts.metrics, facts.baseline)),
+        *map(verdict_html, verdict_sentences(facts.metrics, facts.baseline or facts.base_rate)),
+        *([verdict_html(facts.withheld)] if facts.withheld else []),
         cards_html(_overview(facts)),
         section_html("On the test rows", cards_html(_figure_cards(facts.figures))) if facts.figures else "",
         _explained(facts.explanation) if facts.explanation is not None else "",
@@ -215,11 +220,12 @@ def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapp
 
 
 def _sample(baseline: Mapping[str, Any]) -> str:
-    """Return from how many rows a baseline learnt that did not learn from all, as a sentence."""
+    """Return the number of rows that a baseline learnt from, if not from all, and the parts that its fit left out."""
+    left_out = f" {baseline['left_out']}." if baseline.get("left_out") else ""
     if not (part := baseline.get("learnt_from")):
-        return ""
+        return left_out
     named = _begun(in_words(str(baseline["name"])))
-    return f" {named} learnt from the first {part['rows']:,} of the {part['of']:,} training rows."
+    return f" {named} learnt from the first {part['rows']:,} of the {part['of']:,} training rows.{left_out}"
 
 
 def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
@@ -244,6 +250,27 @@ def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str,
         return f"{_begun(label)} is better than the model on the test rows, in {_listed(worse)}: consider it.{noise}"
     sentence = f"The model is better than {label} on the test rows in {_listed(better)}, but worse in {_listed(worse)}."
     return f"{sentence}{noise}"
+
+
+def better_baseline(
+    metrics: Mapping[str, Mapping[str, float]], compared: Mapping[str, Any], monitor: str
+) -> str | None:
+    """Return in words what is better than the model on the test rows beyond the noise, and by how much; None without.
+
+    Args:
+        metrics: Metrics by split.
+        compared: The baselines, or the base rate.
+        monitor: The monitored metric decides, or where only the training has it, the first one of the verdict.
+    """
+    test = metrics.get("test", {})
+    for entry in each_baseline(compared):
+        intervals, other = entry.get("intervals", {}), entry.get("metrics", {})
+        names = (monitor.removeprefix("val_"), *run_history.headline(test))
+        name = next((name for name in names if name in intervals and name in test and name in other), None)
+        if name is not None and _verdict(name, test[name], other[name], intervals[name]) < 0:
+            cell = _compared(name, test[name], other[name], intervals[name])
+            return f"{in_words(str(entry['name']))} is better than it on the test rows, in {cell}"
+    return None
 
 
 def comparison_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> Any:

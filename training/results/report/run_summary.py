@@ -9,6 +9,7 @@ from mirrorspark.scoring.parity import ParityReport
 from mirrorspark.training.job import TrainingJob
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.delivery import Trained
+from mirrorspark.training.results.report.report import verdict_sentences
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import SCORED_TABLE
 from mirrorspark.training.run_records import run_history
@@ -36,6 +37,7 @@ def begun(job: TrainingJob, *, is_reused: bool) -> Summary:
         tracking_uri=job.tracked.uri,
         run_page=job.tracked.page,
         warm_start=_warm_start(job),
+        warnings=job.warnings,
     )
 
 
@@ -71,5 +73,7 @@ def finished(known: Summary, trained: Trained, report: ParityReport) -> Summary:
         chosen=trained.chosen,
         calibration=trained.calibration,
         cost=trained.cost.to_dict() if trained.cost else {},
+        verdict=verdict_sentences(trained.verdict.metrics, trained.verdict.compared),
+        withheld=trained.withheld,
         scored_table=str(trained.run_folder / SCORED_TABLE),
     )

@@ -57,7 +57,7 @@ def trained_text(trained: "Trained", prediction: str = "") -> str:
     """Return a model in ten lines at most: its prediction in words, the verdict on it, metrics, its run's places."""
     verdict = trained.verdict
     title = f"{trained.version_uri}: {prediction}" if prediction else trained.version_uri
-    sentences = verdict_sentences(verdict.metrics, verdict.baseline)[: 1 if trained.chosen else _BASELINES_IN_TEXT]
+    sentences = verdict_sentences(verdict.metrics, verdict.compared)[: 1 if trained.chosen else _BASELINES_IN_TEXT]
     lines = [*_lines(trained)]
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *sentences, *(f"{name:<{width}}  {text}" for name, text in lines)])
@@ -68,6 +68,8 @@ def _lines(trained: "Trained") -> Iterator[tuple[str, str]]:
     metrics, places = trained.verdict.metrics, ("run folder", without_credentials(str(trained.run_folder)))
     if trained.chosen:
         yield "registered", trained.chosen
+    if trained.withheld:
+        yield "no alias", trained.withheld
     if trained.rows:
         yield "rows", ", ".join(f"{count:,} {split}" for split, count in trained.rows.items())
     names = run_history.headline(metrics.get("test", {}))
@@ -90,7 +92,8 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
     return panel_html(
         heading_html(trained.version_uri),
         paragraph_html(f"{prediction[:1].upper()}{prediction[1:]}.") if prediction else "",
-        *map(paragraph_html, verdict_sentences(verdict.metrics, verdict.baseline)),
+        *map(paragraph_html, verdict_sentences(verdict.metrics, verdict.compared)),
+        paragraph_html(f"{trained.withheld}.") if trained.withheld else "",
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
         table_html(metrics_table(verdict.metrics, verdict.baseline), index=True),

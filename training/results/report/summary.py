@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -49,6 +49,9 @@ class Summary:
             empty for random initial weights.
         chosen: Why this model was registered, where ``register`` is ``better``.
         calibration: The calibration and its effect, in words, where there is one.
+        warnings: Findings about the settings, each with its remedy.
+        verdict: Comparison with the baselines, or with the base rate, in sentences.
+        withheld: The reason, with the remedy, why the version has no alias; None where it has one.
     """
 
     status: str
@@ -76,6 +79,9 @@ class Summary:
     warm_start: Mapping[str, Any] = field(default_factory=dict)
     chosen: str | None = None
     calibration: str | None = None
+    warnings: Sequence[str] = field(default_factory=list)
+    verdict: Sequence[str] = field(default_factory=list)
+    withheld: str | None = None
 
     def save(self, path: Path) -> None:
         """Do :func:`save_document` with all fields."""
@@ -95,7 +101,9 @@ class Summary:
     def as_text(self) -> str:
         """Return the table that ends a run."""
         lines = verdict_lines(self.metrics, self.baseline)
-        model = f"models:/{self.registered_model}/{self.model_version} (alias {CHALLENGER})"
+        alias = "no alias" if self.withheld else f"alias {CHALLENGER}"
+        model = f"models:/{self.registered_model}/{self.model_version} ({alias})"
+        lines += ["", *self.verdict, *([self.withheld] if self.withheld else [])] if self.verdict else []
         places = {
             "parity": _parity_in_words(self.parity) if self.parity else None,
             "warm start": _warm_start_in_words(self.warm_start),
@@ -111,7 +119,11 @@ class Summary:
             "MLflow run": self.run_page,
             "compare runs": self._way_to_compare(),
         }
-        lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
+        shown = [
+            *((name, value) for name, value in places.items() if value),
+            *(("warning", one) for one in self.warnings),
+        ]
+        lines += ["", *(f"{name:<14}{value}" for name, value in shown)]
         return "\n".join(lines)
 
     def _way_to_compare(self) -> str:

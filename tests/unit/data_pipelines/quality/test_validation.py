@@ -350,3 +350,13 @@ def test_lists_may_be_empty_and_exclusions_may_be_absent() -> None:
     }
     finding = only(judged(samples, spec), Severity.NOTE, "missing", "basket")
     assert "is empty in 75.0% of the training rows" in finding.sentence
+
+
+def test_few_rows_to_choose_an_epoch_or_to_compare_by_are_told() -> None:
+    """2 of 20 rows choose the best epoch by chance."""
+    few = {"train": sound(1), "validation": sound(2).slice(0, 2), "test": sound(3).slice(0, 1)}
+    report = validate(profile_columns(few, SPEC), SPEC)
+    sentences = [finding.sentence for finding in report.findings if finding.check == "rows"]
+    assert [finding.severity for finding in report.findings if finding.check == "rows"] == [Severity.WARNING] * 2
+    assert "split 'validation' has 2 rows, so few that the choice of the best epoch is mostly chance" in sentences[0]
+    assert "split 'test' has 1 row, so few that the comparison with a baseline is mostly chance" in sentences[1]

@@ -1,0 +1,139 @@
+"""The defaults that depend on the label and on the size of the table: those of ``fit``, ``train`` and recipes alike."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS
+
+if TYPE_CHECKING:
+    from mirrorspark.training.configuration.config import TrainingConfig
+
+# Below this number of training rows per worker, a worker's threads and network cost more than they bring.
+ROWS_PER_WORKER = 20_000
+
+# Of a model that is named, or of a label without an ensemble.
+PATIENCE = 15
+OPTIMIZER = "adam"
+
+# The kinds of labels that networks for tables learn, with the architecture.
+_TABLES: Mapping[str, str] = {
+    "binary": "multi_field",
+    "multi_class": "multi_class",
+    "number": "regression",
+    "ordinal": "ordinal",
+}
+_ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
+_OF_ENSEMBLE: Mapping[str, Any] = {"patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
+
+# Of a recommender with features of its items, as in the recipe movielens_items.
+_TOWERS: Mapping[str, Any] = {
+    "name": "two_tower",
+    "embedding_dim": 32,
+    "hidden_units": [64],
+    "dropout": 0.2,
+    "id_dropout": 0.1,
+}
+_OF_ITEMS: Mapping[str, Any] = {
+    "baseline": [POPULARITY, "item_knn"],
+    "epochs": 20,
+    "learning_rate": 0.003,
+    "patience": 3,
+}
+
+# With fewer updates a network hardly leaves its initial weights.
+_FEWEST_UPDATES_OF_AN_EPOCH = 20
+_FEWEST_UPDATES = 100
+
+
+def default_model(kind: str) -> dict[str, Any]:
+    """Return the architecture that learns a kind of label, and its settings.
+
+    Labels of the kinds ``binary``, ``multi_class``, ``number`` and ``ordinal`` get the ensemble that does best on the
+    tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
+    decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
+    ``multi_label`` and ``candidate`` get an architecture with its own defaults.
+    """
+    if kind in _TABLES:
+        return {"name": _TABLES[kind], **_ENSEMBLE}
+    return {"name": "multi_label" if kind == "multi_label" else "two_tower"}
+
+
+def defaults_of_label(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model, the optimizer and the patience of a kind of label, as far as ``given`` is silent about them.
+
+    A model that is named has its own defaults. Settings of a model without its name are those of the default one.
+    """
+    model = given.get("model") or {}
+    if "name" in model:
+        return {}
+    of_training = dict(_OF_ENSEMBLE) if kind in _TABLES else {}
+    if given.get("optimizer") is not None:  # The decay is the optimizer's: another one has its own.
+        of_training = {"patience": _OF_ENSEMBLE["patience"]} if of_training else {}
+    silent = {name: value for name, value in of_training.items() if given.get(name) is None}
+    return {"model": default_model(kind) | dict(model), **silent}
+
+
+def defaults_of_items(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recommender with features of its items, as far as ``given`` is silent about them."""
+    silent = {name: value for name, value in _OF_ITEMS.items() if given.get(name) is None}
+    model = given.get("model") or {}
+    return silent if "name" in model else {**silent, "model": {**_TOWERS, **model}}
+
+
+def default_workers(rows: int, slots: int) -> int:
+    """Return a worker per slot, but at most one per 20,000 training rows."""
+    return max(1, min(slots, rows // ROWS_PER_WORKER))
+
+
+def default_batch_size(rows: int, parts: int = 1) -> int:
+    """Return the power of two nearest to a hundredth of the training rows, from 64 to 4,096.
+
+    So an epoch has about a hundred updates, up to some 400,000 rows.
+
+    Args:
+        rows: Training rows.
+        parts: Equal parts that a batch is divided into, for workers, GPUs and accumulation: it is rounded up to a
+            multiple of them.
+    """
+    about = 2 ** round(math.log2(min(max(rows / 100, 64), 4096)))
+    return -(-about // parts) * parts
+
+
+def default_baseline(spec: FeatureSpec) -> str:
+    """Return the baseline of the label's kind.
+
+    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class``,
+    ``number`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
+    take, logistic or ridge regression.
+    """
+    if spec.label.kind == "candidate":
+        return POPULARITY
+    if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
+        return "hist_gradient_boosting"
+    return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
+
+
+def few_updates(config: "TrainingConfig", rows: int) -> str | None:
+    """Return a warning, with the remedy, if a training on this number of rows has too few updates; None otherwise."""
+    if config.is_fitted:  # without updates
+        return None
+    batch, fitting = config.global_batch_size, default_batch_size(rows, config.batch_parts)
+    updates = -(-rows // batch)
+    if updates < _FEWEST_UPDATES_OF_AN_EPOCH and batch > fitting:
+        return (
+            f"an epoch of {rows:,} training rows in batches of {batch:,} has {_counted(updates)}, too few to learn "
+            f"much; leave global_batch_size out, or use {fitting:,} (--global-batch-size {fitting})"
+        )
+    if updates * config.epochs < _FEWEST_UPDATES:
+        epochs = -(-_FEWEST_UPDATES // updates)
+        return (
+            f"{config.epochs} epochs of {rows:,} training rows in batches of {batch:,} have "
+            f"{_counted(updates * config.epochs)}, too few to learn much; use {epochs} epochs (--epochs {epochs})"
+        )
+    return None
+
+
+def _counted(updates: int) -> str:
+    return "1 update" if updates == 1 else f"{updates} updates"
