@@ -19,10 +19,11 @@ from mirrorspark.data_pipelines.conversion import (
 from mirrorspark.data_pipelines.dataset import is_published
 from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
 from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.sources import MemorySource
 
 
 def convert_once(
-    table: DataFrame,
+    table: DataFrame | MemorySource,
     spec: FeatureSpec,
     folder: Path,
     name: str,
@@ -49,8 +50,10 @@ def convert_once(
         Exception: See :func:`data_pipelines.convert`.
     """
     columns = (*spec.columns, options.split_column)
-    source = dict(source or {"table": content_hash(table.select(*map(quoted, columns)))})
-    source |= embedder.source(spec) if embedder is not None else {}
+    if source is None:
+        is_here = isinstance(table, MemorySource)
+        source = {"table": content_hash(table.select(*(columns if is_here else map(quoted, columns))))}
+    source = dict(source) | (embedder.source(spec) if embedder is not None else {})
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
     if not is_published(path):
         try:
@@ -60,15 +63,17 @@ def convert_once(
     return Dataset.open(path)
 
 
-def require_columns(table: DataFrame, spec: FeatureSpec) -> None:
+def require_columns(table: DataFrame | MemorySource, spec: FeatureSpec) -> None:
     """Raise ``ColumnError`` unless the table has the spec's columns."""
     missing = [column for column in spec.columns if column not in table.columns]
     if missing:
         raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
 
 
-def content_hash(table: DataFrame) -> str:
+def content_hash(table: DataFrame | MemorySource) -> str:
     """Return a hash of all rows of a table in 32 hex digits, independent of their order and partitions."""
+    if isinstance(table, MemorySource):
+        return _digest(table.schema, table.content_sums())
     row = table.agg(*_sums(table.schema)).first()
     assert row is not None  # noqa: S101 - an aggregate has a row
     return _digest(table.schema, row)

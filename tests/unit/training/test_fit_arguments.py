@@ -12,7 +12,6 @@ from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.entry_points import fit_table as module
 from mirrorspark.training.entry_points.fit_table import fit
 from mirrorspark.training.entry_points.train_dataset import train
 from tests.unit.training.token_dataset import write_token_dataset
@@ -25,7 +24,7 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: Any, **__: Any) -> None:
         raise AssertionError("a session was started")
 
-    monkeypatch.setattr(module, "open_session", started)
+    monkeypatch.setattr("mirrorspark.spark_session.ahead.open_session", started)
 
 
 @pytest.mark.parametrize(
