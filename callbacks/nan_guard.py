@@ -8,11 +8,12 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.collectives import as_float, sum_over_ranks
+from mirrorspark.clear_error import ClearError
 
 Locate = Callable[[int, int], str]
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(ClearError, ArithmeticError):
     """The loss, or a weight, is NaN or infinite.
 
     Attributes:

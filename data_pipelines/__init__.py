@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines import any_table, tables
+    from mirrorspark.data_pipelines import any_table, table_forms, tables
     from mirrorspark.data_pipelines.any_table import TableError, read_table
     from mirrorspark.data_pipelines.conversion import (
         EXAMPLE_FILE,
@@ -53,6 +53,7 @@ __all__ = [
     "read_table",
     "read_tfrecords",
     "require_columns",
+    "table_forms",
     "tables",
     "write_tfrecords",
     "write_tfrecords_from_parquet",

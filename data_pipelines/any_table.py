@@ -1,4 +1,4 @@
-"""Tables in any of the forms that users have, as Spark DataFrames, and back."""
+"""Tables in any of the forms that users have, as Spark DataFrames."""
 
 import json
 from collections import Counter
@@ -127,22 +127,6 @@ def numbered(table: Any) -> pa.Table:
     if ROW_NUMBER in arrow.column_names:
         raise TableError(f"the table has a column '{ROW_NUMBER}' already; give it as the key, or rename it")
     return arrow.append_column(ROW_NUMBER, pa.array(range(arrow.num_rows), pa.int64()))
-
-
-def in_form_of(scores: DataFrame, table: Any) -> Any:
-    """Return ``scores`` in the form in which a user gave ``table``: pandas, Polars or PyArrow, else Spark's."""
-    if not is_in_memory(table):
-        return scores
-    arrow = scores.toArrow()
-    if ROW_NUMBER in arrow.column_names:
-        arrow = arrow.sort_by(ROW_NUMBER)
-    if isinstance(table, pa.Table):
-        return arrow
-    if type(table).__module__.startswith("polars"):
-        import polars  # only a user who has it gives its tables
-
-        return polars.from_arrow(arrow)
-    return arrow.to_pandas()
 
 
 def in_arrow(table: Any) -> pa.Table:

@@ -21,6 +21,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StringType, StructField, StructType
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
@@ -45,7 +46,7 @@ _SPARK_ENCODINGS = {
 }  # fmt: skip
 
 
-class CsvError(ValueError):
+class CsvError(ClearError, ValueError):
     """A CSV file that cannot be read right; the message names the file and the remedy."""
 
 

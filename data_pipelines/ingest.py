@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of, refuse_lake_tables
 from mirrorspark.data_pipelines.stored_tables import path_for_spark
 from mirrorspark.spark_session import SPARK_ERRORS, first_line, task_message
@@ -39,7 +40,7 @@ _RESULT_SCHEMA = "result string"
 _INTEGERS = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 
 
-class IngestError(ValueError):
+class IngestError(ClearError, ValueError):
     """CSV files that cannot be ingested; the message names the value or column and the remedy."""
 
 

@@ -23,6 +23,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import read_lake_table
@@ -45,7 +46,7 @@ _MOST_SCHEMAS = 100
 _CORRUPT = "_corrupt_record"
 
 
-class TableError(ValueError):
+class TableError(ClearError, ValueError):
     """A value that is not a table, or a table that Spark cannot take; the message gives the remedy."""
 
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.spark import refuse_lake_tables
 from mirrorspark.data_pipelines.stored_tables import TableError, read_stored
@@ -27,7 +28,7 @@ _HASHED_BYTES = 256 * 1024 * 1024
 _LOGS = tuple(format_.log for format_ in lakes.LAKE_FORMATS)
 
 
-class SourceError(ValueError):
+class SourceError(ClearError, ValueError):
     """Source data that is absent or cannot be read; the message names the file or column and the remedy."""
 
 

@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType, TimestampType
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import (
     WriteResult,
@@ -45,7 +46,7 @@ _REFUSALS = (arrow_schema.SchemaError, arrow_schema.ValueNotStorableError)
 T = TypeVar("T")
 
 
-class ReadError(OSError):
+class ReadError(ClearError, OSError):
     """Files that cannot be read; the message is that of the failed task."""
 
 

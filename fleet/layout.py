@@ -141,10 +141,15 @@ class Layout:
         return (pa.field(MODEL_COLUMN, _MODEL_TYPE), *(pa.field(output, _TYPES[output]) for output in self.outputs))
 
     @property
+    def keeps_rows(self) -> bool:
+        """True if every row of the input becomes one row; the long layout writes one for each model."""
+        return self.name != "long"
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row's outputs in memory."""
         values = sum(_TYPES[output].bit_width // 8 * self._count(output) for output in self.outputs)
-        return values if self.name != "long" else values + _LONG_BYTES * len(self.models)
+        return values if self.keeps_rows else values + _LONG_BYTES * len(self.models)
 
     @property
     def dictionary_columns(self) -> list[str]:

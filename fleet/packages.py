@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from mlflow.exceptions import MlflowException
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import FeatureMismatchError, raw_columns
 from mirrorspark.fleet.columns import FleetError, numbers_of
 from mirrorspark.fleet.fleet import Fleet
@@ -86,7 +87,7 @@ def single_output(directory: ModelDirectory, label: str, output: str | None) -> 
     return output or numbers[0]
 
 
-class PackagedModelError(RuntimeError):
+class PackagedModelError(ClearError, RuntimeError):
     """Raised where the library of a packaged model cannot load or call it for a reason outside of the rows."""
 
 

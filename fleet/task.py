@@ -81,7 +81,7 @@ class FleetWriter(file_job.FileWriter[FleetCounts]):
             pa.schema([*self.keys, *layout.fields]),
             read(scorer.batch_rows),
             lambda rows: self.scored(scorer, rows, counts),
-            layout.name != "long",
+            layout.keeps_rows,
             layout.dictionary_columns,
             # Lists of small numbers take four times as much while Parquet encodes them.
             file_job.ROW_GROUP_BYTES // 2,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mirrorspark.clear_error import ClearError
+
 if TYPE_CHECKING:  # the driver reads a calibration without loading TensorFlow
     import tensorflow as tf
 
@@ -28,7 +30,7 @@ _STEEPEST = 10.0
 Floats = NDArray[np.float64]
 
 
-class CalibrationError(ValueError):
+class CalibrationError(ClearError, ValueError):
     """The rows do not say how to calibrate a model."""
 
 

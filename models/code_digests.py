@@ -13,7 +13,7 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-_OURS = ("mirrorspark", "pyspark_tfrecord")
+_OURS = ("mirrorspark", "pyspark_tfrecord", "pyspark_tfrecords")
 _PLAIN = str | bytes | int | float | complex | bool | None
 # Members of a class that do not define its behaviour, or whose value differs between processes.
 _INCIDENTAL = frozenset(

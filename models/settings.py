@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from mirrorspark.clear_error import ClearError
+
 if TYPE_CHECKING:  # settings are also checked without a dataset
     from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures
 
@@ -12,7 +14,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 Cell = Literal["lstm", "gru"]
 
 
-class ModelSettingsError(ValueError):
+class ModelSettingsError(ClearError, ValueError):
     """An invalid setting of a model; the message names the setting, its value and the remedy."""
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # A text of a table may be a document.
 _CELL_CHARACTERS = 80
+# A longer word of a heading is a name, and may be broken.
+_WORD_CHARACTERS = 18
 _FIGURE_DOTS_PER_INCH = 90
 
 
@@ -147,7 +149,10 @@ def rows_html(
         name: Class of the table.
     """
     style = ["number" if column in numbers else "" for column in range(max(map(len, [head, *rows])))]
-    top = [element("th", name, scope="col", class_=of) for of, name in zip(style, head, strict=False)]
+    top = [
+        element("th", name, scope="col", class_=f"{of}{' long' if _has_long_word(name) else ''}".strip())
+        for of, name in zip(style, head, strict=False)
+    ]
     body = [
         element("tr", *(element("td", _cell(cell), class_=of) for of, cell in zip(style, row, strict=False)))
         for row in rows
@@ -184,14 +189,21 @@ def findings_html(
 
 
 def figure_html(figure: Figure, name: str) -> Markup:
-    """Return the figure as an image in the markup; ``name`` is its text for readers without images."""
-    content = io.BytesIO()
+    """Return the figure as markup; ``name`` is its text for readers without images.
+
+    Our own figures take the colours of the page around them. Any other figure is an image on its own ground.
+    """
+    from mirrorspark.pages.figures import figure_svg, has_page_colours
+
     try:
+        if has_page_colours(figure):
+            return element("div", figure_svg(figure, name), class_="figure")
+        content = io.BytesIO()
         figure.savefig(content, dpi=_FIGURE_DOTS_PER_INCH, format="png")
     except Exception as error:  # The page has more than this picture, and says that it is missing.
         return remark_html(f"The picture '{name}' is missing: {reason_of(error)}.")
     encoded = base64.b64encode(content.getvalue()).decode()
-    # White, since the figure's ink is dark whatever the page's ground.
+    # White, since its ink is dark whatever the page's ground.
     style = "max-width:100%;background:#fff;border-radius:6px"
     return Markup('<img alt="{}" style="{}" src="data:image/png;base64,{}">').format(name, style, encoded)
 
@@ -213,6 +225,10 @@ def _value(value: Any) -> str:
         return "" if math.isnan(value) else _number(value)
     text = "" if value is None else str(value)
     return text if len(text) <= _CELL_CHARACTERS else f"{text[:_CELL_CHARACTERS]} …"
+
+
+def _has_long_word(name: str | Markup) -> bool:
+    return not isinstance(name, Markup) and max(map(len, name.split()), default=0) > _WORD_CHARACTERS
 
 
 def _cell(value: Any) -> str | Markup:

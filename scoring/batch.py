@@ -1,30 +1,34 @@
-"""Scoring of a DataFrame on Spark. Rows stream through a model that each Python worker loads once."""
+"""Scoring of a table. Spark streams rows through a model that each Python worker loads once."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.data_pipelines import any_table
 from mirrorspark.scoring.input import NullRule, Reader, map_rows
+from mirrorspark.scoring.memory import local_slots, score_in_memory
 from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, RowCount, Scorer, ScoringCounts, ScoringOptions, regrouped
+from mirrorspark.spark_session import open_session
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def score(
-    df: DataFrame,
+    table: Any,
     model: str | Path | PinnedModel,
     *,
-    keys: str | Sequence[str],
+    keys: str | Sequence[str] = (),
     tracking_uri: str | None = None,
-    outputs: Form | str = AS_COLUMNS,
+    outputs: Form | str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
@@ -34,21 +38,26 @@ def score(
     extra_columns: ExtraColumns = "ignore",
     reader: Reader = "auto",
     counters: Counters | None = None,
-) -> DataFrame:
-    """Return the keys, the model's outputs and the model version for every row of ``df``.
+    spark: SparkSession | None = None,
+) -> Any:
+    """Return the keys, the model's outputs and the model version for every row of a table.
 
     The URI is resolved by this call: an alias that moves before the rows are computed changes nothing. Only the keys
-    and the model's inputs are read. Memory is bounded by batches of rows and ``batch_size``, not by partitions. If
-    ``df`` only selects columns of plain Parquet files, the tasks read the files without the JVM; each task then gets
-    row groups of the files, in order.
+    and the model's inputs are read. A table in memory is scored at once, up to 100,000 rows in this process; all others
+    by Spark when the result is used. Memory is then bounded by batches of rows and ``batch_size``, not by partitions.
+    If a DataFrame of Spark only selects columns of plain Parquet files, the tasks read the files without the JVM; each
+    task then gets row groups of the files, in order.
 
     Args:
-        df: The table, with the keys and the model's raw columns.
+        table: The table, with the keys and the model's raw columns, in a form of :func:`data_pipelines.read_table`: a
+            Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of files.
         model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
-        keys: Columns that identify a row; they pass through unchanged.
+        keys: Columns that identify a row; they pass through unchanged. A table in memory needs none, as its scores have
+            the order of its rows, and the index of pandas, whose names may be keys, too.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         outputs: The form of the scores, one of :mod:`scoring.output.forms`: a column for each output of the model, a
-            struct, or labels with their scores.
+            struct, or labels with their scores. By default the classes of a model that was trained here become columns
+            (:class:`scoring.output.Named`), up to 200 of them; other models have a column for each output.
         batch_size: Rows per call of the model, unless the model has a fixed number.
         with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
         nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them. Nulls of other columns are
@@ -65,8 +74,13 @@ def score(
             JVM; ``refuse`` is for models that must not see more than their spec lists.
         reader: Reader of plain Parquet files, the tasks or Spark: see :data:`scoring.input.Reader`.
         counters: Collects the counters of the tasks.
+        spark: The session for a path, a name or a large table in memory; by default the active one, or a local one.
+
+    Returns:
+        A pandas or Polars DataFrame or a PyArrow table for one of these, in its order, else a DataFrame of Spark.
 
     Raises:
+        TableError: ``table`` is not a table, or cannot be read.
         ModelNotFoundError: The URI does not lead to a model.
         UntrustedModelError: The model brings Python code, and ``trust`` is False.
         ScoringError: A key is missing, the result would have a column twice, ``extra_columns`` refuses a column, the
@@ -74,9 +88,19 @@ def score(
         ColumnError: A raw column is missing, has a type that its feature does not accept, or holds tokens of another
             type family (boolean, integer, string) than the training rows.
     """
-    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    form = AS_COLUMNS if outputs is None else outputs
+    options = ScoringOptions.of(form, batch_size, with_columns, nulls, bad_rows, other_versions)
     plan = ScoringPlan.of(model, keys, options, tracking_uri, reader, trust=trust)
-    return score_as_planned(df, plan, extra_columns=extra_columns, counters=counters)
+    plan = plan.with_named_labels() if outputs is None else plan
+
+    def by_tasks(df: DataFrame, plan: ScoringPlan) -> DataFrame:
+        return score_as_planned(df, plan, extra_columns=extra_columns, counters=counters)
+
+    if any_table.is_in_memory(table):
+        return score_in_memory(table, plan, by_tasks, extra_columns=extra_columns, counters=counters, spark=spark)
+    if not hasattr(table, "sparkSession"):
+        table = any_table.read_table(spark or open_session(None, local_slots()), table)
+    return by_tasks(table, plan)
 
 
 def score_as_planned(

@@ -146,13 +146,13 @@ class FileWriter(ABC, Generic[C]):
         counts = self.counts()
 
         def write() -> list[WrittenFile]:
-            files = self.written(number, read, counts)
+            files = self.write_share(number, read, counts)
             counts.end_of("write")
             return files
 
         return outcome(self.job, write, refusals=(raw_columns.ColumnError,), report=counts.report)
 
-    def written(self, number: int, read: Read, counts: C) -> list[WrittenFile]:
+    def write_share(self, number: int, read: Read, counts: C) -> list[WrittenFile]:
         """Score and write a share; return its files."""
         scoring = self.scoring(read, counts)
         counts.end_of("score")

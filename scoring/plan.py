@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +20,7 @@ from mirrorspark.scoring.model import HOOKS_FILE, log_ages
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.loading import Search
 from mirrorspark.scoring.model.stored import PinnedModel, check_consent, pinned_folder, resolve
+from mirrorspark.scoring.output import form_of_labels
 from mirrorspark.scoring.task import Counters, Scorer, ScoringOptions, ship
 from mirrorspark.spark_session import require_running
 
@@ -97,14 +98,23 @@ class ScoringPlan:
         """The keys and the columns that the model reads, each once."""
         return tuple(dict.fromkeys([*self.keys, *self.inputs.columns]))
 
-    def check_names(self, names: Sequence[str]) -> None:
+    def with_named_labels(self) -> "ScoringPlan":
+        """Return the plan with a column for each class of a model that was trained here, if they can be columns."""
+        labels = self.directory.labels if isinstance(self.directory.description, ModelDescription) else {}
+        if not labels:
+            return self
+        options = replace(self.options, outputs=form_of_labels(next(iter(labels.values()))))
+        return replace(self, options=options, results=options.schema(self.directory))
+
+    def check_names(self, names: Sequence[str], *, needs_keys: bool = True) -> None:
         """Check the names of a table's columns.
 
         Raises:
             ScoringError: A key is missing, or the table has or the result would have a column twice.
             ColumnError: An input is missing.
         """
-        check_keys(names, self.keys)
+        if needs_keys:
+            check_keys(names, self.keys)
         if repeated := _repeated([*self.keys, *self.results.names]):
             raise ScoringError(f"the result would have the columns {repeated} twice; rename or leave out such keys")
         wanted = set(self.columns)
@@ -134,16 +144,21 @@ class ScoringPlan:
             ColumnError: For a reason of these methods.
         """
         require_running(df.sparkSession)
-        found, own = SentColumns.of(df.schema), self.columns
+        found = SentColumns.of(df.schema)
         self.check_names(found.names)
-        extra = [name for name in found.names if name not in set(own)]
+        self.check_extra(found.names, extra_columns)
+        self.check_types(found.schema(self.inputs.columns))
+        return df.select(*(quoted(name) for name in self.columns))
+
+    def check_extra(self, names: Sequence[str], extra_columns: ExtraColumns) -> None:
+        """Raise a ``ScoringError`` for columns that are neither keys nor inputs, if these are refused."""
+        own = self.columns
+        extra = [name for name in names if name not in set(own)]
         if extra and extra_columns == "refuse":
             raise ScoringError(
                 f"the table has the columns {extra}, which the model's spec does not allow it to see; select "
                 f"{list(own)}"
             )
-        self.check_types(found.schema(self.inputs.columns))
-        return df.select(*(quoted(name) for name in own))
 
     def schema(self, table: DataFrame) -> StructType:
         """Return the columns of the scores of ``table``."""

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--outputs",
         default="columns",
-        help="form of scores: columns (default), struct, labelled, wide, long, top:10 (best labels) or at_least:0.5",
+        help="form of scores: columns (default), struct, labelled, named, wide, long, top:10 (best) or at_least:0.5",
     )
     add("--master", help="Spark master; by default from spark-submit or the environment")
     add("--tracking-uri", help=f"MLflow store of the model; {tracking_store.DEFAULT_STORE_IN_WORDS}")

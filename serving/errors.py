@@ -1,7 +1,9 @@
 """The error that a request is answered with."""
 
+from mirrorspark.clear_error import ClearError
 
-class RequestError(ValueError):
+
+class RequestError(ClearError, ValueError):
     """Raised for a request that gets no prediction; the message is the answer.
 
     Attributes:

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 from pyspark.sql import SparkSession
 
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.start import open_session
 
 
@@ -23,6 +24,11 @@ class SessionAhead:
         self._workers = workers
         self._verbose = verbose
         self._starting: Future[SparkSession] | None = None
+
+    @property
+    def slots(self) -> int:
+        """The slots of the session; of one that has not started, those that are asked for."""
+        return self._workers if self.known is None else session_of(self.known).task_slots()
 
     def begin(self) -> None:
         """Start the session, unless that was done before."""

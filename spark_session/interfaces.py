@@ -4,11 +4,13 @@ import contextlib
 import ipaddress
 import socket
 
+from mirrorspark.clear_error import ClearError
+
 # An address reserved for documentation, which no machine has: the route to it is the route out of this network.
 _ANYWHERE = "192.0.2.1"
 
 
-class DriverAddressError(ValueError):
+class DriverAddressError(ClearError, ValueError):
     """There is no single interface to listen on."""
 
 

@@ -2,12 +2,13 @@
 
 from pyspark.sql import SparkSession
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.session import Session
 
 
-class StoppedSessionError(RuntimeError):
+class StoppedSessionError(ClearError, RuntimeError):
     """A session that was stopped, or a table of one."""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import StoragePath, lakes
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class MissingCapabilityError(ValueError):
+class MissingCapabilityError(ClearError, ValueError):
     """A session of this kind lacks an ability that a call needs."""
 
     def __init__(self, kind: str, capability: str, remedy: str) -> None:
@@ -28,7 +29,7 @@ class MissingCapabilityError(ValueError):
         return type(self), self._said
 
 
-class NotPlainParquetError(ValueError):
+class NotPlainParquetError(ClearError, ValueError):
     """A DataFrame does not only select columns of plain Parquet files; the message gives the reason."""
 
 

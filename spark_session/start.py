@@ -13,6 +13,7 @@ from typing import Any
 import pyspark
 from pyspark.sql import SparkSession
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session.errors import SESSION_ERRORS
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.silence import SILENT, quiet_launch, set_by_the_user
@@ -54,11 +55,11 @@ _REMEDIES = (
 )
 
 
-class SparkStartError(RuntimeError):
+class SparkStartError(ClearError, RuntimeError):
     """Spark that does not start; the message has the reason and the remedy."""
 
 
-class AnotherSessionError(ValueError):
+class AnotherSessionError(ClearError, ValueError):
     """A cluster was asked for while a session on another one is active."""
 
 

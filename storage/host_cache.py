@@ -35,6 +35,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage.lease import boot_id, lock_state
 
 _ENTRIES, _ARRIVING, _PROCESSES, _LOCKS = "entries", "arriving", "processes", "locks"
@@ -46,7 +47,7 @@ _LOOK_SECONDS, _MOMENT_SECONDS = 0.2, 0.005
 _LOGGER = logging.getLogger(__name__)
 
 
-class HostCacheError(OSError):
+class HostCacheError(ClearError, OSError):
     """The cache folder cannot be written or locked; ``errno`` says why."""
 
 

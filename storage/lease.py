@@ -30,6 +30,8 @@ from uuid import uuid4
 
 import psutil
 
+from mirrorspark.clear_error import ClearError
+
 if TYPE_CHECKING:
     from mirrorspark.storage.paths import StoragePath
 
@@ -52,7 +54,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-class LeaseLostError(OSError):
+class LeaseLostError(ClearError, OSError):
     """The holder sent no heartbeat for so long that another process may have taken over."""
 
 

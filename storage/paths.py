@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage.atomic_file import arriving, replaced
 
 # The longest name of a file that Linux takes.
@@ -32,7 +33,7 @@ _PATTERN_CHARACTERS = re.compile(r"[\\*?\[\]{}]")
 _COPY_BYTES = 8 * 2**20
 
 
-class StorageError(ValueError):
+class StorageError(ClearError, ValueError):
     """A location that is malformed or has an unsupported scheme."""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirrorspark.callbacks.checkpoints.checksums import CRC32, KINDS
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import StorageError, StoragePath
 
 Location = str | Path | StoragePath
@@ -33,7 +34,7 @@ Marker = Callable[[str], bytes]
 Parts = Callable[[str], set[str] | None]
 
 
-class CheckpointStoreError(OSError):
+class CheckpointStoreError(ClearError, OSError):
     """A store of checkpoints is missing, full, out of reach or not writable.
 
     Attributes:

@@ -29,6 +29,7 @@ from mirrorspark.callbacks.checkpoints.checkpoint_store import (
 )
 from mirrorspark.callbacks.checkpoints.checksums import KINDS, SHA256, FileChecksums, checksum_of, kind_of
 from mirrorspark.callbacks.checkpoints.fencing import Permit, read_fence
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import StoragePath, leads_out
 
 MARKER = "COMMITTED.json"
@@ -46,7 +47,7 @@ _FENCE_DIGITS = 8
 logger = logging.getLogger(__name__)
 
 
-class CheckpointDamagedError(ValueError):
+class CheckpointDamagedError(ClearError, ValueError):
     """A checkpoint folder's marker is missing or unreadable, or a file differs from the marker."""
 
     def __init__(self, path: Path | StoragePath, damage: str) -> None:

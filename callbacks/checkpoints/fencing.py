@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS, Location, open_store, store_error
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import StoragePath, atomic_file
 
 # How messages name the files.
@@ -37,7 +38,7 @@ ATTEMPT_VARIABLE = "MIRRORSPARK_ATTEMPT"
 FENCE_VARIABLE = "MIRRORSPARK_FENCE"
 
 
-class StaleAttemptError(RuntimeError):
+class StaleAttemptError(ClearError, RuntimeError):
     """This chief was given up and a later attempt has taken over, so its checkpoints must not be published."""
 
     def __init__(self, directory: str, attempt: int, holder: int) -> None:

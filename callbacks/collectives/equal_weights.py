@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mirrorspark.clear_error import ClearError
+
 if TYPE_CHECKING:
     import tf_keras
 
 _COLUMNS = 4096
 
 
-class WeightsDifferError(RuntimeError):
+class WeightsDifferError(ClearError, RuntimeError):
     """Ranks that train together have different weights."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import without_credentials
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def remember_own_store(tracking_uri: str) -> None:
     _OWN_STORE = tracking_uri
 
 
-class NoStoreError(LookupError):
+class NoStoreError(ClearError, LookupError):
     """Raised when a model must be looked up without a store: MLflow has none, and the usual places have none."""
 
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.dataset.manifest import (
     FEATURES_FOLDER,
     MANIFEST_FILE,
@@ -25,7 +26,7 @@ _SOURCES = "sources"
 _LOGGER = logging.getLogger(__name__)
 
 
-class CacheError(OSError):
+class CacheError(ClearError, OSError):
     """A dataset that cannot be copied to this machine; the message gives the reason and the remedy."""
 
 

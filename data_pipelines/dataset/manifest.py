@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.tfrecord import RECORD_OVERHEAD_BYTES, crc32c
 from mirrorspark.storage import StoragePath, leads_out
 
@@ -23,7 +24,7 @@ SPLITS = (TRAIN_SPLIT, "validation", TEST_SPLIT)
 _READ_BYTES = 16 * 2**20
 
 
-class DatasetError(ValueError):
+class DatasetError(ClearError, ValueError):
     """A dataset directory that cannot be used; the message names it, the problem and the remedy."""
 
 

@@ -3,6 +3,8 @@
 import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mirrorspark.clear_error import ClearError
+
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.features.kinds import TokenFeature
 
@@ -12,7 +14,7 @@ LEAST_NGRAM = 2
 Truncate = Literal["head", "tail"]
 
 
-class FeatureSpecError(ValueError):
+class FeatureSpecError(ClearError, ValueError):
     """An invalid feature specification; the message names the feature and the remedy."""
 
 

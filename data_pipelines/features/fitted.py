@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Numeric, TokenFeature
 from mirrorspark.data_pipelines.features.names import file_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -25,7 +26,7 @@ ITEMS_FILE = "items.arrow"
 VOCABULARY_FOLDER = "vocabularies"
 
 
-class FeatureMismatchError(ValueError):
+class FeatureMismatchError(ClearError, ValueError):
     """Fitted features that differ from those of the data or the model."""
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
@@ -38,7 +39,7 @@ _DISTINCT_TOKENS = 1 << 18
 _TOKENS_PER_PIECE = 1 << 20
 
 
-class EmptySplitError(ValueError):
+class EmptySplitError(ClearError, ValueError):
     """A split without rows to learn from."""
 
 

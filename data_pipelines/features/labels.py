@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID, Categorical, LabelForm
 from mirrorspark.data_pipelines.features.raw_columns import (
@@ -25,7 +26,7 @@ EncodedLabel = np.ndarray | RaggedIds
 _SHOWN_CLASSES = 10
 
 
-class LabelError(ValueError):
+class LabelError(ClearError, ValueError):
     """A label that the model cannot learn; the message shows the value."""
 
 

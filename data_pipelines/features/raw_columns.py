@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.date_formats import days_of_texts
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
@@ -57,7 +58,7 @@ CONTENTS: Mapping[type[Feature], str] = {TextEmbedding: TEXT, ImageEmbedding: IM
 """The first of these fields by kind of feature."""
 
 
-class ColumnError(ValueError):
+class ColumnError(ClearError, ValueError):
     """A column that is absent or has a type that the feature cannot take; the message names it and the remedy."""
 
 

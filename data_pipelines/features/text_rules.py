@@ -26,6 +26,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.clear_error import ClearError
+
 UNICODE_VERSION = "14.0.0"
 """The version of Unicode for normalising and splitting texts."""
 
@@ -110,7 +112,7 @@ _PATTERN_PART = re.compile(
 )
 
 
-class SeparatorPatternError(ValueError):
+class SeparatorPatternError(ClearError, ValueError):
     """An unsupported pattern of separators; the message names the part of it and the remedy."""
 
 

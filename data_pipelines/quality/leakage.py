@@ -7,12 +7,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, DateType, NumericType, TimestampNTZType, TimestampType
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 
 _SHOWN_ROWS = 3
 
 
-class LeakageError(ValueError):
+class LeakageError(ClearError, ValueError):
     """A feature that is not older than its row's label; the message names it, the number of rows and the remedy."""
 
 

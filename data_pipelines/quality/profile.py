@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 
 PROFILE_VERSION = 1
@@ -16,7 +17,7 @@ PROFILE_FILE = "profile.json"
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
-class ProfileError(ValueError):
+class ProfileError(ClearError, ValueError):
     """A profile that cannot be made or read; the message gives the problem and the remedy."""
 
 

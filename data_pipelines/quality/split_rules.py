@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.dataset import SPLITS
 
 SPLIT_COLUMN = "split"
@@ -17,7 +18,7 @@ MOST_RARE_VALUES = 100
 HASH_BITS = 53
 
 
-class SplitError(ValueError):
+class SplitError(ClearError, ValueError):
     """A split that cannot be made; the message gives the wrong value and the remedy."""
 
 

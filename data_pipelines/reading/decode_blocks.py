@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading import batch_kernels, block_kernels
 from mirrorspark.data_pipelines.tfrecord import read_record_at
 
@@ -17,7 +18,7 @@ CopyRanges = npt.NDArray[np.int64]
 """Ranges of rows to copy from slots into batches: int64 ``[copies, 5]``, made by :func:`copy_ranges`."""
 
 
-class DamagedBlockError(ValueError):
+class DamagedBlockError(ClearError, ValueError):
     """An intact record that is not the block its dataset describes; the message names the difference."""
 
 

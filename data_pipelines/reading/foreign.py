@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading.dataset import Remainder
 from mirrorspark.data_pipelines.tfrecord import open_records, scan_records
 from mirrorspark.storage import StoragePath, listing
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # counting needs no TensorFlow
 Sharding = Literal["file", "data"]
 
 
-class ForeignDataError(ValueError):
+class ForeignDataError(ClearError, ValueError):
     """Files that cannot be read as planned; the message names them and the remedy."""
 
 

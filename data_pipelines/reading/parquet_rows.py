@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.storage import StoragePath, listing
 
@@ -28,7 +29,7 @@ _UTC_TIMESTAMP = pa.timestamp("us", "UTC")
 _TASK_BYTES = 256 * 2**20
 
 
-class ParquetError(ValueError):
+class ParquetError(ClearError, ValueError):
     """A file that is not Parquet or does not match the others; the message names it."""
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         progress_bar,
         write_files,
     )
-    from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource
+    from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource, TFRecordsSource
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -43,6 +43,7 @@ __all__ = [
     "Shares",
     "SparkTasks",
     "TFRecordSource",
+    "TFRecordsSource",
     "Tasks",
     "WriteError",
     "WriteResult",

@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
 from mirrorspark.data_pipelines.spark.task_bar import task_bar
@@ -150,7 +151,7 @@ class NamedTask:
         return self.task(batch.rename_columns(self.names) for batch in batches)
 
 
-class WriteError(OSError):
+class WriteError(ClearError, OSError):
     """A failed write of which nothing is visible; the message is that of the failed task."""
 
 

@@ -9,13 +9,25 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self, TypeVar, get_type_hints
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.tfrecord import arrow_schema, table_blocks
 from mirrorspark.storage import StoragePath
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
-# Options that Spark itself, or a user of any file source, may add; none of them changes a file's content.
-_SPARK_OPTIONS = frozenset({"path", "paths", "checkpointlocation", "queryname", "writelocality"})
+# Options that Spark itself, or a user of any file source, may add; none of them changes a file's content. The schema is
+# that of all files anyway.
+_SPARK_OPTIONS = frozenset({"path", "paths", "checkpointlocation", "queryname", "writelocality", "mergeschema"})
+# Options of the JVM connectors, which are Spark's own file formats, that a Python data source cannot have.
+_REMEDIES = {
+    "partitionby": "write with ms.write_tfrecords(df, path, partition_by=[...])",
+    "ignorecorruptfiles": "give onDamage=skip",
+    "ignoremissingfiles": "give paths that exist",
+    "pathglobfilter": "give a pattern as the path, such as /data/clicks/*.gz",
+    "recursivefilelookup": "leave it out: the files of all folders are read, and folders like day=3 are columns",
+    "modifiedafter": "give the paths of the files",
+    "modifiedbefore": "give the paths of the files",
+}
 _CODECS = {
     "": "none",
     "none": "none",
@@ -44,7 +56,7 @@ class OnDamage(StrEnum):
     SKIP = "skip"
 
 
-class OptionError(ValueError):
+class OptionError(ClearError, ValueError):
     """An unknown option or an invalid value; the message names it and the valid ones."""
 
 
@@ -129,7 +141,10 @@ class _Options:
         spelled = {name.lower(): name for name in known}
         unknown = sorted(name for name in options if name.lower() not in {*spelled, *_SPARK_OPTIONS})
         if unknown:
-            raise OptionError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
+            advice = [_REMEDIES[name.lower()] for name in unknown if name.lower() in _REMEDIES]
+            known_ones = f"the options are {', '.join(sorted(known))}"
+            raise OptionError(f"unknown option {', '.join(unknown)}; {'; '.join([*dict.fromkeys(advice), known_ones])}")
+        _check_locality(options)
         found = {}
         for given, text in options.items():
             if given.lower() in spelled:
@@ -138,6 +153,16 @@ class _Options:
                 # Checked here as well, so that a message has the caller's name.
                 found[field] = fields[field].check(name, _value(text, getattr(cls, field)))
         return cls(**found)
+
+
+def _check_locality(options: Mapping[str, str]) -> None:
+    """Refuse files on the executors' own disks, which TensorFlow's connector writes with ``writeLocality=local``."""
+    given = next((value for name, value in options.items() if name.lower() == "writelocality"), "distributed")
+    if given.lower() != "distributed":
+        raise OptionError(
+            f"writeLocality {given!r} is not 'distributed': all files are published at once, which the executors' own "
+            f"disks do not allow; leave it out, and give a folder that driver and executors share"
+        )
 
 
 def _options_of(options: type[_Options]) -> Mapping[str, _Option]:

@@ -1,4 +1,4 @@
-"""The Spark data source ``tfrecord``: ``spark.read.format``, ``df.write.format`` and streaming writes.
+"""The Spark data sources ``tfrecord`` and ``tfrecords``: ``spark.read.format``, ``df.write.format``, streaming writes.
 
 Spark runs a data source's parts in Python processes of its own: it makes schema, reader and writer in planning
 processes on the driver, runs read and write in the tasks, and commit and abort in another process on the driver.
@@ -34,6 +34,8 @@ from mirrorspark.storage import StoragePath, listing
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 SOURCE_NAME = "tfrecord"
+ALIAS = "tfrecords"
+"""The name of the format in TensorFlow's own connector; LinkedIn's has the other one."""
 
 _STREAM_LOG_FOLDER = "_tfrecord_stream"
 # Spark's StreamExecution.QUERY_ID_KEY.
@@ -122,6 +124,15 @@ def _driver() -> int:
     """Return the PID of the driver's JVM, which lives as the application and started this process."""
     process = psutil.Process()
     return next((parent.pid for parent in process.parents() if parent.name() == "java"), process.pid)
+
+
+class TFRecordsSource(TFRecordSource):
+    """:class:`TFRecordSource` under the name that TensorFlow's connector has, ``tfrecords``."""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name for ``format(...)``."""
+        return ALIAS
 
 
 class _Share(InputPartition):

@@ -18,6 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from mirrorspark.clear_error import ClearError
+
 INDICES_SUFFIX = "/indices"
 VALUES_SUFFIX = "/values"
 SIZE_SUFFIX = "/size"
@@ -49,11 +51,11 @@ class ListKind(enum.IntEnum):
         return f"{self.name.lower()}_list"
 
 
-class SchemaError(ValueError):
+class SchemaError(ClearError, ValueError):
     """A schema that records cannot hold, or records without a common schema; the message names the column."""
 
 
-class FeatureTypeError(ValueError):
+class FeatureTypeError(ClearError, ValueError):
     """A record's feature that does not fit its column.
 
     Attributes:
@@ -81,7 +83,7 @@ def _rebuild_feature_error(feature: str, record: int, problem: str, file: str, o
     return FeatureTypeError(feature, record, problem, file=file, offset=offset)
 
 
-class ValueNotStorableError(ValueError):
+class ValueNotStorableError(ClearError, ValueError):
     """A value that a record cannot hold; the message names column, row and value."""
 
 

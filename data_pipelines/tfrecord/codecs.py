@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.tfrecord.record_scan import has_header
 from mirrorspark.data_pipelines.tfrecord.records import HEADER_BYTES, BinaryReader, BinaryWriter, read_up_to
 
@@ -31,7 +32,7 @@ _FOREIGN_BEGINNINGS = {
 }
 
 
-class CodecError(ValueError):
+class CodecError(ClearError, ValueError):
     """A file that is not compressed with the given codec, or a codec that is not supported."""
 
 

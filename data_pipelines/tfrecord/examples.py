@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.tfrecord.kernels import examples, row_lists, wire_read
 
 
@@ -45,7 +46,7 @@ _ONE_BYTE_VARINTS = [bytes([value]) for value in range(128)]
 _KIND_TAGS = {wire_read.BYTES: b"\x0a", wire_read.FLOATS: b"\x12", wire_read.INT64S: b"\x1a"}
 
 
-class MalformedExampleError(ValueError):
+class MalformedExampleError(ClearError, ValueError):
     """Bytes that are not the message they should be.
 
     Attributes:

@@ -10,6 +10,7 @@ import enum
 import struct
 from typing import Any, Protocol
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.tfrecord.checksums import (
     combine_crc32c,
     crc32c,
@@ -58,7 +59,7 @@ class Damage(enum.StrEnum):
     NO_RECORD = "no record in it"
 
 
-class DamagedRecordError(ValueError):
+class DamagedRecordError(ClearError, ValueError):
     """A file whose bytes are not the records that were written.
 
     Attributes:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     FeatureColumn,
     ListKind,
@@ -21,7 +22,7 @@ _SPARSE, _DENSE = 0, 1
 _LARGEST_OFFSET = 2**31 - 1
 
 
-class ValueMismatchError(ValueError):
+class ValueMismatchError(ClearError, ValueError):
     """A stored value that does not fit its column.
 
     Attributes:

@@ -23,6 +23,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.decisions import Standing, is_held, to_take
 from mirrorspark.storage import is_secret_name, one_line, without_credentials
@@ -46,7 +47,7 @@ _MIGRATION_LOCK = 7_240_024
 _PER_STATEMENT = 500
 
 
-class LedgerError(RuntimeError):
+class LedgerError(ClearError, RuntimeError):
     """Raised for a ledger that cannot be used: it does not answer, is of a newer version, or has another run."""
 
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from pyspark.sql import SparkSession
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import progress_bar
 from mirrorspark.fleet.columns import some
@@ -60,7 +61,7 @@ DEFAULT_BUDGET = 0.1
 DEFAULT_LEASE_SECONDS = 300.0
 
 
-class FleetRunError(RuntimeError):
+class FleetRunError(ClearError, RuntimeError):
     """Raised for a run that has ended before all of its microbatches were published; it can be resumed."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.fleet.bins import BINS
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.runs.failures import NOT_OF_A_MODEL, ModelFailure, failing, without_outputs
@@ -19,7 +20,7 @@ from mirrorspark.scoring import file_job
 from mirrorspark.storage.publish import WrittenFile
 
 
-class FailedModelsError(RuntimeError):
+class FailedModelsError(ClearError, RuntimeError):
     """Raised for models that failed in a microbatch, whose rows are then scored again without them."""
 
     def __init__(self, failures: Sequence[ModelFailure]) -> None:
@@ -94,11 +95,11 @@ class MicrobatchWriter(FleetWriter):
             message = f"it takes more than {self.model_seconds:g} s of a task; make it smaller, or raise model_seconds"
             raise FailedModelsError([ModelFailure(name, "score", "ModelTimeError", message) for name in slow])
 
-    def written(self, number: int, read: file_job.Read, counts: FleetCounts) -> list[WrittenFile]:
+    def write_share(self, number: int, read: file_job.Read, counts: FleetCounts) -> list[WrittenFile]:
         """Score and write a share; return its files, or none if models have failed."""
         try:
             self.scorer().seconds.fill(0)  # the same scorer has served other tasks of this process
-            files = super().written(number, read, counts)
+            files = super().write_share(number, read, counts)
         except FailedModelsError as error:
             counts.failures = [asdict(replace(one, partition=number)) for one in error.failures]
             return []

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS, Ranges, allocated, buckets_of, reallocated
 from mirrorspark.storage import atomic_file, read_text
 
@@ -22,7 +23,7 @@ HOLDOUT = "holdout"
 """The variant of units that are held out: they take part in no experiment."""
 
 
-class ExperimentError(ValueError):
+class ExperimentError(ClearError, ValueError):
     """Raised for an experiment, a log or a result that makes no sense; the message names the value and the remedy."""
 
 

@@ -9,24 +9,29 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 from google.protobuf import json_format, text_format
+from google.protobuf.message import Message
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
 from mirrorspark.serving import Messages, message_class
 from mirrorspark.storage import read_text
 
-# Other metrics cannot be kept, and are refused.
+# Also the fields that cannot be kept: they are refused by :func:`_check_kept`, with the remedy.
 _MESSAGES: Messages = {
     "ModelSpec": {
         **dict.fromkeys(("name", "model_type", "signature_name", "label_key", "prediction_key"), "string"),
-        **{"example_weight_key": "string", "is_baseline": "bool"},
+        **{"example_weight_key": "string", "is_baseline": "bool", "preprocessing_function_names": "*string"},
+        **dict.fromkeys(("label_keys", "prediction_keys", "example_weight_keys"), ":string"),
     },
-    "SlicingSpec": {"feature_keys": "*string", "feature_values": ":string"},
+    "SlicingSpec": {"feature_keys": "*string", "feature_values": ":string", "slice_keys_sql": "string"},
+    "CrossSlicingSpec": {"baseline_spec": "SlicingSpec", "slicing_specs": "*SlicingSpec"},
     "GenericChangeThreshold": {"absolute": "DoubleValue", "relative": "DoubleValue", "direction": "MetricDirection"},
     "GenericValueThreshold": {"lower_bound": "DoubleValue", "upper_bound": "DoubleValue"},
     "MetricThreshold": {
@@ -35,31 +40,75 @@ _MESSAGES: Messages = {
     },
     "PerSliceMetricThreshold": {"slicing_specs": "*SlicingSpec", "threshold": "MetricThreshold"},
     "PerSliceMetricThresholds": {"thresholds": "*PerSliceMetricThreshold"},
+    "CrossSliceMetricThreshold": {"cross_slicing_specs": "*CrossSlicingSpec", "threshold": "MetricThreshold"},
+    "CrossSliceMetricThresholds": {"thresholds": "*CrossSliceMetricThreshold"},
     "MetricConfig": {
         **dict.fromkeys(("class_name", "module", "config"), "string"),
         **{"threshold": "MetricThreshold", "per_slice_thresholds": "*PerSliceMetricThreshold"},
+        "cross_slice_thresholds": "*CrossSliceMetricThreshold",
+    },
+    "BinarizationOptions": dict.fromkeys(("class_ids", "k_list", "top_k_list"), "RepeatedInt32Value"),
+    "AggregationOptions": {
+        **dict.fromkeys(("micro_average", "macro_average", "weighted_macro_average"), "bool"),
+        "top_k_list": "RepeatedInt32Value",
     },
     "MetricsSpec": {
         "metrics": "*MetricConfig",
         "model_names": "*string",
+        "output_names": "*string",
+        "output_weights": ":double",
+        "binarize": "BinarizationOptions",
+        "aggregate": "AggregationOptions",
+        "query_key": "string",
         "thresholds": ":MetricThreshold",
         "per_slice_thresholds": ":PerSliceMetricThresholds",
+        "cross_slice_thresholds": ":CrossSliceMetricThresholds",
     },
     "RepeatedStringValue": {"values": "*string"},
+    "RepeatedInt32Value": {"values": "*int32"},
+    "ConfidenceIntervalOptions": {"method": "ConfidenceIntervalMethod"},
     "Options": {
         "include_default_metrics": "BoolValue",
         "compute_confidence_intervals": "BoolValue",
+        "confidence_intervals": "ConfidenceIntervalOptions",
         "min_slice_size": "Int32Value",
         "disabled_outputs": "RepeatedStringValue",
     },
     "EvalConfig": {
         "model_specs": "*ModelSpec",
         "slicing_specs": "*SlicingSpec",
+        "cross_slicing_specs": "*CrossSlicingSpec",
         "metrics_specs": "*MetricsSpec",
         "options": "Options",
     },
 }
 _DIRECTIONS = ("UNKNOWN", "LOWER_IS_BETTER", "HIGHER_IS_BETTER")
+_ENUMERATIONS = {
+    "MetricDirection": _DIRECTIONS,
+    "ConfidenceIntervalMethod": ("UNKNOWN_CONFIDENCE_INTERVAL_METHOD", "POISSON_BOOTSTRAP", "JACKKNIFE"),
+}
+_PER_CLASS = "give the metrics of the label as it is, or measure a table of one label"
+# The fields that cannot be kept, by message, with the remedy.
+_NOT_KEPT: Mapping[str, Mapping[str, str]] = {
+    "ModelSpec": {
+        "preprocessing_function_names": "a model here takes the table's own columns, and prepares them itself: delete "
+        "the field, and let label_key, example_weight_key and the slices name columns of the table",
+        "prediction_keys": "a gate judges one output: delete the field",
+    },
+    "SlicingSpec": {
+        "slice_keys_sql": "give feature_keys or feature_values, or add ms.Slicing('an SQL expression') to the slices"
+    },
+    "MetricConfig": {"cross_slice_thresholds": "use ms.Gap(metric, slicing, at_most=...) for distances of slices"},
+    "MetricsSpec": {
+        "cross_slice_thresholds": "use ms.Gap(metric, slicing, at_most=...) for distances of slices",
+        "binarize": _PER_CLASS,
+        "aggregate": _PER_CLASS,
+        "output_names": "a gate judges one output: delete the field",
+        "output_weights": "a gate judges one output: delete the field",
+        "query_key": "rankings are measured by the keys of the table: delete the field",
+    },
+    "EvalConfig": {"cross_slicing_specs": "use ms.Gap(metric, slicing, at_most=...) for distances of slices"},
+}
 
 # Names of metrics there, as of classes or in a model, and here.
 _METRICS: Mapping[str, str] = {
@@ -79,9 +128,10 @@ _METRICS: Mapping[str, str] = {
 # Settings of a metric that change nothing here: areas under curves are not made of thresholds.
 _WITHOUT_EFFECT = frozenset({"name", "num_thresholds", "summation_method"})
 _THRESHOLD = 0.5
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
-class EvalConfigError(ValueError):
+class EvalConfigError(ClearError, ValueError):
     """A configuration cannot be read, or asks for something that the gates here cannot keep."""
 
 
@@ -103,29 +153,74 @@ class EvalConfig:
 
 
 def read_eval_config(file: str | Path) -> EvalConfig:
-    """Read a configuration of TensorFlow Model Analysis: a text proto, or YAML or JSON by the file's suffix.
+    """Read a configuration of TensorFlow Model Analysis: a text proto, JSON, or YAML by the file's suffix.
 
     ``threshold`` of a metric holds in all rows and in every slice, as there. Metrics without a threshold are left out:
     :func:`lifecycle.gate.validate` measures all that it has.
 
     Raises:
         EvalConfigError: It cannot be read, or asks for what cannot be kept: metrics that are not measured here,
-            thresholds across slices or of some models only, binarized or aggregated metrics, slices by SQL.
+            thresholds across slices or of some models only, binarized or aggregated metrics, slices by SQL,
+            preprocessing functions. The message has the remedy.
         OSError: The file cannot be read.
     """
     path = Path(file)
-    message = message_class("EvalConfig", _MESSAGES, {"MetricDirection": _DIRECTIONS})()
+    message = message_class("EvalConfig", _MESSAGES, _ENUMERATIONS)()
     try:
         text = read_text(path)
-        if path.suffix.lower() in (".yaml", ".yml", ".json"):
-            document = yaml.safe_load(text) or {}
-            # A run's own file wraps it.
-            json_format.ParseDict(document.get("evalConfig", document.get("eval_config", document)), message)
+        if path.suffix.lower() in (".yaml", ".yml", ".json") or text.lstrip().startswith("{"):
+            json_format.ParseDict(_document(text), message)
         else:
             text_format.Parse(text, message)
+        _check_kept(message)
         return _asked(message)
-    except (text_format.ParseError, json_format.ParseError, yaml.YAMLError, AttributeError, ValueError) as error:
+    except (text_format.ParseError, json_format.ParseError, yaml.YAMLError, ValueError) as error:
         raise EvalConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _document(text: str) -> dict[str, Any]:
+    """Return the configuration in a text of JSON or YAML."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = yaml.safe_load(text)
+    if not isinstance(document or {}, dict):
+        raise EvalConfigError("is not a mapping of fields to values; give the document of an EvalConfig")
+    document = document or {}
+    # A run's own file wraps it.
+    return dict(_plain(document.get("evalConfig", document.get("eval_config", document))))
+
+
+def _plain(value: Any) -> Any:
+    """Return a document as JSON has it where somebody has followed the form of a text proto.
+
+    A number is then ``{"value": 0.6}``, and a map is a list of ``{"key": …, "value": …}``.
+    """
+    if isinstance(value, dict):
+        if set(value) == {"value"}:
+            return _plain(value["value"])
+        plain = {key: _plain(one) for key, one in value.items()}
+        for key in ("feature_values", "featureValues"):  # YAML reads 20 as a number, and the field has texts
+            if isinstance(plain.get(key), dict):
+                plain[key] = {name: json.dumps(one).strip('"') for name, one in plain[key].items()}
+        return plain
+    if isinstance(value, list):
+        if value and all(isinstance(one, dict) and set(one) == {"key", "value"} for one in value):
+            return {one["key"]: _plain(one["value"]) for one in value}
+        return [_plain(one) for one in value]
+    return value
+
+
+def _check_kept(message: Any) -> None:
+    """Refuse the first field of a message, or of one in it, that cannot be kept."""
+    for field, value in message.ListFields():
+        if advice := _NOT_KEPT.get(message.DESCRIPTOR.name, {}).get(field.name):
+            shown = f" {list(value)}" if field.name.endswith(("names", "keys")) else ""
+            raise EvalConfigError(f"{field.name}{shown} cannot be kept here; {advice}")
+        if field.message_type is not None:
+            several = [value] if isinstance(value, Message) else value.values() if hasattr(value, "items") else value
+            for one in filter(lambda one: isinstance(one, Message), several):  # a map may hold texts
+                _check_kept(one)
 
 
 def _asked(message: Any) -> EvalConfig:
@@ -133,15 +228,42 @@ def _asked(message: Any) -> EvalConfig:
     models = sorted(message.model_specs, key=lambda model: model.is_baseline)  # the candidate first
     _check_models(models, message.metrics_specs)
     thresholds = tuple(one for spec in message.metrics_specs for one in _thresholds(spec))
+    divided = {frozenset(spec.feature_keys) for spec in message.slicing_specs if spec.feature_keys}
+    for spec in _specs_of_thresholds(message):
+        # A slice of a division that is there, by the values of all of its features.
+        if frozenset(spec.feature_values) in divided and (one := _slicing(spec)) is not None:
+            slices.setdefault(one.name, one)
     if unknown := sorted({name for one in thresholds for name in one.slices} - {OVERALL, ALL_SLICES, *slices}):
-        raise EvalConfigError(f"thresholds name the slices {unknown}, which slicing_specs does not define")
+        raise EvalConfigError(
+            f"thresholds name the slices {unknown}, which slicing_specs does not define; add them there"
+        )
     least = message.options.min_slice_size.value if message.options.HasField("min_slice_size") else MIN_EXAMPLES
     return EvalConfig(
         slices=tuple(slices.values()),
         gates=Gates(thresholds, min_examples=max(least, 1)),
-        label=next((_quoted(model.label_key) for model in models if model.label_key), None),
-        weight=next((_quoted(model.example_weight_key) for model in models if model.example_weight_key), None),
+        label=_column(models, "label_key"),
+        weight=_column(models, "example_weight_key"),
     )
+
+
+def _specs_of_thresholds(message: Any) -> Iterator[Any]:
+    """Yield the slices that thresholds name."""
+    for spec in message.metrics_specs:
+        several = [metric.per_slice_thresholds for metric in spec.metrics]
+        several += [one.thresholds for one in spec.per_slice_thresholds.values()]
+        for one in chain.from_iterable(several):
+            yield from one.slicing_specs
+
+
+def _column(models: Sequence[Any], field: str) -> str | None:
+    """Return the column that the first of the models names, alone or for each of its outputs; None if none does."""
+    for model in models:
+        names = [getattr(model, field)] if getattr(model, field) else sorted(set(getattr(model, f"{field}s").values()))
+        if len(names) > 1:
+            raise EvalConfigError(f"{field}s has several columns, {names}, and a gate judges one output; give {field}")
+        if names:
+            return _quoted(names[0])
+    return None
 
 
 def _check_models(models: Sequence[Any], metrics_specs: Sequence[Any]) -> None:
@@ -170,13 +292,22 @@ def _slicing(spec: Any) -> Slicing | None:
         )
     if not keys and not values:
         return None
-    names = keys or sorted(values)
-    texts = [f"coalesce(cast({_quoted(name)} as string), 'null')" for name in names]
-    expression = _quoted(names[0]) if len(names) == 1 else f"concat_ws(' x ', {', '.join(texts)})"
+    names = sorted(keys or values)
+    columns = [_compared(name, values.get(name, "")) for name in names]
+    texts = [f"coalesce(cast({column} as string), 'null')" for column in columns]
+    expression = columns[0] if len(names) == 1 else f"concat_ws(' x ', {', '.join(texts)})"
     if keys:
         return Slicing(expression, " x ".join(names))
     chosen = " x ".join(values[name] for name in names)
     return Slicing(expression, f"{' x '.join(names)}:{chosen}", (chosen,))
+
+
+def _compared(name: str, value: str) -> str:
+    """Return a column such that its text is ``value`` where it has the value: ``20`` is also the 20.0 of a float."""
+    column = _quoted(name)
+    if not _NUMBER.fullmatch(value):
+        return column
+    return f"if(try_cast({column} as double) = {float(value)!r}D, '{value}', cast({column} as string))"
 
 
 def _thresholds(spec: Any) -> Iterator[Threshold]:
@@ -229,7 +360,12 @@ def _number(message: Any, field: str) -> float | None:
 def _configured(metric: Any) -> str:
     """Return the metric of a class with its settings."""
     text = metric.config.strip()
-    settings = json.loads(text if text.startswith("{") else f"{{{text}}}")
+    try:
+        settings = json.loads(text if text.startswith("{") else f"{{{text}}}")
+    except ValueError as error:
+        raise EvalConfigError(
+            f"the config of metric {metric.class_name} is not JSON ({error}): {text}; correct it"
+        ) from error
     name = _measured(metric.class_name)
     if name == "auc" and settings.pop("curve", "ROC") == "PR":
         name = "pr_auc"

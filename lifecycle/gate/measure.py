@@ -125,9 +125,10 @@ def _scored(table: DataFrame, models: Sequence[PinnedModel], spec: MeasurementSp
     kept = list(own)
     for place, model in enumerate(models):
         later = [name for names in inputs[place + 1 :] for name in names if name in table.columns]
-        found = score(rows, model, keys=list(dict.fromkeys([*kept, *later])), with_columns=(), **spec.scoring)
+        keys = list(dict.fromkeys([*kept, *later]))
+        found = score(rows, model, keys=keys, with_columns=(), **{"outputs": "columns"} | dict(spec.scoring))
         name = f"{_PREFIX}scores_{place}"
-        rows = found.select(*(quoted(one) for one in dict.fromkeys([*kept, *later])), quoted(spec.output).alias(name))
+        rows = found.select(*(quoted(one) for one in keys), quoted(spec.output).alias(name))
         kept.append(name)
     return rows
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import ipc
 from pyspark.sql import DataFrame
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.lifecycle.gate.single_rows import ANSWERS_FILE, ROWS_FILE
 from mirrorspark.models.index import CANDIDATES
@@ -27,7 +28,7 @@ _ROW = "sample_row"
 _MODULE = "mirrorspark.lifecycle.gate.single_rows"
 
 
-class SingleRowsError(RuntimeError):
+class SingleRowsError(ClearError, RuntimeError):
     """Raised when single rows could not be scored; the message has the last line of the process that tried."""
 
 
@@ -101,7 +102,9 @@ def score_single_rows(
     columns = [name for name in ModelDirectory.open(model.path).inputs.columns if name in table.columns]
     sample = table.select(*map(quoted, columns)).limit(rows).toArrow()
     numbered = sample.append_column(_ROW, pa.array(range(sample.num_rows), pa.int64()))
-    of_table = score(table.sparkSession.createDataFrame(numbered), model, keys=_ROW, **scoring).toArrow()
+    of_table = score(
+        table.sparkSession.createDataFrame(numbered), model, keys=_ROW, outputs="columns", **scoring
+    ).toArrow()
     with tempfile.TemporaryDirectory(prefix="mirrorspark-rows-") as folder:
         with ipc.new_file(str(Path(folder) / ROWS_FILE), sample.schema) as file:
             file.write_table(sample)

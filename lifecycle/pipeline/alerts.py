@@ -15,6 +15,7 @@ from email.message import EmailMessage
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import clean, one_line, without_credentials
 
 # The server that takes e-mail: smtp://user:password@host:587 (encrypted if the server offers it) or smtps://host:465.
@@ -29,7 +30,7 @@ _SUBMISSION_PORT, _TLS_PORT = 587, 465
 logger = logging.getLogger(__name__)
 
 
-class AlertError(RuntimeError):
+class AlertError(ClearError, RuntimeError):
     """An alert could not be sent, or a target makes no sense; the message has no secret of the target."""
 
 

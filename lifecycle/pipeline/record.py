@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, StageRecord
 from mirrorspark.storage import atomic_file, clean, lakes
 from mirrorspark.training.results.report import strict
@@ -17,7 +18,7 @@ _FOLDER = "pipelines"
 _VERSION = 1
 
 
-class PipelineError(RuntimeError):
+class PipelineError(ClearError, RuntimeError):
     """A pipeline cannot run: another command runs it, or its record is damaged."""
 
 

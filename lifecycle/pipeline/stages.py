@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import one_line
 
 State = Literal["running", "passed", "failed"]
@@ -14,7 +15,7 @@ FIRST_STAGE = "ingest"
 Facts = Mapping[str, Any]
 
 
-class StageFailedError(RuntimeError):
+class StageFailedError(ClearError, RuntimeError):
     """A stage has failed: its work raised an error, or its check found a problem.
 
     Attributes:
@@ -28,7 +29,7 @@ class StageFailedError(RuntimeError):
         self.stage, self.problem, self.again_from = stage, problem, again_from
 
 
-class OutdatedError(RuntimeError):
+class OutdatedError(ClearError, RuntimeError):
     """The result of an earlier stage is outdated.
 
     Attributes:

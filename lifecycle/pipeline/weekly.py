@@ -258,7 +258,7 @@ class WeeklyPipeline:
         config, spark = self._resolved(found), self._spark()
         recipe_table(spark, config)  # registers the source tables
         rows = tables.query(spark, wanted.sql, "the sql of precompute")
-        scored = score(rows, model, keys=[wanted.key], batch_size=config.scoring_batch_size)
+        scored = score(rows, model, keys=[wanted.key], outputs="columns", batch_size=config.scoring_batch_size)
         made = precompute(scored, self.folder / STORE_FILE, key=wanted.key, mode="overwrite")
         return facts | {"store": str(self.folder / STORE_FILE), "rows": made.rows}
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.gate import FORMAT_VERSION, Validation
 from mirrorspark.lifecycle.promotion.registry import Registry
 from mirrorspark.storage import clean
@@ -22,11 +23,11 @@ _REASON_CHARACTERS = 1000
 _SHOWN_FINDINGS = 5
 
 
-class PromotionRefusedError(RuntimeError):
+class PromotionRefusedError(ClearError, RuntimeError):
     """The evidence does not permit the promotion, or is not of the registered files."""
 
 
-class PromotionConflictError(RuntimeError):
+class PromotionConflictError(ClearError, RuntimeError):
     """The champion is not the one that the candidate was compared with: another promotion came first."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import Holder, atomic_file, file_lock, leads_out, without_credentials
 
 # Of a process that promotes. It makes a few requests, so another one need not wait for long.
@@ -19,7 +20,7 @@ LOCK_SECONDS = 30.0
 _LOCK_SUFFIX = "-promotion-lock"
 
 
-class RegistryError(RuntimeError):
+class RegistryError(ClearError, RuntimeError):
     """A registry has no such model or version, or another process holds its lock."""
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import kinds, quoted
 from mirrorspark.data_pipelines.quality import profiling, raw_value_columns
 from mirrorspark.data_pipelines.spark import map_batches
@@ -29,7 +30,7 @@ _COUNTS = pa.schema(
 _COUNTS_DDL = "time timestamp, place int, bin int, rows bigint"
 
 
-class NothingToWatchError(ValueError):
+class NothingToWatchError(ClearError, ValueError):
     """A table has none of the columns of a snapshot, or no column of times."""
 
 

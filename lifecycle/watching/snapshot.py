@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines import read_profile
 from mirrorspark.data_pipelines.dataset import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
@@ -27,7 +28,7 @@ _MOST_TOKENS = 20_000
 _WATCHED_ROLES = (raw_value_columns.Role.FEATURE, raw_value_columns.Role.LABEL)
 
 
-class SnapshotError(ValueError):
+class SnapshotError(ClearError, ValueError):
     """A file is not a snapshot, or one of another version."""
 
 

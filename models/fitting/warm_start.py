@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.layers.input import Field, FieldEmbeddings, lay_out_fields
 from mirrorspark.models.multi_field import LINEAR
@@ -36,7 +37,7 @@ _ROWS_AT_ONCE = 1 << 16
 _NO_RESUME_ADVICE = "a run that has begun keeps its model: --no-resume looks it up anew"
 
 
-class WarmStartError(ValueError):
+class WarmStartError(ClearError, ValueError):
     """An earlier model from which no weight can be taken; the message names the remedy."""
 
 

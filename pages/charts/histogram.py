@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from unicodedata import east_asian_width
 
 from markupsafe import Markup, escape
 
-from mirrorspark.pages.charts.svg import INK, LINE, QUIET, picture_svg, text_svg
-from mirrorspark.pages.figures import style
+from mirrorspark.pages.charts.svg import INK, LINE, QUIET, SERIES, fitting, picture_svg, text_svg
+from mirrorspark.pages.charts.ticks import round_ticks
 from mirrorspark.pages.numbers import short_number
 
-SERIES = tuple(
-    f"var(--series-{number},{colour})"
-    for number, colour in enumerate((style.BLUE, style.ORANGE, style.GREEN, style.VERMILION, style.PURPLE))
-)
 # Distinguish the groups without colour.
 _DASHES = ("", "5 2", "2 2", "7 2 2 2", "1 2")
 
@@ -32,8 +27,7 @@ _LABEL_WIDTH = 128.0
 _VALUE_WIDTH = 46.0
 _BAR_HEIGHT = 5.0
 _ROW_GAP = 7.0
-_MOST_TICKS = 5
-_LETTER_WIDTH = 6.2  # of an average lower-case letter at the figure's text size
+_LABEL_GAP = 6.0
 
 
 def overlaid_histogram(
@@ -132,7 +126,7 @@ def share_bars(
         middle = top + (row_height - _ROW_GAP) / 2 + 4
         percentages = ", ".join(f"{name} {values[row]:.1%}" for name, values in shares.items())
         title = escape(f"{label}: {percentages}")
-        parts.append(f"<g><title>{title}</title>{text_svg(0, middle, _fitting(label), INK)}")
+        parts.append(f"<g><title>{title}</title>{text_svg(0, middle, fitting(label, _LABEL_WIDTH - _LABEL_GAP), INK)}")
         for number, (colour, values) in enumerate(zip(colours or range(len(shares)), shares.values(), strict=True)):
             width = room * values[row] / highest
             # A share above zero is always visible.
@@ -146,37 +140,12 @@ def share_bars(
     return picture_svg(_WIDTH, len(labels) * row_height, f"shares of {', '.join(shares)}", parts)
 
 
-def round_ticks(low: float, high: float) -> list[float]:
-    """Return up to five round values between two ends: multiples of 1, 2 or 5 times a power of ten."""
-    span = high / 2 - low / 2
-    if not (span > 0 and math.isfinite(span)):
-        return [low]
-    rough = span / _MOST_TICKS * 2
-    power = 10.0 ** math.floor(math.log10(rough)) if rough > 1e-300 else span
-    for step in (power, 2 * power, 5 * power, 10 * power):
-        first, last = math.ceil(low / step), math.floor(high / step)
-        if last - first < _MOST_TICKS:
-            return [multiple * step for multiple in range(first, last + 1)] or [low]
-    return [low, high]
-
-
 def _colour(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
 def _dashes(number: int) -> str:
     return _DASHES[number % len(_DASHES)] or "none"
-
-
-def _fitting(label: str) -> str:
-    """Return the part of a label that fits next to the bars, by the width of its letters in common fonts."""
-    room = _LABEL_WIDTH - _LETTER_WIDTH
-    for place, letter in enumerate(label):
-        is_wide = east_asian_width(letter) in "WF"
-        room -= _LETTER_WIDTH * (2 if is_wide else 1.3 if letter.isupper() or letter in "@%mw_" else 1)
-        if room < 0:
-            return label[:place] + "\N{HORIZONTAL ELLIPSIS}"
-    return label
 
 
 def _beyond(bar: int, bars: int) -> str:

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from mirrorspark.pages.charts.histogram import round_ticks
-from mirrorspark.pages.charts.svg import INK, LINE, QUIET, picture_svg, text_svg
-from mirrorspark.pages.figures import style
+from mirrorspark.pages.charts.svg import INK, LINE, QUIET, SERIES, fitting, picture_svg, text_svg
+from mirrorspark.pages.charts.ticks import round_ticks
 from mirrorspark.pages.numbers import short_number
 
-_MARK = f"var(--series-0,{style.BLUE})"
+_MARK = SERIES[0]
 
 _WIDTH, _ROW, _TOP, _FOOT = 780.0, 30.0, 8.0, 24.0
 _LEFT, _RIGHT = 160.0, 550.0
-_LETTERS = 24
+_TEXT_PIXELS = 12
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def interval_chart(
         words = f"{value_text(row.centre)} ({value_text(row.outer[0])} to {value_text(row.outer[1])})"
         parts.append(
             f"<g><title>{escape(f'{row.label}: {words}')}</title>"
-            f"{text_svg(0, middle + 4, _fitting(row.label), INK)}"
+            f"{text_svg(0, middle + 4, fitting(row.label, _LEFT - 8, text_pixels=_TEXT_PIXELS), INK)}"
             f'<path d="M{outer[0]:.1f} {middle:g}H{outer[1]:.1f}M{outer[0]:.1f} {middle - 5:g}v10'
             f'M{outer[1]:.1f} {middle - 5:g}v10" stroke="{_MARK}" stroke-width="1.5" fill="none"/>'
             f'<rect x="{inner[0]:.1f}" y="{middle - 4:g}" width="{inner[1] - inner[0]:.1f}" height="8" rx="2" '
@@ -80,8 +79,4 @@ def interval_chart(
             f"{text_svg(_RIGHT + 12, middle + 4, words, INK)}</g>"
         )
     name = f"intervals of {', '.join(row.label for row in rows)}"
-    return picture_svg(_WIDTH, base + _FOOT, name, parts, text_pixels=12)
-
-
-def _fitting(label: str) -> str:
-    return label if len(label) <= _LETTERS else label[: _LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return picture_svg(_WIDTH, base + _FOOT, name, parts, text_pixels=_TEXT_PIXELS)

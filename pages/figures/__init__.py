@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mirrorspark.pages.figures.inputs import binary_inputs
     from mirrorspark.pages.figures.lift import lift_chart
     from mirrorspark.pages.figures.literal import make_literal
+    from mirrorspark.pages.figures.markup import figure_svg, has_page_colours
     from mirrorspark.pages.figures.ranking import recall_at_k_curve
     from mirrorspark.pages.figures.regression import predicted_and_actual, residuals_by_prediction
     from mirrorspark.pages.figures.scores import score_histogram
@@ -36,6 +37,8 @@ __all__ = [
     "confusion_matrix",
     "dependence_chart",
     "figure_of_image",
+    "figure_svg",
+    "has_page_colours",
     "importance_chart",
     "learning_curves",
     "lift_chart",

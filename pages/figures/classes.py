@@ -90,13 +90,13 @@ def confusion_matrix(
     shares = counts / np.where(rows := counts.sum(axis=1, keepdims=True), rows, 1)
     figure = style.new_figure(height_ratios=(max(1.0, 0.11 * size + 0.4),))
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares, cmap=style.tints(), vmin=0, vmax=1)
     axes.set_xticks(range(size), shown, rotation=60, ha="right")
     axes.set_yticks(range(size), shown)
     for row in range(size):
         for column in range(size):
             if shares[row, column] >= 0.005:
-                colour = "white" if shares[row, column] > 0.6 else style.BLACK
+                colour = style.WHITE_LETTERS if shares[row, column] > 0.6 else style.BLACK
                 axes.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=8)
     style.dress(axes, title="Confusion", x="Predicted", y="Actual")
     axes.grid(visible=False)

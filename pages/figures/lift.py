@@ -73,8 +73,8 @@ def lift_chart(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | None =
     bars = right.bar(
         deciles, lifts, color=style.MODEL, width=0.8, label=f"model (top decile = {lifts[0]:.2f} x base rate)"
     )
-    # A white background keeps the numbers readable where the base-rate line passes behind them.
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    # A background keeps the numbers readable where the base-rate line passes behind them.
+    ground = {"facecolor": style.GROUND, "edgecolor": "none", "pad": 0.6}
     right.bar_label(bars, fmt="%.2f", fontsize=8, padding=2, bbox=ground)
     right.axhline(1.0, color=style.GREY, linewidth=1.2, linestyle=":", label=f"base rate = {inputs.base_rate:.3f}")
     right.set_ylim(0, 1.12 * max(1.0, float(lifts.max())))

@@ -52,7 +52,8 @@ def predicted_and_actual(
         gridsize=_BINS // 2,
         extent=(low, high, low, high),
         bins="log",
-        cmap="Blues",
+        cmap=style.tints(),
+        linewidths=0,
         mincnt=1,
     )
     left.plot([low, high], [low, high], color=style.GREY, linestyle=":", linewidth=1.5, label="perfect")

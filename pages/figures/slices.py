@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mirrorspark.pages.figures import style
 
 _ROW_INCHES = 0.28
-_LONGEST_NAME = 40
+_LONGEST_NAME = 36
 
 
 def slice_changes(
@@ -43,7 +43,7 @@ def slice_changes(
         # A marker of its own, for readers who see no colour.
         axes.plot([change], [place], color=colour, marker="X" if has_failed else "o", markersize=6, linestyle="")
     axes.axvline(0.0, color=style.GREY, linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(rows)), [style.shown(row[0], _LONGEST_NAME) for row in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [style.both_ends(row[0], _LONGEST_NAME) for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    style.dress(axes, title=f"Change of {metric}", x="Candidate minus champion, with its 95% interval", y="")
+    style.dress(axes, title=f"Change of {metric}", x="Candidate minus champion, 95% interval", y="")
     return figure

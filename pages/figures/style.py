@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # importing a colour only, as --help does, does not load matplotlib
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), "Color Universal Design": distinguishable with any common colour blindness.
@@ -17,8 +18,18 @@ VERMILION = "#D55E00"
 PURPLE = "#CC79A7"
 SKY = "#56B4E9"
 GREY = "#6E6E6E"
+# Ink and ground turn in dark pages, see ``markup.py``.
 BLACK = "#000000"
+GROUND = "#FFFFFF"
 GRID = "#DDDDDD"
+# Letters on a dark colour, in any page.
+WHITE_LETTERS = "#FEFEFE"
+
+# Colours of the page around a picture in SVG, and these without one.
+PAGE_QUIET, PAGE_LINE, PAGE_GROUND = f"var(--quiet,{GREY})", f"var(--line,{GRID})", f"var(--card,{GROUND})"
+PAGE_SERIES = tuple(
+    f"var(--series-{number},{colour})" for number, colour in enumerate((BLUE, ORANGE, GREEN, VERMILION, PURPLE))
+)
 
 MODEL = BLUE
 BASELINES = (VERMILION, GREEN, ORANGE, PURPLE, SKY)
@@ -76,6 +87,13 @@ def shown(value: object, longest: int = _LONGEST_TEXT) -> str:
     return "".join(map(_visible, text))
 
 
+def both_ends(text: str, longest: int) -> str:
+    """Return a name as a text of one line that has its beginning and its end, which tell slices of a column apart."""
+    if len(text) <= longest:
+        return shown(text, longest)
+    return f"{shown(text[: longest // 2])}…{shown(text[-(longest - longest // 2 - 1) :])}"
+
+
 def label(name: object, longest: int = _LONGEST_LABEL) -> str:
     """Return a name for a legend, which leaves out those with an underscore in front."""
     text = shown(name, longest)
@@ -106,6 +124,13 @@ def legend_below(axes: Axes) -> None:
         frameon=False,
         fontsize=9,
     )
+
+
+def tints() -> Colormap:
+    """Return shades of the model's colour that let the ground show through, from nearly none of it to all."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    return LinearSegmentedColormap.from_list("tints", [to_rgba(MODEL, 0.06), to_rgba(MODEL, 1.0)])
 
 
 def curve(index: int) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _draw_run(
             color=colour,
             marker=marker,
             markersize=_BEST_MARKER_SIZE,
-            markeredgecolor="white",
+            markeredgecolor=style.GROUND,
             linestyle="none",
             zorder=3,
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import FittedFeatures, item_rows
 from mirrorspark.scoring.embedding import graph_encoders
 from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER
@@ -23,7 +24,7 @@ from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results import has_scann
 
 
-class RefreshError(ValueError):
+class RefreshError(ClearError, ValueError):
     """A catalogue without a usable index; the message has the reason and the remedy."""
 
 

@@ -9,7 +9,8 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.recommending.reranking.cascade import rank_candidates
-    from mirrorspark.recommending.reranking.items import ItemAttributes, check_item_columns, is_list, lists_of
+    from mirrorspark.recommending.reranking.items import ItemAttributes, check_item_columns
+    from mirrorspark.recommending.reranking.lists import is_list, lists_of
     from mirrorspark.recommending.reranking.ranking import Ranking, Score, candidate_schema, ranked
     from mirrorspark.recommending.reranking.rerank_task import RerankTask
     from mirrorspark.recommending.reranking.reranker import arrow_items, rerank

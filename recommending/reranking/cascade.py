@@ -13,7 +13,7 @@ from pyspark.sql.types import StructType
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, spark_schema_of
 from mirrorspark.models.index import CANDIDATES, SCORES
-from mirrorspark.recommending.reranking.items import check_lists
+from mirrorspark.recommending.reranking.lists import check_lists
 from mirrorspark.recommending.reranking.ranking import Ranking, candidate_schema, ranked
 from mirrorspark.recommending.reranking.reranker import arrow_items
 from mirrorspark.scoring import ScoringError, ScoringPlan, SentColumns, check_keys

@@ -15,9 +15,8 @@ from mirrorspark.recommending.reranking.items import (
     item_column,
     item_numbers,
     known_items,
-    lists_of,
-    starts_of,
 )
+from mirrorspark.recommending.reranking.lists import lists_of, starts_of
 from mirrorspark.scoring.input import Inputs, RowErrors
 
 # Fewer digits than int64 may have, and as many.

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.models.index import CANDIDATES, SCORES
-from mirrorspark.recommending.reranking.items import ItemAttributes, check_lists, is_list, lists_of, starts_of
+from mirrorspark.recommending.reranking.items import ItemAttributes
+from mirrorspark.recommending.reranking.lists import check_lists, is_list, lists_of, starts_of
 from mirrorspark.recommending.reranking.rules import Rules
 from mirrorspark.scoring import ScoringError
 from mirrorspark.scoring.task import regrouped

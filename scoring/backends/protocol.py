@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.input import column_types
 
 DTYPES: Mapping[str, Any] = {name: element.numpy for name, element in column_types.ELEMENT_TYPES.items()} | {
@@ -27,11 +28,11 @@ ELEMENTS: Mapping[str, str] = {
 """Spark's names of types, and ``uint8``, by their names in NumPy and other libraries."""
 
 
-class ModelOutputError(RuntimeError):
+class ModelOutputError(ClearError, RuntimeError):
     """Raised when inputs or outputs of a model differ from its description."""
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(ClearError, ValueError):
     """Raised for a model that cannot be scored; the message gives the reason and the remedy."""
 
 

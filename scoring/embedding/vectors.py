@@ -5,11 +5,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.errors import ScoringError
 
 
-class UnreadableError(ValueError):
+class UnreadableError(ClearError, ValueError):
     """Raised for images that an encoder cannot read.
 
     Attributes:

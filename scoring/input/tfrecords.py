@@ -42,7 +42,7 @@ def score_tfrecords(  # noqa: D417 - the others are those of score
     keys: str | Sequence[str],
     tracking_uri: str | None = None,
     on_damage: str = "fail",
-    outputs: Form | str = AS_COLUMNS,
+    outputs: Form | str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
@@ -72,9 +72,11 @@ def score_tfrecords(  # noqa: D417 - the others are those of score
         ScoringError: A key is missing, the result would have a column twice, or the records are shards of a dataset.
         ColumnError: A raw column is missing, or has a type that its feature does not accept or was not trained with.
     """
-    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    form = AS_COLUMNS if outputs is None else outputs
+    options = ScoringOptions.of(form, batch_size, with_columns, nulls, bad_rows, other_versions)
     # Models that bring code are refused below: they were not trained here.
     plan = ScoringPlan.of(model, keys, options, tracking_uri, trust=True)
+    plan = plan.with_named_labels() if outputs is None else plan
     return score_as_planned(tfrecord_table(spark, paths, plan, on_damage=on_damage), plan, counters=counters)
 
 

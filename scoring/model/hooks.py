@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.backends import protocol
 
 HOOKS_FILE = "hooks.py"
 PREPROCESS, POSTPROCESS = "preprocess", "postprocess"
 
 
-class HookError(RuntimeError):
+class HookError(ClearError, RuntimeError):
     """Raised when a hook cannot be loaded, fails or returns an invalid result; the message names hook and file."""
 
 

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
         Form,
         Labelled,
         Long,
+        Named,
         Shaped,
         Struct,
         TopK,
         Wide,
         form_named,
         form_of,
+        form_of_labels,
     )
     from mirrorspark.scoring.output.older_scores import check_same_columns
 else:
@@ -52,6 +54,7 @@ __all__ = [
     "Form",
     "Labelled",
     "Long",
+    "Named",
     "Shaped",
     "Struct",
     "TopK",
@@ -63,6 +66,7 @@ __all__ = [
     "failure_message",
     "form_named",
     "form_of",
+    "form_of_labels",
     "good_rows",
     "keep_best",
     "no_values",

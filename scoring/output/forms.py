@@ -22,6 +22,9 @@ Labels = Mapping[str, Sequence[str]]
 _SCORED_LABEL = pa.struct([("label", pa.string()), ("score", pa.float32())])
 _PREDICTIONS = "predictions"
 PREDICTED_LABEL = "predicted_label"
+_PROBABILITY = "probability_"
+MOST_NAMED = 200
+"""Labels that become columns by default; more of them stay one list."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,41 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Named:
+    """The label with the best score of each row, as in :class:`Labelled`, and a column of scores for each label.
+
+    The columns are called ``probability_`` and the label: scores of labels are probabilities in all models that are
+    trained here. Other outputs follow.
+    """
+
+    keeps_rows: ClassVar[bool] = True
+
+    def fields(self, outputs: pa.Schema, labels: Labels) -> pa.Schema:
+        """Return the columns of the label, the scores and the other outputs.
+
+        Raises:
+            ScoringError: The model has no labels that hold for all rows, or two of the same name.
+        """
+        named = _labelled(outputs, labels, "named")
+        scores = [pa.field(_PROBABILITY + field.name, field.type) for field in Wide().fields(outputs, labels)]
+        best = Labelled().fields(outputs, labels).field(PREDICTED_LABEL)
+        return pa.schema([best, *scores, *(field for field in outputs if field.name != named)])
+
+    def shaped(self, outputs: Mapping[str, pa.Array], labels: Labels) -> Shaped:
+        """Return the best label, the scores and the other outputs."""
+        (named,) = labels
+        best = Labelled().shaped(outputs, labels).columns[PREDICTED_LABEL]
+        scores = {_PROBABILITY + label: of for label, of in Wide().shaped(outputs, labels).columns.items()}
+        return Shaped({PREDICTED_LABEL: best, **scores} | {name: of for name, of in outputs.items() if name != named})
+
+
+def form_of_labels(labels: Sequence[str]) -> Form:
+    """Return :class:`Named` where each label can be a column, in Spark too, else :class:`Labelled`."""
+    can_be_columns = len(labels) <= MOST_NAMED and len({label.lower() for label in labels}) == len(labels)
+    return Named() if can_be_columns else Labelled()
+
+
+@dataclass(frozen=True)
 class Long:
     """One row for each scored row and label, in the columns ``label`` and ``score``."""
 
@@ -237,12 +275,13 @@ _BY_NAME: Mapping[str, tuple[Callable[..., Form], Callable[[str], Any] | None]] 
     "columns": (Columns, None),
     "struct": (Struct, None),
     "labelled": (Labelled, None),
+    "named": (Named, None),
     "wide": (Wide, None),
     "long": (Long, None),
     "top": (TopK, int),
     "at_least": (AtLeast, float),
 }
-_NAMES = "columns, struct, labelled, wide, long, top:10 or at_least:0.5"
+_NAMES = "columns, struct, labelled, named, wide, long, top:10 or at_least:0.5"
 
 
 def form_of(given: Form | str) -> Form:

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.task.batches import RowCount, grouped, pieces, regrouped
     from mirrorspark.scoring.task.counts import Counters, JobCounters, MergedCounters, ScoringCounts, TaskCounts
     from mirrorspark.scoring.task.group_task import GroupTask, Unknown
+    from mirrorspark.scoring.task.options import OtherVersions, ScoringOptions
     from mirrorspark.scoring.task.planner import ASSUMED_ROWS_PER_SECOND, DEFAULT_TASK_SECONDS, plan_tasks
     from mirrorspark.scoring.task.probe import Speed, log_plan, speed_of
-    from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, ScoringOptions, ShippedModel, ship, ship_all
+    from mirrorspark.scoring.task.scorer import Scorer
+    from mirrorspark.scoring.task.shipping import ShippedModel, ship, ship_all
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

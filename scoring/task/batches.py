@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.scoring.output import Form
 
@@ -60,7 +61,7 @@ def grouped(batches: Iterable[pa.RecordBatch], rows: int, group_bytes: int) -> I
         yield waiting
 
 
-class RowCountError(AssertionError):
+class RowCountError(ClearError, AssertionError):
     """Raised when the numbers of input and output rows of a task differ, which is a defect of the code."""
 
 

@@ -1,25 +1,15 @@
-"""Scoring of batches in a task: options, the columns of the scores, and the shipping of the model."""
+"""Scoring of batches in a task."""
 
-import hashlib
-import threading
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.scoring.backends import limit_tensorflow
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input import NO_NULL_POLICY, NullPolicy, NullRule, column_types
-from mirrorspark.scoring.model.folder import ModelDirectory, exported_with
+from mirrorspark.scoring.model.folder import exported_with
 from mirrorspark.scoring.model.loading import (
-    DEFAULT_BATCH_SIZE,
     PROCESS_CACHE,
     LoadedModel,
     Search,
@@ -28,126 +18,17 @@ from mirrorspark.scoring.model.loading import (
     limit_numeric_libraries,
     load_once,
 )
-from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import (
-    ADDED_COLUMNS,
-    AS_COLUMNS,
-    DEFAULT_COLUMNS,
-    AddedColumn,
     BadRowError,
-    BadRows,
     Entries,
-    Form,
     Shaped,
     failure_message,
-    form_of,
     good_rows,
 )
 from mirrorspark.scoring.task.counts import Counters, ScoringCounts
-from mirrorspark.spark_session import archive_folder, session_of, task_cores
-
-OtherVersions = Literal["refuse", "allow"]
-"""Treatment of an executor whose library versions differ from the model's."""
-
-
-@dataclass(frozen=True)
-class ScoringOptions:
-    """Options of a scoring call, which :func:`scoring.score` describes; checked when built.
-
-    An entry point builds them from its keyword arguments and hands them down.
-    """
-
-    outputs: Form = AS_COLUMNS
-    batch_size: int = DEFAULT_BATCH_SIZE
-    with_columns: tuple[str, ...] = DEFAULT_COLUMNS
-    nulls: NullPolicy = NO_NULL_POLICY
-    bad_rows: BadRows = "fail"
-    other_versions: OtherVersions = "refuse"
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ScoringError(f"batch_size {self.batch_size} is below 1; use some thousands of rows")
-        if self.other_versions not in get_args(OtherVersions):
-            raise ScoringError(f"other_versions '{self.other_versions}' is unknown; use refuse or allow")
-        if self.bad_rows not in get_args(BadRows):
-            raise ScoringError(f"bad_rows '{self.bad_rows}' is unknown; use one of {list(get_args(BadRows))}")
-        known = [column.name for column in ADDED_COLUMNS if column.with_bad_rows is None]
-        if unknown := [name for name in self.with_columns if name not in known]:
-            raise ScoringError(f"with_columns names {unknown}, which scoring does not add; use some of {known}")
-
-    @classmethod
-    def of(
-        cls,
-        outputs: Form | str,
-        batch_size: int,
-        with_columns: str | Sequence[str],
-        nulls: Mapping[str, NullRule] | None,
-        bad_rows: BadRows,
-        other_versions: OtherVersions,
-    ) -> "ScoringOptions":
-        """Return the options for a caller's arguments, which may name a form and give rules for nulls.
-
-        Raises:
-            ScoringError: A setting is invalid.
-        """
-        policy = NullPolicy(nulls) if nulls else NO_NULL_POLICY
-        form = outputs if outputs is AS_COLUMNS else form_of(outputs)
-        columns = (with_columns,) if isinstance(with_columns, str) else tuple(with_columns)
-        return cls(form, batch_size, columns, policy, bad_rows, other_versions)
-
-    @property
-    def added(self) -> tuple[AddedColumn, ...]:
-        """The columns that follow the scores, in their order."""
-        return tuple(
-            column
-            for column in ADDED_COLUMNS
-            if column.name in self.with_columns or column.with_bad_rows == self.bad_rows
-        )
-
-    def schema(self, directory: ModelDirectory) -> pa.Schema:
-        """Return the columns that follow the keys.
-
-        Raises:
-            ScoringError: The model's outputs do not fit the form.
-        """
-        outputs = pa.schema(
-            [(name, column_types.ARROW_TYPES[type_]) for name, type_ in directory.description.outputs.items()]
-        )
-        columns = list(outputs)
-        if self.outputs is not AS_COLUMNS:
-            # Plain columns need no labels, which are in the features of a multi-label model.
-            columns = list(self.outputs.fields(outputs, directory.labels))
-        columns += [pa.field(column.name, column.type) for column in self.added]
-        names = [column.name for column in columns]
-        if len(set(names)) < len(names):
-            raise ScoringError(
-                f"the scores would have the columns {kinds.repeated_names(names)} twice: "
-                f"the model has outputs or labels "
-                f"of these names; use another form, or leave them out of with_columns"
-            )
-        return pa.schema(columns)
-
-
-@dataclass(frozen=True)
-class ShippedModel:
-    """Location of a model for tasks. The model itself is too large for a closure.
-
-    Attributes:
-        digest: SHA-256 of the model's files.
-        label: Value of the column ``model_version``, such as ``flights/3``.
-        path: Folder on the driver's disk in local mode, else None.
-        archive: On a cluster, name of the archive that Spark unpacks for tasks; it has one folder per model, named by
-            digest.
-    """
-
-    digest: str
-    label: str
-    path: str | None
-    archive: str | None
-
-    def folder(self) -> Path:
-        """Return the folder of the model on this host; to be called in the task."""
-        return Path(self.path) if self.path is not None else archive_folder(self.archive or "") / self.digest
+from mirrorspark.scoring.task.options import ScoringOptions
+from mirrorspark.scoring.task.shipping import ShippedModel
+from mirrorspark.spark_session import task_cores
 
 
 @dataclass(frozen=True)
@@ -278,41 +159,3 @@ def _with_rows_of_nulls(shaped: Shaped, good: np.ndarray, rows: int) -> Shaped:
 
 def _repeated(column: pa.Array, rows: np.ndarray | None) -> pa.Array:
     return column if rows is None else column.take(pa.array(rows))
-
-
-def ship(spark: SparkSession, model: PinnedModel) -> ShippedModel:
-    """Make ``model`` available to the tasks of ``spark``, unless it is already.
-
-    On a cluster, Spark's file server sends the files once to every executor; no shared disk is needed.
-    """
-    (shipped,) = ship_all(spark, [model])
-    return shipped
-
-
-def ship_all(spark: SparkSession, models: Sequence[PinnedModel]) -> Sequence[ShippedModel]:
-    """Make ``models`` available to the tasks of ``spark`` in one archive, unless they are already.
-
-    Spark sends the names of all archives with every task and logs them with every new archive: one archive for each of
-    thousands of models would add a megabyte to every task. A model that is shipped again in another set of models is
-    sent again.
-    """
-    session = session_of(spark)
-    if session.is_local:
-        return [ShippedModel(model.digest, model.label, path=str(model.path), archive=None) for model in models]
-    folders = {model.digest: model.path for model in models}
-    name = f"mirrorspark-models-{hashlib.sha256(''.join(sorted(folders)).encode()).hexdigest()}"
-    session.send_archive(name, partial(_pack, folders))
-    return [ShippedModel(model.digest, model.label, path=None, archive=name) for model in models]
-
-
-def _pack(folders: Mapping[str, Path], archive: Path) -> None:
-    """Write folders into an archive under the given names."""
-    # Another thread may ship the same models. Each writes its own file, and the last one replaces an equal one.
-    own = archive.with_name(f"{archive.name}.{threading.get_ident()}")
-    # Weights hardly compress, so they are stored. Timestamps are not strict because files of reproducible images may be
-    # dated before 1980, which a ZIP archive cannot hold.
-    with zipfile.ZipFile(own, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
-        for name, folder in folders.items():
-            for path in sorted(folder.rglob("*")):
-                packed.write(path, Path(name, path.relative_to(folder)))
-    own.replace(archive)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, OnnxBackend, SavedModelBackend, protocol
 from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.stored import PinnedModel, resolve
@@ -37,7 +38,7 @@ _NAME = re.compile(r"[\w.-]+")
 _ALIAS = re.compile(r"models:/[^@]+@([^@/]+)")
 
 
-class ExportError(ValueError):
+class ExportError(ClearError, ValueError):
     """A model cannot be exported in this form; the message has the reason and the remedy."""
 
 

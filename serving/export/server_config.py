@@ -6,6 +6,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.serving.protos import Messages, message_class
 from mirrorspark.storage import atomic_file, read_text
 
@@ -30,7 +31,7 @@ _MESSAGES: Messages = {
 _MODEL_TYPES = ("MODEL_TYPE_UNSPECIFIED", "TENSORFLOW", "OTHER")
 
 
-class ServerConfigError(ValueError):
+class ServerConfigError(ClearError, ValueError):
     """A ``models.config`` cannot be read, or has entries that cannot be kept; the message names file and place."""
 
 

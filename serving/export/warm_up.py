@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import kinds, plain_name, raw_columns
 from mirrorspark.data_pipelines.tfrecord import RecordWriter
 from mirrorspark.scoring.backends import SavedModelBackend, protocol
@@ -34,7 +35,7 @@ _MESSAGES: Messages = {
 }
 
 
-class WarmUpError(ValueError):
+class WarmUpError(ClearError, ValueError):
     """A row cannot be a warm-up request; the message has its number and the reason."""
 
 

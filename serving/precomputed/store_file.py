@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
+from mirrorspark.clear_error import ClearError
+
 FORMAT = 2
 INTEGER, TEXT = "int64", "string"
 """Arrow names of the key types."""
@@ -29,7 +31,7 @@ _SEAL = slice(60, 64)
 _READ_BYTES = 1 << 22
 
 
-class StoreError(ValueError):
+class StoreError(ClearError, ValueError):
     """Raised for an invalid store, or a table that cannot become one; the message gives the remedy."""
 
 

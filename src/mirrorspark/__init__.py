@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading import load_dataset as load_dataset
     from mirrorspark.data_pipelines.reading import load_rows as load_rows
     from mirrorspark.data_pipelines.spark import TFRecordSource as TFRecordSource
+    from mirrorspark.data_pipelines.spark import TFRecordsSource as TFRecordsSource
     from mirrorspark.fleet import Fleet as Fleet
     from mirrorspark.fleet import FleetError as FleetError
     from mirrorspark.fleet import fleet_from_coefficients as fleet_from_coefficients
@@ -176,6 +177,7 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.output import Columns as Columns
     from mirrorspark.scoring.output import Labelled as Labelled
     from mirrorspark.scoring.output import Long as Long
+    from mirrorspark.scoring.output import Named as Named
     from mirrorspark.scoring.output import Struct as Struct
     from mirrorspark.scoring.output import TopK as TopK
     from mirrorspark.scoring.output import Wide as Wide
@@ -240,6 +242,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
         "SplitError",
         "TableError",
         "TFRecordSource",
+        "TFRecordsSource",
         "time_split",
         "write_tfrecords",
         "write_tfrecords_from_parquet",
@@ -312,6 +315,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
         "log_parity",
         "Long",
         "ModelDirectory",
+        "Named",
         "package_model",
         "package_router",
         "parity",

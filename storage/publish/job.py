@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.lease import TIMING, Holder, Lease, LeaseLostError, Timing
 from mirrorspark.storage.paths import StoragePath
@@ -69,7 +70,7 @@ class SaveMode(StrEnum):
         return cls(name)
 
 
-class TargetExistsError(FileExistsError):
+class TargetExistsError(ClearError, FileExistsError):
     """The target has data, and the save mode does not allow changing it."""
 
     def __init__(self, target: StoragePath) -> None:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage.lease import TIMING, Heartbeat, Holder, Lease, Timing, lease_content, renewed
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.claims import claim, record_outcome
@@ -16,11 +17,11 @@ from mirrorspark.storage.publish.staging import ATTEMPTS_FOLDER, FORMER_FOLDER, 
 _LOGGER = logging.getLogger(__name__)
 
 
-class WriteInProgressError(OSError):
+class WriteInProgressError(ClearError, OSError):
     """Another living process writes to the target."""
 
 
-class ForeignStagingError(PermissionError):
+class ForeignStagingError(ClearError, PermissionError):
     """A staging folder of another user has the only copy of the target's data."""
 
 

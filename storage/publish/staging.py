@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import uuid4
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage.lease import Heartbeat, Holder, lease_content
 from mirrorspark.storage.paths import StoragePath, leads_out
 
@@ -34,7 +35,7 @@ _OVER_MARK = "~"
 _LOGGER = logging.getLogger(__name__)
 
 
-class UnsafeJournalError(ValueError):
+class UnsafeJournalError(ClearError, ValueError):
     """A journal that none of our writes can have produced."""
 
 

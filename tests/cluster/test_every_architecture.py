@@ -89,11 +89,12 @@ def test_spark_sql_files_look_up_servers_and_mlflow_give_the_scores_of_the_train
         precompute(str(output), store, key="order_id")
         with PrecomputedScores.open(store) as scores:
             found = [scores.get(key) or {} for key in ROWS["order_id"].to_pylist()]
+        by_spark = score(table, folder, keys="order_id", outputs="columns")
         ways = {
             "server": served[case],
             "look-up": found,
             "SQL": [row[f"s{place}"].asDict() for row in of_sql],
-            "Spark": [row.asDict() for row in score(table, folder, keys="order_id").orderBy("order_id").collect()],
+            "Spark": [row.asDict() for row in by_spark.orderBy("order_id").collect()],
             "files": pq.read_table(output).sort_by("order_id").to_pylist(),
             "MLflow": by_mlflow(folder, tmp_path / f"mlflow-{place}", trained[case]).to_dict("records"),
         }

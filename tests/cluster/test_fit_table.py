@@ -326,10 +326,11 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     def of(frame: pd.DataFrame) -> np.ndarray:
         return np.stack(frame.sort_values("parcel")[column].to_numpy())
 
-    scores = of(result.score(rows))
+    lists: dict[str, Any] = {"outputs": "labelled"} if column == "scores" else {}
+    scores = of(result.score(rows, **lists))
     actual = np.stack(result.trained.predictions["test"].to_pandas().sort_values("parcel")[column].to_numpy())
     test = table.merge(result.trained.predictions["test"].select(["parcel"]).to_pandas(), on="parcel")
-    np.testing.assert_allclose(of(result.score(test)), actual, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of(result.score(test, **lists)), actual, rtol=1e-5, atol=1e-6)
     predictor = ms.Predictor(result.model)
     alone = np.stack([row[column] for row in predictor.predict_rows(rows.to_dict("records"))])
     np.testing.assert_allclose(alone, scores, rtol=1e-5, atol=1e-6)
@@ -380,6 +381,11 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
         assert list(result.score(rows).sort_values("parcel")["predicted_label"]) == list(names[scores.argmax(axis=1)])
         wide = result.score(rows, outputs="wide")
         assert {"road", "rail", "sea"} < set(wide.columns)
+        named = result.score(rows.set_index("parcel"))
+        probabilities = [f"probability_{name}" for name in names]
+        assert list(named.columns) == ["predicted_label", *probabilities, "model_version"]
+        assert list(named.index) == list(rows["parcel"])
+        np.testing.assert_array_equal(named.sort_index()[probabilities].to_numpy(), scores)
 
 
 @pytest.mark.full
@@ -406,7 +412,8 @@ def test_lists_candidates_and_counts_are_learnt_from_a_table_too(
     result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
     kept = result.trained.predictions["test"].to_pandas().sort_values("parcel")
     test = table[table["parcel"].isin(kept["parcel"])]
-    scored = result.score(test).sort_values("parcel")
+    lists: dict[str, Any] = {"outputs": "columns"} if name == "extras" else {}
+    scored = result.score(test, **lists).sort_values("parcel")
     np.testing.assert_allclose(
         np.stack(scored[column].to_numpy()), np.stack(kept[column].to_numpy()), rtol=1e-4, atol=1e-5
     )

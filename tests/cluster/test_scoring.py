@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PySparkException
 from pyspark.ml.functions import array_to_vector
@@ -18,6 +19,7 @@ from pyspark.sql.functions import current_date, expr, lit
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
+from mirrorspark.scoring import memory
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.tfrecords import score_tfrecords
@@ -38,10 +40,12 @@ from tests.unit.scoring.exported_models import (
     MEMBERS_DDL,
     ORDERS,
     ORDERS_DDL,
+    TYPES,
     export_flights,
     export_members,
     export_movies,
     export_orders,
+    export_types,
     export_vectors,
     log_flights,
 )
@@ -461,3 +465,34 @@ def test_features_of_every_kind_are_scored_on_spark(spark: "SparkSession", tmp_p
     scored = score(as_vector, folder, keys="order_id").orderBy("order_id").collect()
     expected_without = LoadedModel(folder).score(without)["score"].tolist()
     assert [row.score for row in scored] == pytest.approx(expected_without, rel=0, abs=1e-6)
+
+
+def test_a_table_in_memory_or_in_files_is_scored_as_its_dataframe_is(
+    spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """#52: with the same calls of the model bit for bit; vectorised loops round the last rows of a call differently."""
+    model = export_types(tmp_path / "model")
+    rows = pa.concat_tables([TYPES] * 500).set_column(0, "id", pa.array(range(500 * TYPES.num_rows)))
+    rows = rows.combine_chunks().take(pa.array(np.random.default_rng(1).permutation(rows.num_rows)))
+
+    def of(scored: "DataFrame") -> np.ndarray:
+        return scored.toArrow().sort_by("id")["score"].to_numpy()
+
+    frame = spark.createDataFrame(rows)
+    here = score(rows, model, keys="id")
+    assert here["id"].equals(rows["id"])
+    in_order = here.sort_by("id")["score"].to_numpy()
+    np.testing.assert_array_equal(of(score(frame.coalesce(1), model, keys="id")), in_order)
+    assert score(frame, model, keys="id").toArrow().schema.equals(here.schema)
+    of_pandas = score(rows.to_pandas().set_index("joined", drop=False), model, keys="id")
+    np.testing.assert_array_equal(of_pandas["score"].to_numpy(), here["score"].to_numpy())
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    np.testing.assert_allclose(of(score(tmp_path / "rows.parquet", model, keys="id")), in_order, atol=1e-7)
+    monkeypatch.setattr(memory, "MOST_ROWS", 10)
+    by_tasks = score(rows.select(TYPES.column_names[1:]), model)
+    np.testing.assert_allclose(by_tasks["score"].to_numpy(), here["score"].to_numpy(), atol=1e-7)
+    monkeypatch.undo()
+    # Times without a zone are those of the session's.
+    zoneless = rows.set_column(rows.column_names.index("when"), "when", rows["when"].cast(pa.timestamp("us")))
+    wanted = of(score(spark.createDataFrame(zoneless), model, keys="id"))
+    np.testing.assert_allclose(score(zoneless, model, keys="id").sort_by("id")["score"].to_numpy(), wanted, atol=1e-7)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pyspark.sql.types import FloatType, IntegerType, LongType, StringType, StructField, StructType
 
-from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource
+from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource, TFRecordsSource
 from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ ROWS = [(11, 23, 10.0, "r1"), (21, None, 12.5, "ü")]
 def registered(spark: "SparkSession") -> None:
     """Make the format known whichever folder the tests are started in; an installed one Spark finds by itself."""
     spark.dataSource.register(TFRecordSource)
+    spark.dataSource.register(TFRecordsSource)
 
 
 @pytest.fixture
@@ -79,12 +80,16 @@ def test_layout_codec_and_hadoops_class_names(spark: "SparkSession", table: "Dat
     assert as_set(spark.read.format("tfrecord").schema(SCHEMA).load(path)) == set(ROWS)
 
 
-def test_append_and_overwrite(spark: "SparkSession", table: "DataFrame", tmp_path: Path) -> None:
+def test_append_and_overwrite_under_the_names_of_both_connectors(
+    spark: "SparkSession", table: "DataFrame", tmp_path: Path
+) -> None:
     path = str(tmp_path / "t")
-    for mode, rows in (("append", 2), ("append", 4), ("overwrite", 2)):
-        table.write.format("tfrecord").mode(mode).save(path)
+    for mode, rows, name in (("append", 2, "tfrecord"), ("append", 4, "tfrecords"), ("overwrite", 2, "tfrecords")):
+        table.write.format(name).option("writeLocality", "distributed").mode(mode).save(path)
 
         assert spark.read.format("tfrecord").load(path).count() == rows
+    spark.sql(f"CREATE OR REPLACE TEMPORARY VIEW clicks USING tfrecords OPTIONS (path '{path}', recordType 'Example')")
+    assert spark.table("clicks").count() == 2
     assert names_in(tmp_path) == ["t"]
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TOP_LEVEL = {"mirrorspark", "pyspark_tfrecord", "pyspark_tfrecords"}
 NAMES_OF_USERS = (
     "callbacks",
     "data_pipelines",
@@ -103,11 +104,11 @@ def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Insta
     return Installation(folder)
 
 
-def test_wheel_puts_two_names_into_site_packages_and_holds_every_package(wheel: Path, source: Path) -> None:
+def test_wheel_puts_three_names_into_site_packages_and_holds_every_package(wheel: Path, source: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {Path(name).parent.as_posix() for name in archive.namelist() if name.endswith("/__init__.py")}
         folders = {name.split("/")[0] for name in archive.namelist()}
-    assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"mirrorspark", "pyspark_tfrecord"}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == TOP_LEVEL
     assert held == {path.parent.relative_to(source / "src").as_posix() for path in source.glob("src/**/__init__.py")}
     folders_of_the_clone = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"benchmarks"}
     assert {f"mirrorspark/{name}" for name in folders_of_the_clone} <= held
@@ -119,6 +120,11 @@ def test_wheel_holds_every_recipe_file(wheel: Path) -> None:
         held = set(archive.namelist())
     assert {path.suffix for path in files} == {".yaml", ".sql"}
     assert [path.name for path in files if f"mirrorspark/{path.relative_to(REPOSITORY).as_posix()}" not in held] == []
+
+
+def test_wheel_says_that_it_has_types(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert "mirrorspark/py.typed" in archive.namelist()
 
 
 def test_wheel_holds_every_template(wheel: Path) -> None:
@@ -153,13 +159,15 @@ def test_spark_finds_the_data_source_of_an_installation_by_itself(installation: 
     """T1: Spark 4 looks for top-level modules named ``pyspark_*`` that have a ``DefaultSource``."""
     script = (
         "import pkgutil; names = [module.name for module in pkgutil.iter_modules()]; "
-        "print('pyspark_tfrecord' in names); "
-        "import pyspark_tfrecord; print(pyspark_tfrecord.DefaultSource.name(), pyspark_tfrecord.__file__)"
+        "print('pyspark_tfrecord' in names and 'pyspark_tfrecords' in names); "
+        "import pyspark_tfrecord; print(pyspark_tfrecord.DefaultSource.name(), pyspark_tfrecord.__file__); "
+        "import pyspark_tfrecords; print(pyspark_tfrecords.DefaultSource.name())"
     )
     found = installation.run("python", "-c", script)
     assert found.returncode == 0, found.stderr
-    has_module, named = found.stdout.splitlines()
-    assert has_module == "True"
+    has_modules, named, alias = found.stdout.splitlines()
+    assert has_modules == "True"
+    assert alias == "tfrecords"
     assert named.startswith("tfrecord ")
     assert Path(named.removeprefix("tfrecord ")).is_relative_to(installation.folder)
 
@@ -187,10 +195,10 @@ def test_the_ledger_of_fleets_has_its_migrations_outside_the_clone(installation:
     assert found.stdout == "[]\n"
 
 
-def test_site_packages_get_two_names_and_the_metadata(installation: Installation) -> None:
+def test_site_packages_get_three_names_and_the_metadata(installation: Installation) -> None:
     (site_packages,) = installation.folder.glob("lib/python*/site-packages")
     names = {path.name for path in site_packages.iterdir() if path.suffix not in (".pth", ".dist-info")}
-    assert names - {"__pycache__", "_virtualenv.py"} == {"mirrorspark", "pyspark_tfrecord"}
+    assert names - {"__pycache__", "_virtualenv.py"} == TOP_LEVEL
 
 
 @pytest.mark.full

@@ -148,7 +148,7 @@ def picture(running: RunningStage | None, *, count: int = 12) -> Picture:
     position = Position(count + 1, 120, 400, 612_000.0, 0.4477, {}, (0.0, 4_000), (60.0, 400 * count + 120))
     finished = (
         FinishedStage("infer", 1.2, "7 features; label 'late' of kind binary"),
-        FinishedStage("convert", 16.4, "244,737 train, 28,618 validation, 53,991 test rows; validation: 4 warnings"),
+        FinishedStage("convert", 16.4, f"244,737 train, 53,991 test rows; validation: 4 warnings; {'and more ' * 40}"),
     )
     over = (
         FinishedStage("train", 71.6, f"{count} epochs, best was 9"),
@@ -163,7 +163,7 @@ def picture(running: RunningStage | None, *, count: int = 12) -> Picture:
 def outputs(folder: Path) -> Mapping[str, str]:
     """Return the markup of each object by its name; some name files in ``folder``, which must exist."""
     result, shown = trained(folder), dataset(folder)
-    lines = ["  the weights to train take 0.3 MB", f"  rank 1: {HOSTILE}"]
+    lines = ["  resuming from step 1,200", f"  rank 1: {HOSTILE}"]
     objects: dict[str, Any] = {
         "spec": SPEC,
         "dataset": shown,

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
     from mirrorspark.training.configuration.fields import (
         MLflowRun,
+        Optimizer,
+        Registered,
         alternatives,
         check_registry_name,
         check_values,
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
         type_in_words,
     )
     from mirrorspark.training.configuration.recipe import SQL_FILE, as_yaml, read_yaml, recipe_folder, recipe_names
-    from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS
+    from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
+    from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS, BaselineName
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -28,10 +31,15 @@ __all__ = [
     "POPULARITY",
     "SQL_FILE",
     "TASKS",
+    "BaselineName",
     "ConfigError",
+    "FurtherSettings",
     "MLflowRun",
+    "Optimizer",
+    "Registered",
     "RunConfig",
     "TrainingConfig",
+    "TrainingSettings",
     "alternatives",
     "as_yaml",
     "check_registry_name",

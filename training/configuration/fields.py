@@ -15,6 +15,7 @@ from annotated_types import DocInfo, Ge, Gt, Interval, doc
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.clear_error import ClearError
 from mirrorspark.models import CalibrationKind, Schedule
 from mirrorspark.training.configuration.tasks import BaselineName
 from mirrorspark.training.protocol import BatchRule, Budgets, Limits
@@ -27,7 +28,7 @@ MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
-class ConfigError(ValueError):
+class ConfigError(ClearError, ValueError):
     """A run's configuration is invalid; the message names the change to make."""
 
 

@@ -1,10 +1,11 @@
 """The errors that end a supervised training."""
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import without_credentials
 from mirrorspark.training.protocol.outcomes import Attempt
 
 
-class TrainingFailedError(RuntimeError):
+class TrainingFailedError(ClearError, RuntimeError):
     """Training gave up; ``attempts`` has all attempts and errors, and the message quotes the last one's first error."""
 
     def __init__(self, attempts: tuple[Attempt, ...], reason: str = "") -> None:
@@ -26,7 +27,7 @@ class TrainingFailedError(RuntimeError):
         return type(self), (self.attempts, self.reason)
 
 
-class TrainingStoppedError(RuntimeError):
+class TrainingStoppedError(ClearError, RuntimeError):
     """Training was stopped on request; ``step`` is that of the checkpoint it can resume from, 0 if there is none."""
 
     def __init__(self, attempts: tuple[Attempt, ...], step: int, reason: str) -> None:
@@ -47,5 +48,5 @@ class TrainingStoppedError(RuntimeError):
         return type(self), (self.attempts, self.step, self.reason)
 
 
-class NotEnoughSlotsError(RuntimeError):
+class NotEnoughSlotsError(ClearError, RuntimeError):
     """The cluster has had too few slots for the fewest workers for too long."""

@@ -13,13 +13,14 @@ from typing import Any
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory, session_of
 from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_program
 from mirrorspark.training.protocol import AttemptPlan
 from mirrorspark.training.protocol.outcomes import SESSION_LOST, RankError
 
 
-class BarrierJobError(RuntimeError):
+class BarrierJobError(ClearError, RuntimeError):
     """Spark's barrier job failed; ``error`` has Spark's account of it, and the ranks' own events may have more."""
 
     def __init__(self, error: RankError) -> None:

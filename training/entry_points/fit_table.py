@@ -1,16 +1,19 @@
 """``fit``: from any table to a trained, evaluated and registered model; every default is a function here."""
 
+import inspect
 import logging
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.data_pipelines import ConversionOptions, any_table, convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.dataset import MANIFEST_FILE
 from mirrorspark.data_pipelines.features import (
@@ -26,19 +29,24 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.sources import MemorySource, why_not_here
 from mirrorspark.models import own_model
 from mirrorspark.scoring.embedding import Embedder
-from mirrorspark.spark_session import SessionAhead, session_of
+from mirrorspark.spark_session import SessionAhead
 from mirrorspark.training.configuration import (
     LINEAR_BASELINES,
     POPULARITY,
     TASKS,
+    BaselineName,
     ConfigError,
+    FurtherSettings,
+    Optimizer,
+    Registered,
     TrainingConfig,
+    TrainingSettings,
     likely_meant,
 )
 from mirrorspark.training.entry_points.train_dataset import train_in_view
 from mirrorspark.training.results import FitResult
 from mirrorspark.training.run_records import Tracking
-from mirrorspark.training.run_records.live import LiveView, add_findings, spec_details
+from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,7 +76,22 @@ def fit(
     model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
     spark: SparkSession | None = None,
-    **settings: Any,
+    name: str | None = None,
+    epochs: int | None = None,
+    patience: int | None = None,
+    monitor: str | None = None,
+    mode: Mode | None = None,
+    global_batch_size: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
+    workers: int | str | None = None,
+    seed: int | None = None,
+    baseline: BaselineName | list[Any] | None = None,
+    register: Registered | None = None,
+    warm_start: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    experiment: str | None = None,
+    **further: Unpack[FurtherSettings],
 ) -> FitResult:
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
@@ -93,8 +116,23 @@ def fit(
             the name of an architecture, or its name and settings; by default one that fits the label.
         callbacks: Keras callbacks of your own for each worker, with a model of your own.
         spark: The session; by default the active one, or a local one.
-        settings: Fields of :class:`training.configuration.TrainingConfig` that differ from
-            :func:`default_config`.
+        name: Name of the registered model, the experiment and the folders; by default the label's.
+        epochs: Most passes over the training rows; by default 40.
+        patience: Epochs without a better ``monitor`` after which the training stops; 0 trains all epochs.
+        monitor: Validation metric that picks the best epoch, such as ``val_auc``; by default that of the label's kind.
+        mode: Direction of a ``monitor`` of your own: ``max`` or ``min``.
+        global_batch_size: Rows of an update, over all workers; by default by the size of the table.
+        learning_rate: Step size of the optimizer; by default 0.001.
+        optimizer: Rule of the update; by default ``adamw`` for tables.
+        workers: Workers that train side by side, or ``"2:4"`` for a range; by default by the size of the table.
+        seed: Fixes the split, initial weights, data order and dropout.
+        baseline: Model to compare with, a list of several, or ``"none"``.
+        register: ``"model"``, or ``"better"`` for the better one of model and baseline.
+        warm_start: Model to begin from: ``models:/NAME@ALIAS``, ``runs:/ID`` or a folder.
+        output: Folder of datasets, runs and models, which all machines share; by default ``mirrorspark-output``.
+        experiment: MLflow experiment; by default the one that MLflow is set to, or the name.
+        further: The other fields of :class:`training.configuration.TrainingConfig`. None of an argument above leaves
+            its default, which :func:`default_config` chooses for the label and the size of the table.
 
     Raises:
         TableError: ``table`` is not a table.
@@ -103,10 +141,27 @@ def fit(
         ConfigError: A setting has an invalid value.
         Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.train`.
     """
+    settings: dict[str, Any] = dict(further) | _given(
+        name=name,
+        epochs=epochs,
+        patience=patience,
+        monitor=monitor,
+        mode=mode,
+        global_batch_size=global_batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        workers=workers,
+        seed=seed,
+        baseline=baseline,
+        register=register,
+        warm_start=warm_start,
+        output=output,
+        experiment=experiment,
+    )
     _check_arguments(table, label, model, callbacks, settings)
     view = LiveView(epochs=1)
-    session = SessionAhead(spark, workers := _local_workers(settings), verbose=bool(settings.get("verbose")))
-    with view.stage("infer", spark=session.known) as stage:
+    session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
+    with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
         rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, session)
         stage.note = f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
         stage.details = spec_details(spec)
@@ -116,8 +171,8 @@ def fit(
         settings["model"] = own_model.own_model(model, spec.label.form, callbacks)
         settings.setdefault("monitor", "val_loss")  # what every model has
     name = settings.pop("name", None) or default_name(spec)
-    _require_valid(spec, session_of(session.known).task_slots() if session.known else workers, name=name, **settings)
     session.begin()
+    _require_valid(spec, session.slots, name=name, **settings)
     with view.stage("convert", spark=session.known) as stage:
         require_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
@@ -128,10 +183,14 @@ def fit(
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         add_findings(stage, dataset)
         spark = session.get()
-    slots = session_of(spark).task_slots()
-    config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
+    config = default_config(spec, rows=counts["train"], slots=session.slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows, spark)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Return the settings that a caller gave."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
@@ -144,6 +203,7 @@ def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any
         )
     known = list(TrainingConfig.__dataclass_fields__)
     unknown = sorted(set(settings) - set(known))
+    known = list(dict.fromkeys([*inspect.signature(fit).parameters, *known]))
     if unknown:
         remedy = likely_meant(unknown, known, otherwise="use fields of TrainingConfig")
         raise ConfigError(f"settings {unknown} are unknown; {remedy}")
@@ -204,7 +264,7 @@ def default_name(spec: FeatureSpec) -> str:
     return name or plain_name(spec.label.name)
 
 
-def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any) -> TrainingConfig:
+def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpack[TrainingSettings]) -> TrainingConfig:
     """Return the configuration of a training, from the defaults of this module.
 
     They are those of :func:`default_workers`, :func:`default_batch_size`, :func:`default_baseline` and, where no model
@@ -233,7 +293,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
             defaults["patience"] = 5
             # The decay is the optimizer's: another optimizer has its own.
             defaults |= {} if "optimizer" in settings else {"optimizer": "adamw", "weight_decay": 0.01}
-    return TrainingConfig(**defaults | settings)
+    return TrainingConfig(**defaults | dict(settings))
 
 
 def default_model(spec: FeatureSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import mirrorspark
 from mirrorspark.callbacks.checkpoints import CheckpointDamagedError, checkpoint_store, fencing
 from mirrorspark.callbacks.collectives import WeightsDifferError
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import StoreUnreachableError, out_of_memory, without_credentials
 from mirrorspark.training.protocol.outcomes import Phase
 from mirrorspark.training.protocol.ring import RingChecksumError, RingConnectError, RingError
@@ -26,7 +27,7 @@ MORE_MEMORY = (
 )
 
 
-class EntryError(ImportError):
+class EntryError(ClearError, ImportError):
     """The function that trains, or the class of its plan, cannot be imported here."""
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.training.executor.fork_server import STACKS_AT_ONCE, STACKS_END, STACKS_WITH_LOCK
 
 PRELOAD = "mirrorspark.training.executor.worker_preload"
@@ -38,7 +39,7 @@ _MESSAGE_BYTES = 1 << 12
 _STACKS_POLL_SECONDS = 0.02
 
 
-class WorkerStartError(RuntimeError):
+class WorkerStartError(ClearError, RuntimeError):
     """A worker could not be started."""
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.mlflow import metric_requests
+from mirrorspark.clear_error import ClearError
 from mirrorspark.pages import beside_the_result
 from mirrorspark.pages.figures import figure_of_image
 from mirrorspark.scoring.model.stored import PinnedModel, resolve
@@ -42,23 +43,26 @@ from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import (
     REPORT_FILE,
     Cost,
+    PagePath,
     Reservation,
     Summary,
     cost_of,
     each_baseline,
     model_card,
     report_facts,
+    report_of,
     trained_html,
+    trained_text,
     write_report,
 )
 from mirrorspark.training.run_records import RunFolder, run_history
 
 
-class ResultLostError(RuntimeError):
+class ResultLostError(ClearError, RuntimeError):
     """A run has finished, but its summary or result is missing or damaged."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """A trained, exported and registered model.
 
@@ -78,6 +82,7 @@ class Trained:
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
         explanation: The features' influence on the predictions, measured on some test rows; None if it was switched off
             or the model cannot be explained quickly.
+        rows: Rows per split; empty in the results of earlier versions.
     """
 
     run_id: str
@@ -87,15 +92,16 @@ class Trained:
     attempts: tuple[Attempt, ...]
     examples_per_second: float | None
     verdict: evaluate_run.BaselineComparison
-    predictions: dict[str, pa.Table] = field(repr=False)
+    predictions: dict[str, pa.Table]
     run_folder: Path
-    tracking_uri: str = field(repr=False)  # it may hold a password
-    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
-    cost: Cost | None = field(default=None, repr=False)
+    tracking_uri: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    cost: Cost | None = None
     chosen: str | None = None
     calibration: str | None = None
     run_page: str | None = None
-    explanation: Explanation | None = field(default=None, repr=False)
+    explanation: Explanation | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -106,6 +112,14 @@ class Trained:
     def version_uri(self) -> str:
         """The URI of the registered version, which later trainings do not change."""
         return f"models:/{self.registered_model}/{self.model_version}"
+
+    @property
+    def report(self) -> PagePath:
+        """The run on one HTML page, which is also in MLflow: a path, and in a notebook a link."""
+        return report_of(self.run_folder)
+
+    def __repr__(self) -> str:
+        return trained_text(self)
 
     def _repr_html_(self) -> str:
         return trained_html(self)
@@ -219,6 +233,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "chosen": trained.chosen,
         "calibration": trained.calibration,
         "run_page": trained.run_page,
+        "rows": dict(trained.rows),
     }
     atomic_file.write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
@@ -462,4 +477,5 @@ def _trained(
         calibration=calibrated.in_words() if calibrated else None,
         run_page=job.tracked.page,
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),
+        rows={split: job.dataset.manifest.rows(split) for split in job.dataset.manifest.splits},
     )

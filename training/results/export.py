@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines import EXAMPLE_FILE, library_versions
 from mirrorspark.data_pipelines.dataset import FEATURES_FOLDER
 from mirrorspark.data_pipelines.reading import Dataset
@@ -59,7 +60,7 @@ _LIBRARIES = (
 )
 
 
-class ExportFailedError(RuntimeError):
+class ExportFailedError(ClearError, RuntimeError):
     """The model could not be exported; the message is the first error of the export process."""
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,17 +9,16 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines import any_table, table_forms
 from mirrorspark.data_pipelines.features import FeatureSpec, quoted
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.pages import beside_the_result
-from mirrorspark.scoring import score
+from mirrorspark.scoring import ScoringError, score
 from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.model.loading import LoadedModel
 from mirrorspark.scoring.model.stored import PinnedModel
-from mirrorspark.scoring.output import Labelled
 from mirrorspark.spark_session import require_running
 from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
@@ -34,11 +32,12 @@ from mirrorspark.training.results.evaluation import (
 )
 from mirrorspark.training.results.report import (
     REPORT_FILE,
+    PagePath,
     RunComparison,
     metrics_table,
     report_facts,
     trained_html,
-    verdict_sentences,
+    trained_text,
     write_report,
 )
 
@@ -112,26 +111,40 @@ class FitResult:
         return dict(self.trained.verdict.figures)
 
     @property
-    def report(self) -> Path:
-        """The run on one HTML page, which is also in MLflow."""
-        return self.trained.run_folder / REPORT_FILE
+    def report(self) -> PagePath:
+        """The run on one HTML page, which is also in MLflow: a path, and in a notebook a link."""
+        return self.trained.report
 
     def score(self, table: Any, **options: Any) -> Any:
         """Return keys and scores of another table, in the form in which it is given.
 
         Args:
-            table: Anything that ``fit`` takes. It needs the model's columns and the keys, but no label.
-            options: Options of :func:`scoring.score`. For several classes, the name of the best one is next to the
-                scores, unless ``outputs`` is given.
+            table: Anything that ``fit`` takes. It needs the model's columns, but no label. A table in memory need not
+                have the keys: its scores have the order of its rows, and the index of pandas.
+            options: Options of :func:`scoring.score`; ``keys`` are by default those of the training.
 
         Returns:
-            A pandas or Polars DataFrame or a PyArrow table for one of these, else a Spark DataFrame.
+            A pandas or Polars DataFrame or a PyArrow table for one of these, else a DataFrame of Spark. The classes of
+            the label are columns.
         """
-        needs_number = self.spec.keys == (any_table.ROW_NUMBER,) and any_table.is_in_memory(table)
-        df = any_table.read_table(self.rows.sparkSession, any_table.numbered(table) if needs_number else table)
-        if self.spec.label.form == "multi_class":
-            options.setdefault("outputs", Labelled())
-        return any_table.in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
+        if "keys" not in options:
+            table, options["keys"] = self._keyed(table)
+        return score(table, self.model, spark=self.spark or self.rows.sparkSession, **options)
+
+    def _keyed(self, table: Any) -> tuple[Any, list[str]]:
+        """Return the table and its keys; a table in memory gets the number of the row, if that was the key."""
+        keys, is_in_memory = list(self.spec.keys), any_table.is_in_memory(table)
+        if not is_in_memory:
+            if keys == [any_table.ROW_NUMBER] and any_table.ROW_NUMBER not in getattr(table, "columns", ()):
+                raise ScoringError(
+                    "the model's key is the number of the row, which only a table in memory has; name the columns that "
+                    "identify a row: result.score(table, keys=…)"
+                )
+            return table, keys
+        names = {*table_forms.column_names(table), *table_forms.index_names(table)}
+        if keys == [any_table.ROW_NUMBER] and names and any_table.ROW_NUMBER not in names:
+            return table_forms.numbered(table, any_table.ROW_NUMBER), keys
+        return table, [key for key in keys if key in names]
 
     def compare(self, other: "FitResult") -> RunComparison:
         """Return the test metrics of this and another result side by side, and which is better beyond the noise.
@@ -204,9 +217,7 @@ class FitResult:
         MlflowClient(self.trained.tracking_uri).log_text(self.trained.run_id, page, REPORT_FILE)
 
     def __repr__(self) -> str:
-        sentences = " ".join(verdict_sentences(self.trained.verdict.metrics, self.trained.verdict.baseline))
-        prediction = f"{_label(self)}: {self.spec.label.prediction}."
-        return f"{prediction} {sentences}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
+        return trained_text(self.trained, self.spec.label.prediction)
 
     def _repr_html_(self) -> str:
         return trained_html(self.trained, self.spec.label.prediction)

@@ -8,6 +8,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring import score
 from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
@@ -20,11 +21,11 @@ from mirrorspark.training.results.report import CHALLENGER
 SCORED_TABLE = "scores.parquet"
 
 
-class ScoringFailedError(RuntimeError):
+class ScoringFailedError(ClearError, RuntimeError):
     """The test split could not be scored; the message is that of the first task that failed."""
 
 
-class ParityFailedError(RuntimeError):
+class ParityFailedError(ClearError, RuntimeError):
     """Spark's scores differ from the training framework's; the version stays in the registry without an alias."""
 
 
@@ -51,7 +52,9 @@ def _scored(spark: SparkSession, table: DataFrame, trained: Trained, dataset: Da
     """Score the test split with the registered version, write the table and return it."""
     target = trained.run_folder / SCORED_TABLE
     test = table.where(F.col(config.conversion.split_column) == "test")
-    scored = score(test, trained.model, keys=list(dataset.spec.keys), batch_size=config.scoring_batch_size)
+    scored = score(
+        test, trained.model, keys=list(dataset.spec.keys), outputs="columns", batch_size=config.scoring_batch_size
+    )
     try:
         scored.write.mode("overwrite").parquet(str(target))
     except PySparkException as error:

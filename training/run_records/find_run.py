@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import yaml
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import clean, file_lock
 from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
@@ -32,7 +33,7 @@ _CHOOSING_LOCK = ".choosing.lock"
 logger = logging.getLogger(__name__)
 
 
-class RunFinishedError(RuntimeError):
+class RunFinishedError(ClearError, RuntimeError):
     """A run that is not to be repeated has finished; its results are in its folder."""
 
     def __init__(self, folder: RunFolder) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import FOR_MLFLOW
 from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE, SUMMARY_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
@@ -37,7 +38,7 @@ _FOR_MLFLOW = re.compile(rb'"event":\s*"' + FOR_MLFLOW.encode())
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class RunNotFoundError(ValueError):
+class RunNotFoundError(ClearError, ValueError):
     """No run has the name, or several begin with it; the message lists the candidates."""
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import Holder, LockState, Timing, file_lock, lock_state, renewed
 from mirrorspark.training.protocol import STATE_FILE
 
@@ -40,7 +41,7 @@ _PROCESSES = 1 << 31
 logger = logging.getLogger(__name__)
 
 
-class RunUnderWayError(RuntimeError):
+class RunUnderWayError(ClearError, RuntimeError):
     """Another driver is running the run; its files are left unchanged."""
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 from mirrorspark.callbacks.mlflow import MetricBuffer, metric_requests, share_view, tracking_store
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import HIDDEN, EventFile, atomic_file, clean, is_secret_name, without_credentials
 from mirrorspark.training.configuration import ConfigError, MLflowRun
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _PARAM_CHARACTERS = 6000
 
 
-class TrackingError(RuntimeError):
+class TrackingError(ClearError, RuntimeError):
     """The MLflow store refused a request; the message names the store and quotes its answer."""
 
 

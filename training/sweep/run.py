@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import optuna
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.pages import beside_the_result
 from mirrorspark.storage import one_line, without_credentials
 from mirrorspark.training.configuration import ConfigError
@@ -41,7 +42,7 @@ _KIND = "sweep"
 logger = logging.getLogger(__name__)
 
 
-class SweepStoppedError(RuntimeError):
+class SweepStoppedError(ClearError, RuntimeError):
     """The sweep was asked to stop; the same command resumes it."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import Trial, TrialState
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import one_line
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
@@ -31,11 +32,11 @@ PRUNED = "pruned"
 _STORED = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-class SweepFailedError(RuntimeError):
+class SweepFailedError(ClearError, RuntimeError):
     """No trial is complete, or too many failed consecutively; the message has the last error."""
 
 
-class SessionLostError(RuntimeError):
+class SessionLostError(ClearError, RuntimeError):
     """The Spark session is lost; the next command resumes its trials."""
 
 

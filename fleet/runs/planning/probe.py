@@ -3,24 +3,21 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, reduce
 from itertools import accumulate
 from math import ceil
 from operator import add
 from pathlib import Path
-from statistics import mean
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import Shares, portable, progress_bar
-from mirrorspark.fleet.columns import array
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.kernels import STRIP
 from mirrorspark.fleet.layout import Layout
@@ -35,6 +32,7 @@ from mirrorspark.fleet.runs.planning.capacity import (
     plan_for_hours,
     size_steps,
 )
+from mirrorspark.fleet.runs.planning.read_costs import ReadCosts, stored_bytes
 from mirrorspark.fleet.runs.planning.rehearsal import Starts, rehearse
 from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.fleet.score import check_result, ship_fleet
@@ -48,12 +46,8 @@ from mirrorspark.storage.publish import SaveMode, WrittenFile
 
 DEFAULT_PROBE_SECONDS = 8.0
 
-# Arrow requests adjacent columns at once, up to this number of bytes.
-_RANGE_BYTES = 32 * 2**20
 # The speed of a trial may be wrong by this factor.
 _MOST_TIMES_LONGER = 16
-# Row groups and steps whose bytes are taken: all row groups are much alike, and so are all steps.
-_MOST_GROUPS, _MOST_STEPS = 8, 100
 
 
 def plan_fleet(  # noqa: D417 - the others are those of run_fleet
@@ -104,17 +98,9 @@ def plan_fleet(  # noqa: D417 - the others are those of run_fleet
     """
     plan = _planner(hours, cores)
     _check_sizes(rows=rows, models=models, models_per_microbatch=models_per_microbatch, prefixes=prefixes)
-    if not seconds > 0:
-        raise ScoringError(f"seconds {seconds} is not above 0; give some seconds for the sample")
-    if scratch is None and not session_of(spark).is_local:
-        raise ScoringError(
-            "the executors need a folder to write the sample to; give scratch= a path that all can reach"
-        )
+    _check_sample(spark, seconds, scratch)
     begin = time.perf_counter()
-    source = file_job.find_source(paths, None)
-    if isinstance(source, SparkSource):
-        raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
-    files = parquet_rows.ParquetFiles.of(source)
+    files = _files_of(paths)
     opened = time.perf_counter() - begin
     checked = CheckedFleet.of(fleet)
     check_trust(checked.fleet, trust=trust)
@@ -128,28 +114,13 @@ def plan_fleet(  # noqa: D417 - the others are those of run_fleet
     sample = _Sample(files.rows(columns), keys, table, largest)
     if not sample.table.rows:
         raise ScoringError(f"{paths} has no rows, with which nothing can be measured; name the table")
-    with tempfile.TemporaryDirectory(prefix="mirrorspark-plan-") as local:
-        folder = StoragePath.of(local if scratch is None else scratch) / f"probe-{uuid4().hex[:12]}"
-        try:
-            with progress_bar(spark, "plan"):
-                measured = sample.measure(spark, checked.fleet, folder, seconds)
-                starts = rehearse(
-                    spark,
-                    _sound(checked, largest),
-                    sample.first_rows(),
-                    folder / "run",
-                    Path(local, "ledger.db"),
-                    keys=keys,
-                    layout=table,
-                )
-        finally:
-            folder.delete()
-    many, row_groups = sample.table.rows if rows is None else rows, len(sample.table.groups)
+    measured, starts = _measured(spark, checked, sample, scratch, seconds)
     read_costs = ReadCosts.of(sample.table, files.footers[0].schema.names, keys)
 
     def read_costs_of(models: int) -> tuple[float, float]:
         return read_costs.of_steps(checked.fleet, plan_steps(checked, groups, models))
 
+    many, row_groups = sample.table.rows if rows is None else rows, len(sample.table.groups)
     read_bytes, gets = read_costs_of(len(largest))
     workload = Workload(
         rows=many,
@@ -167,6 +138,45 @@ def plan_fleet(  # noqa: D417 - the others are those of run_fleet
     if models_per_microbatch is None:
         workload, models_per_microbatch = size_steps(workload, throughput, read_costs_of)
     return plan(workload, throughput, models_per_microbatch)
+
+
+def _check_sample(spark: SparkSession, seconds: float, scratch: Location | None) -> None:
+    if not seconds > 0:
+        raise ScoringError(f"seconds {seconds} is not above 0; give some seconds for the sample")
+    if scratch is None and not session_of(spark).is_local:
+        raise ScoringError(
+            "the executors need a folder to write the sample to; give scratch= a path that all can reach"
+        )
+
+
+def _files_of(paths: Location | Sequence[Location]) -> parquet_rows.ParquetFiles:
+    source = file_job.find_source(paths, None)
+    if isinstance(source, SparkSource):
+        raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
+    return parquet_rows.ParquetFiles.of(source)
+
+
+def _measured(
+    spark: SparkSession, checked: CheckedFleet, sample: "_Sample", scratch: Location | None, seconds: float
+) -> tuple["_SampleMeasurement", Starts]:
+    """Score the sample, then run the fleet over a few of its rows, and remove the files of both."""
+    with tempfile.TemporaryDirectory(prefix="mirrorspark-plan-") as local:
+        folder = StoragePath.of(local if scratch is None else scratch) / f"probe-{uuid4().hex[:12]}"
+        try:
+            with progress_bar(spark, "plan"):
+                measured = sample.measure(spark, checked.fleet, folder, seconds)
+                starts = rehearse(
+                    spark,
+                    _sound(checked, sample.models),
+                    sample.first_rows(),
+                    folder / "run",
+                    Path(local, "ledger.db"),
+                    keys=sample.keys,
+                    layout=sample.layout,
+                )
+        finally:
+            folder.delete()
+    return measured, starts
 
 
 def _check_sizes(**sizes: int | None) -> None:
@@ -200,43 +210,6 @@ def _of_groups(steps: Sequence[Step], models: int | None) -> dict[str, int]:
         counts[step.group] += len(step.digests)
     total = counts.total()
     return {group: ceil(count * (total if models is None else models) / total) for group, count in counts.items()}
-
-
-@dataclass(frozen=True)
-class ReadCosts:
-    """Reads of steps from a table, by the footers of its files.
-
-    Attributes:
-        stored: The columns of a file, in their order.
-        bytes_per_row: By column, for some row groups from the whole table.
-        group_rows: Rows of a row group, in the mean.
-    """
-
-    keys: tuple[str, ...]
-    stored: tuple[str, ...]
-    bytes_per_row: Mapping[str, float]
-    group_rows: float
-
-    @classmethod
-    def of(cls, table: parquet_rows.ParquetRows, stored: Sequence[str], keys: Sequence[str]) -> "ReadCosts":
-        """Read some footers of a table that has rows."""
-        filled = [place for place, rows in enumerate(table.group_rows) if rows]
-        some = filled[:: ceil(len(filled) / _MOST_GROUPS)]
-        rows = sum(table.group_rows[place] for place in some)
-        found = reduce(add, (_stored_bytes(table.groups[place]) for place in some))
-        per_row = {name: size / rows for name, size in found.items()}
-        return cls(tuple(keys), tuple(stored), per_row, table.rows / len(table.groups))
-
-    def of_steps(self, fleet: Fleet, steps: Sequence[Step]) -> tuple[float, float]:
-        """Return ``read_bytes_per_row`` and ``gets_per_row_group`` of :class:`Workload`, the means of the steps."""
-        lists, places = array(fleet.table, "column"), {name: place for place, name in enumerate(fleet.names)}
-        sizes, runs = [], []
-        for step in steps[:: ceil(len(steps) / _MOST_STEPS)]:
-            own = lists.take(pa.array([places[name] for name in step.digests])).flatten().unique().to_pylist()
-            columns = {*self.keys, *own}
-            sizes.append(sum(self.bytes_per_row.get(name, 0.0) for name in columns))
-            runs.append(_runs(self.stored, columns))
-        return mean(sizes), mean(runs) + mean(sizes) * self.group_rows / _RANGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -363,7 +336,7 @@ class _Passes:
 
     def _bytes_of(self, place: int) -> int:
         table = self._sample.table
-        found = _stored_bytes(table.groups[place])
+        found = stored_bytes(table.groups[place])
         return sum(found[name] for name in table.schema.names)
 
 
@@ -394,20 +367,3 @@ def _refuse_failures(_: Sequence[WrittenFile], reports: Sequence[Mapping[str, An
             f"or plan without it"
         )
     return []
-
-
-def _stored_bytes(group: parquet_rows.RowGroups) -> Counter[str]:
-    """Return the bytes in the file of each column of a row group."""
-    found = Counter[str]()
-    with group.file.path.open_read() as source:
-        of_group = pq.ParquetFile(source).metadata.row_group(group.first)
-        for place in range(of_group.num_columns):
-            column = of_group.column(place)
-            found[column.path_in_schema.split(".")[0]] += column.total_compressed_size
-    return found
-
-
-def _runs(stored: Sequence[str], columns: Set[str]) -> int:
-    """Return the number of runs of adjacent columns that ``columns`` form in a file."""
-    is_read = [name in columns for name in stored]
-    return sum(now and not before for now, before in zip(is_read, [False, *is_read], strict=False))

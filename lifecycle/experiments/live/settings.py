@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.lifecycle.experiments.live.checks import LiveChecks
 from mirrorspark.lifecycle.settings import settings_of
@@ -13,7 +14,7 @@ from mirrorspark.storage import one_line, read_text
 _KEY_CHARACTERS = 16
 
 
-class TrafficError(ValueError):
+class TrafficError(ClearError, ValueError):
     """Raised for a file of traffic that makes no sense; the message names the file, the value and the remedy."""
 
 

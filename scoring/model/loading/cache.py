@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.backends import library
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.stored import folder_digest
@@ -14,7 +15,7 @@ from mirrorspark.scoring.model.stored import folder_digest
 CACHED_BYTES = 2 * 1024**3
 
 
-class ModelChangedError(RuntimeError):
+class ModelChangedError(ClearError, RuntimeError):
     """Raised when the files of a model differ from those that were pinned."""
 
 

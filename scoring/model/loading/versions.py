@@ -17,6 +17,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mirrorspark.clear_error import ClearError
+
 PYTHON = "python"
 
 COMPARED_OF_TRAINED = ("tensorflow",)
@@ -61,7 +63,7 @@ _PINNED_PYTHON = re.compile(r"^python: *['\"]?([\d.]+)", re.MULTILINE)
 _LOGGER = logging.getLogger(__name__)
 
 
-class ModelVersionsError(RuntimeError):
+class ModelVersionsError(ClearError, RuntimeError):
     """Raised when the library versions of this Python differ from those of the model's export."""
 
 

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.model.stored.digest import cached_digest, folder_digest, model_files
 from mirrorspark.storage import atomic_file, host_cache
 
@@ -42,7 +43,7 @@ _LEASES: dict[Path, host_cache.Lease] = {}
 _LOGGER = logging.getLogger(__name__)
 
 
-class FetchedModelsError(OSError):
+class FetchedModelsError(ClearError, OSError):
     """Raised when a folder cannot hold copies of models; the message gives the reason and the remedy."""
 
 

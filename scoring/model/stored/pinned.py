@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.model.folder import DESCRIPTION_FILE, MLFLOW_FILE, ModelDirectoryError
 from mirrorspark.scoring.model.stored.digest import cached_digest
 
@@ -12,7 +13,7 @@ FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:
 _DIGEST_DIGITS = 12
 
 
-class ModelNotFoundError(ValueError):
+class ModelNotFoundError(ClearError, ValueError):
     """Raised when a URI does not lead to a model; the message names the missing and the existing parts."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse, urlsplit
 
 from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
+from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.model.stored.digest import cached_digest
 from mirrorspark.scoring.model.stored.fetched import (
     DISK_ERRORS,
@@ -51,7 +52,7 @@ _ELSEWHERE = (
 _LOGGER = logging.getLogger(__name__)
 
 
-class ModelStoreError(OSError):
+class ModelStoreError(ClearError, OSError):
     """Raised when an MLflow store cannot be used; the message names the store and the reason."""
 
 

@@ -19,8 +19,8 @@ from pyspark.sql import SparkSession
 from mirrorspark.scoring import files, plan
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.task import Scorer
 from mirrorspark.scoring.task.counts import Counters, JobCounters, ScoringCounts
-from mirrorspark.scoring.task.scorer import Scorer
 from tests.cluster.programs import scoring_killed
 
 

@@ -21,8 +21,8 @@ from pyspark.sql import SparkSession
 from mirrorspark.scoring import files, plan
 from mirrorspark.scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.task import Scorer
 from mirrorspark.scoring.task.counts import ScoringCounts
-from mirrorspark.scoring.task.scorer import Scorer
 from tests.cluster.programs import scoring_threads
 
 

@@ -14,7 +14,7 @@ TASK = """
 import json, resource, sys
 import numpy as np, psutil, pyarrow as pa
 from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
-from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.scoring.task import ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
 from tests.unit.fleet.test_runs import network

@@ -10,7 +10,12 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import RecordType
 
 def test_connector_options_arrive_in_lower_case() -> None:
     options = WriteOptions.of(
-        {"path": "/x", "recordtype": "SequenceExample", "codec": "org.apache.hadoop.io.compress.GzipCodec"}
+        {
+            "path": "/x",
+            "recordtype": "SequenceExample",
+            "codec": "org.apache.hadoop.io.compress.GzipCodec",
+            "writelocality": "distributed",
+        }
     )
 
     assert options == WriteOptions(record_type=RecordType.SEQUENCE_EXAMPLE, codec="gzip")
@@ -41,6 +46,7 @@ def test_codecs_by_name_and_by_hadoops_class(name: str, codec: str) -> None:
         ({"rowsperblock": "0"}, "rowsPerBlock is 0; it is a whole number from 1 on"),
         ({"rowsperblock": "many"}, "rowsPerBlock is 'many'; it is a whole number"),
         ({"layout": "block", "recordtype": "ByteArray"}, "a block is an Example"),
+        ({"writelocality": "local"}, "writeLocality 'local' is not 'distributed'.*give a folder that .* share"),
     ],
 )
 def test_unsupported_options_of_a_write_are_refused(options: dict[str, str], message: str) -> None:
@@ -54,7 +60,8 @@ def test_unsupported_options_of_a_write_are_refused(options: dict[str, str], mes
         ({"ondamage": "ignore"}, "onDamage 'ignore' is none of fail, skip"),
         ({"verifychecksums": "maybe"}, "verifyChecksums is 'maybe'; it is true or false"),
         ({"samplefiles": "-1"}, "sampleFiles is '-1'; it is a whole number"),
-        ({"partitionby": "day"}, "unknown option partitionby"),
+        ({"partitionby": "day"}, "unknown option partitionby; write with ms.write_tfrecords"),
+        ({"ignoreCorruptFiles": "true"}, "unknown option ignoreCorruptFiles; give onDamage=skip; the options are"),
     ],
 )
 def test_unsupported_options_of_a_read_are_refused(options: dict[str, str], message: str) -> None:

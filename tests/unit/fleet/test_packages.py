@@ -26,7 +26,7 @@ from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.stored.consent import UntrustedModelError
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.scorer import Scorer
+from mirrorspark.scoring.task import Scorer
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 from tests.unit.scoring.other_models import NAMES, boxes, logistic, people, save_logistic_onnx, save_sklearn
 

@@ -31,7 +31,7 @@ from mirrorspark.fleet.runs.planning.capacity import (
     plan_for_hours,
     size_steps,
 )
-from mirrorspark.fleet.runs.planning.probe import ReadCosts
+from mirrorspark.fleet.runs.planning.read_costs import ReadCosts
 from mirrorspark.fleet.runs.planning.rehearsal import Starts
 from mirrorspark.fleet.runs.planning.settings import check_settings, recommended_settings
 from mirrorspark.scoring.errors import ScoringError

@@ -40,7 +40,7 @@ from mirrorspark.fleet.runs.progress import Progress, follow
 from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.scoring.task import ShippedModel
 from mirrorspark.storage.lease import LeaseLostError
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob

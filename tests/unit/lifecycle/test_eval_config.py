@@ -1,5 +1,6 @@
 """Configurations of TensorFlow Model Analysis as they are written, and what is refused in them (L1)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,8 +106,32 @@ CHANGE = "threshold { change_threshold { absolute { value: 0.1 } } }"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("metrics_specs { binarize { class_ids { values: 1 } } }", 'has no field named "binarize"'),
-        ('slicing_specs { slice_keys_sql: "SELECT" }', 'has no field named "slice_keys_sql"'),
+        ("metrics_specs { binarise {} }", 'has no field named "binarise"'),
+        ("metrics_specs { binarize { class_ids { values: 1 } } }", "binarize cannot be kept here; give the metrics of"),
+        (
+            "metrics_specs { aggregate { micro_average: true } }",
+            "aggregate cannot be kept here; give the metrics of the label as it is",
+        ),
+        (
+            'slicing_specs { slice_keys_sql: "SELECT" }',
+            "slice_keys_sql cannot be kept here; give feature_keys or feature_values, or add ms.Slicing(",
+        ),
+        (
+            "cross_slicing_specs { baseline_spec {} }",
+            "cross_slicing_specs cannot be kept here; use ms.Gap(metric, slicing, at_most=...)",
+        ),
+        (
+            f'metrics_specs {{ metrics {{ class_name: "AUC" cross_slice_thresholds {{ {BOUND} }} }} }}',
+            "cross_slice_thresholds cannot be kept here; use ms.Gap",
+        ),
+        (
+            'model_specs { label_keys { key: "a" value: "y" } label_keys { key: "b" value: "z" } }',
+            "label_keys has several columns, ['y', 'z'], and a gate judges one output; give label_key",
+        ),
+        (
+            f'metrics_specs {{ metrics {{ class_name: "AUC" config: \'"curve": PR\' {BOUND} }} }}',
+            "the config of metric AUC is not JSON",
+        ),
         (
             'slicing_specs { feature_keys: "a" feature_values { key: "b" value: "1" } }',
             "a slice crosses all values of ['a'] with {'b': '1'}",
@@ -120,10 +145,14 @@ CHANGE = "threshold { change_threshold { absolute { value: 0.1 } } }"
         (
             'metrics_specs { metrics { class_name: "AUC" per_slice_thresholds '
             f'{{ slicing_specs {{ feature_keys: "origin" }} {BOUND} }} }} }}',
-            "thresholds name the slices ['origin'], which slicing_specs does not define",
+            "thresholds name the slices ['origin'], which slicing_specs does not define; add them there",
         ),
         ("metrics_specs {", "Expected"),
-        ('model_specs { preprocessing_function_names: "parse" }', 'no field named "preprocessing_function_names"'),
+        (
+            'model_specs { preprocessing_function_names: "parse" }',
+            "preprocessing_function_names ['parse'] cannot be kept here; a model here takes the table's own columns, "
+            "and prepares them itself: delete the field, and let label_key",
+        ),
         (f"{BASELINE} {CANDIDATE} {CANDIDATE}", "the candidates ['new', 'new'], and a gate judges one"),
         (
             f'{BASELINE} {CANDIDATE} metrics_specs {{ model_names: "old" }}',
@@ -140,3 +169,86 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, text: str, message: str)
 
     assert str(file) in str(raised.value)
     assert message in str(raised.value)
+
+
+SLICE = """
+model_specs { label_keys { key: "output" value: "late" } }
+slicing_specs { feature_keys: ["sex", "age"] }
+slicing_specs { feature_keys: ["sex"] }
+slicing_specs { feature_values { key: "age" value: "20" } }
+metrics_specs {
+  metrics {
+    class_name: "AUC"
+    per_slice_thresholds {
+      slicing_specs { feature_values { key: "sex" value: "female" } }
+      slicing_specs { feature_keys: ["age", "sex"] }
+      threshold { value_threshold { lower_bound { value: 0.7 } } }
+    }
+  }
+  per_slice_thresholds {
+    key: "calibration"
+    value { thresholds {
+      slicing_specs { feature_values { key: "age" value: "20" } }
+      threshold { value_threshold { upper_bound { value: 2 } } }
+    } }
+  }
+}
+options { confidence_intervals { method: JACKKNIFE } }
+"""
+
+
+def test_a_threshold_holds_for_a_slice_that_is_given_by_its_features(tmp_path: Path) -> None:
+    """TFMA matches a threshold's features with the slices of a division; numbers are equal as numbers."""
+    file = tmp_path / "eval_config.pbtxt"
+    file.write_text(SLICE, encoding="utf-16")
+
+    found = read_eval_config(file)
+
+    twenty = Slicing("if(try_cast(`age` as double) = 20.0D, '20', cast(`age` as string))", "age:20", ("20",))
+    assert found.slices[1:] == (Slicing("`sex`", "sex"), twenty, Slicing("`sex`", "sex:female", ("female",)))
+    assert found.slices[0].name == "age x sex"
+    assert found.label == "`late`"
+    assert [(one.metric, one.slices) for one in found.gates.thresholds] == [
+        ("auc", ("sex:female", "age x sex")),
+        ("calibration", ("age:20",)),
+    ]
+
+
+FORMS = {
+    "as json_format writes it": {
+        "evalConfig": {
+            "modelSpecs": [{"labelKey": "late", "modelType": "tf_keras"}],
+            "slicingSpecs": [{}, {"featureValues": {"origin": "JFK"}}],
+            "metricsSpecs": [{"thresholds": {"auc": {"valueThreshold": {"lowerBound": 0.6}}}}],
+            "options": {"minSliceSize": 1},
+        },
+        "version": "0.46.0",
+    },
+    "in the form of a text proto": {
+        "model_specs": [{"label_key": "late"}],
+        "slicing_specs": [{}, {"feature_values": [{"key": "origin", "value": "JFK"}]}, {"feature_values": {"day": 7}}],
+        "metrics_specs": [
+            {"thresholds": [{"key": "auc", "value": {"value_threshold": {"lower_bound": {"value": 0.6}}}}]}
+        ],
+        "options": {"min_slice_size": {"value": 1}},
+    },
+}
+
+
+@pytest.mark.parametrize("document", FORMS.values(), ids=FORMS)
+def test_json_is_known_by_its_content(tmp_path: Path, document: dict[str, object]) -> None:
+    file = tmp_path / "eval_config"
+    file.write_text(json.dumps(document, indent="\t"), encoding="utf-8-sig")
+
+    found = read_eval_config(file)
+
+    assert found.slices[0] == Slicing("`origin`", "origin:JFK", ("JFK",))
+    assert [one.name for one in found.slices[1:]] in ([], ["day:7"])
+    assert found.gates.thresholds == (Threshold("auc", at_least=0.6, slices=("all",)),)
+    assert found.gates.min_examples == 1
+
+
+def test_a_document_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(EvalConfigError, match=r"list\.yaml: is not a mapping of fields to values"):
+        read_eval_config(tmp_path / "list.yaml")

@@ -21,7 +21,7 @@ def test_what_blocks_stands_before_what_has_passed() -> None:
     assert places == sorted(places)
     assert "carrier = &lt;b&gt;B6&lt;/b&gt;" in page
     assert "<b>B6" not in page
-    assert page.count("<img ") == 1
+    assert page.count("<svg ") == 1
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -30,4 +30,4 @@ def test_a_first_version_has_no_champion_and_no_picture_of_changes() -> None:
 
     assert "All gates passed: it may be promoted." in page
     assert "there is no champion to compare with" in page
-    assert "<img " not in page
+    assert "<svg " not in page

@@ -71,7 +71,7 @@ def test_pictures_begin_with_the_metric_that_has_a_bound_and_come_with_the_secon
 
     page = history_page(dates)
 
-    assert re.findall(r'<img alt="([^"]+)"', page) == [
+    assert re.findall(r'<svg [^>]*aria-label="([^"]+)"', page) == [
         "auc of candidate and champion by date",
         "log loss of candidate and champion by date",
         "drift of columns by date",
@@ -80,7 +80,7 @@ def test_pictures_begin_with_the_metric_that_has_a_bound_and_come_with_the_secon
         "time by date",
         "distribution of the scores by date",
     ]
-    assert "<img" not in history_page(dates[:1])
+    assert "<svg" not in history_page(dates[:1])
 
 
 def test_a_date_whose_stages_have_not_begun_or_whose_record_is_damaged_hides_no_other(tmp_path: Path) -> None:
@@ -92,4 +92,4 @@ def test_a_date_whose_stages_have_not_begun_or_whose_record_is_damaged_hides_no_
     page = history_page(records_in(parent))
 
     assert "2026-01-24: Between two stages" in page
-    assert page.count("<img") == 7
+    assert page.count("<svg") == 7

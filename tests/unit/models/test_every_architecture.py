@@ -60,8 +60,8 @@ from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loading.cache import load_once
 from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.task import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.scoring.task.counts import ScoringCounts
-from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.serving.export.export import export_model
 from mirrorspark.training.programs.recommenders.fitting import scores_of
 from mirrorspark.training.programs.recommenders.lists import best

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -53,10 +55,14 @@ def noisy_task(rows: int = 5_000) -> tuple[np.ndarray, np.ndarray]:
     return (generator.random(rows) < score).astype(int), score
 
 
-def png_size(figure: Figure) -> tuple[int, int]:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    content = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def png_size(figure: Figure) -> tuple[int, int]:
+    content = png(figure)
     assert content.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", content[16:24])
     return width, height
@@ -350,10 +356,8 @@ def test_precision_and_recall_of_classes_count_weights_and_stand_beside_the_riva
 
 
 def test_an_image_becomes_a_figure_of_its_size() -> None:
-    buffer = io.BytesIO()
     original = roc_curve(LABEL, SCORE)
-    original.savefig(buffer, format="png")
-    again = figure_of_image(buffer.getvalue())
+    again = figure_of_image(png(original))
     assert png_size(again) == png_size(original)
 
 
@@ -427,6 +431,41 @@ def test_a_picture_that_fails_is_said_and_the_others_are_there(caplog: pytest.Lo
 
     assert list(drawn({"roc": failing, "lift": lambda: lift_chart(LABEL, SCORE)})) == ["lift"]
     assert caplog.messages == ["'roc' is missing: ValueError: $20% & $30%. The result is complete without it"]
+
+
+def test_every_figure_takes_the_colours_and_the_font_of_the_page_around_it() -> None:
+    """H9: an output does not know whether its page is dark."""
+    name = 'fill: #000000; <b>"x"'
+    for kind, draw in figures_with_names(name).items():
+        markup = figure_html(draw(), f"{kind} <i>")
+        svg = ElementTree.fromstring(markup)[0]  # noqa: S314 - our own text
+        assert svg.attrib["aria-label"] == f"{kind} <i>"
+        assert svg.attrib["fill"] == "currentColor"
+        assert not list(svg.iter("style")), kind  # A rule of it would hold for the whole page.
+        looks = [element.attrib.get("style", "") for element in svg.iter()]
+        assert not any(re.search(r"(fill|stroke): #(000000|ffffff|dddddd|6e6e6e)", look) for look in looks), kind
+        assert svg.attrib["font-family"] == "system-ui,sans-serif"
+        assert not any("font-family" in look for look in looks), kind
+        texts = "".join(svg.itertext())
+        assert name[:10] in texts, kind
+
+
+def test_marks_of_a_figure_are_found_by_references_within_its_page() -> None:
+    markup = figure_html(learning_curves({"loss": [1.0, 2.0]}), "curves")
+    svg = ElementTree.fromstring(markup)  # noqa: S314 - our own text
+    ids = {element.attrib["id"] for element in svg.iter() if "id" in element.attrib}
+    asked = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', markup))
+    assert {first or second for first, second in asked} <= ids
+    assert figure_html(learning_curves({"loss": [1.0, 2.0]}), "curves") == markup
+
+
+@pytest.mark.parametrize("look", ["dark_background", None])
+def test_a_figure_on_a_ground_of_its_own_is_an_image(look: str | None) -> None:
+    import matplotlib.style
+
+    with matplotlib.style.context(look or "default"):
+        figure = roc_curve(LABEL, SCORE) if look else figure_of_image(png(roc_curve(LABEL, SCORE)))
+        assert figure_html(figure, "roc").startswith("<img")
 
 
 def test_a_page_says_which_of_its_pictures_is_missing() -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorspark.pages.charts.histogram import overlaid_histogram, round_ticks, share_bars
+from mirrorspark.pages.charts.histogram import overlaid_histogram, share_bars
+from mirrorspark.pages.charts.ticks import round_ticks
 from mirrorspark.pages.numbers import short_number
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -61,9 +62,11 @@ def test_text_of_values_is_escaped_and_long_text_shortened() -> None:
     figure = share_bars(["<script>alert('x')</script> & more"], {"<b>": [1.0]})
     assert "<script>" not in figure
     assert titles(figure) == ["<script>alert('x')</script> & more: <b> 100.0%"]
-    assert texts(figure)[0] == "<script>alert('x')<…"
-    assert texts(share_bars(["MCDONNELL DOUGLAS"], {"train": [1.0]}))[0] == "MCDONNELL DOUGL…"
-    assert texts(share_bars(["日本語の長い名前です"], {"train": [1.0]}))[0] == "日本語の長い名前で…"
+    assert texts(figure)[0] == "<script>alert('x'…"
+    assert texts(share_bars(["MCDONNELL DOUGLAS"], {"train": [1.0]}))[0] == "MCDONNELL DOU…"
+    assert texts(share_bars(["日本語の長い名前ですよ"], {"train": [1.0]}))[0] == "日本語の長い名前で…"
+    # As wide as eleven of the letters of other names.
+    assert texts(share_bars(["W" * 30], {"train": [1.0]}))[0] == "W" * 9 + "…"
 
 
 def test_input_without_anything_to_draw_is_refused() -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mirrorspark.scoring.batch import BatchTask
 from mirrorspark.scoring.model.stored.uri import resolve
-from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
+from mirrorspark.scoring.task import Scorer, ScoringOptions, ShippedModel
 from tests.unit.scoring.exported_models import FLIGHTS
 from tests.unit.scoring.other_models import NAMES, boxes
 

@@ -6,7 +6,7 @@ import pytest
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.output.added_columns import ADDED_COLUMNS, Entries
 from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.task.scorer import ScoringOptions
+from mirrorspark.scoring.task import ScoringOptions
 
 ONE_TO_ONE = Entries(3, None, "flights/3", {})
 # Of two rows the first has two entries.

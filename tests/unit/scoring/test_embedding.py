@@ -24,7 +24,7 @@ from mirrorspark.scoring.embedding.vector_cache import VectorCache, VectorWriter
 from mirrorspark.scoring.embedding.wordpiece import WordPiece
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.stored.digest import folder_digest
-from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.scoring.task import ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from tests.unit.scoring.encoders import (
     VOCABULARY,

@@ -18,7 +18,7 @@ from mirrorspark.scoring.files import ScoreWriter
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.scorer import Scorer, ShippedModel
+from mirrorspark.scoring.task import Scorer, ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SUCCESS_FILE, SaveMode, WriteJob, WrittenFile
 from tests.unit.scoring.other_models import LINEAR, boxes, logistic

@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.output.forms import AtLeast, Columns, Labelled, Long, Struct, TopK, Wide, form_named, form_of
+from mirrorspark.scoring.output.forms import (
+    AtLeast,
+    Columns,
+    Labelled,
+    Long,
+    Named,
+    Struct,
+    TopK,
+    Wide,
+    form_named,
+    form_of,
+    form_of_labels,
+)
 
 LABELS = {"scores": ("books", "toys", "music")}
 OUTPUTS = {"scores": pa.array([[0.5, 0.1, 0.5], [0.2, 0.9, 0.3]], pa.list_(pa.float32()))}
@@ -28,6 +40,29 @@ def test_columns_are_what_the_model_gives_and_a_struct_holds_them() -> None:
     assert Struct("of_model").fields(SCHEMA, {}) == pa.schema([("of_model", pa.struct(list(SCHEMA)))])
     (column,) = Struct("of_model").shaped(OUTPUTS, {}).columns.values()
     assert column.field("scores").equals(OUTPUTS["scores"])
+
+
+def test_named_has_the_best_label_a_probability_for_each_and_the_other_outputs() -> None:
+    more = {**OUTPUTS, "margin": pa.array([1.0, 2.0])}
+    schema = SCHEMA.append(pa.field("margin", pa.float64()))
+    assert Named().fields(schema, LABELS).names == [
+        "predicted_label",
+        "probability_books",
+        "probability_toys",
+        "probability_music",
+        "margin",
+    ]
+    columns = Named().shaped(more, LABELS).columns
+    assert list(columns) == Named().fields(schema, LABELS).names
+    assert columns["predicted_label"].to_pylist() == ["books", "toys"]
+    assert columns["probability_music"].to_pylist() == pytest.approx([0.5, 0.3])
+    assert form_named("named") == Named()
+
+
+def test_labels_are_columns_where_spark_can_tell_them_apart() -> None:
+    assert form_of_labels(["a", "b"]) == Named()
+    assert form_of_labels(["a", "A"]) == Labelled()
+    assert form_of_labels([str(number) for number in range(201)]) == Labelled()
 
 
 def test_wide_has_a_column_for_each_label() -> None:
@@ -158,7 +193,7 @@ def test_forms_have_names(text: str, form: Columns) -> None:
 def test_a_form_may_be_given_by_its_name_and_nothing_else_is_one() -> None:
     assert form_of("top:3") == form_of(TopK(3)) == TopK(3)
     for wrong in (Long, 3, None, "best"):
-        with pytest.raises(ScoringError, match="columns, struct, labelled, wide"):
+        with pytest.raises(ScoringError, match="columns, struct, labelled, named, wide"):
             form_of(wrong)  # type: ignore[arg-type]
 
 

@@ -21,9 +21,9 @@ from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.output.forms import Long, Wide
 from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.scoring.task.counts import Counters, ScoringCounts
 from mirrorspark.scoring.task.group_task import GroupTask, Unknown
-from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from tests.unit.scoring.exported_models import export_baskets
 
 # North's model doubles x, south's takes the opposite of y, and reads no x.

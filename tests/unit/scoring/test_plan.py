@@ -13,7 +13,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns
-from mirrorspark.scoring.task.scorer import ScoringOptions
+from mirrorspark.scoring.task import ScoringOptions
 
 
 @pytest.fixture(scope="module")

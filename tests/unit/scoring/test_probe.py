@@ -16,9 +16,9 @@ from mirrorspark.scoring.files import ScoreWriter
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.stored.uri import resolve
+from mirrorspark.scoring.task import Scorer, ShippedModel
 from mirrorspark.scoring.task.counts import ScoringCounts
 from mirrorspark.scoring.task.probe import ProbeTask
-from mirrorspark.scoring.task.scorer import Scorer, ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
 from tests.unit.scoring.exported_models import FLIGHTS

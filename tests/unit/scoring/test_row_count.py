@@ -14,9 +14,9 @@ from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.forms import Form, Labels, Shaped
 from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.scoring.task.batches import RowCountError
 from mirrorspark.scoring.task.group_task import GroupTask
-from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 
 Task = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 

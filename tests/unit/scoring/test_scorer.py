@@ -20,8 +20,8 @@ from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.output.forms import AtLeast, Columns, Form, Labelled, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.scoring.task.counts import ScoringCounts
-from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 from tests.unit.scoring.other_models import (
     LINEAR,

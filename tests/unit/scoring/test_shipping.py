@@ -20,7 +20,7 @@ from mirrorspark.scoring.model.stored.digest import folder_digest
 from mirrorspark.scoring.model.stored.pinned import PinnedModel
 from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.scorer import Scorer, ShippedModel, ship, ship_all
+from mirrorspark.scoring.task import Scorer, ShippedModel, ship, ship_all
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, MultiValued, Numeric, Sequence
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.input.inputs import FeatureInputs, check_token_families, token_family, trained_families
-from mirrorspark.scoring.task.scorer import Scorer
+from mirrorspark.scoring.task import Scorer
 from mirrorspark.scoring.udf import ColumnsTask
 
 FEATURES: tuple[Feature, ...] = (

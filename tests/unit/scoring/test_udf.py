@@ -14,9 +14,8 @@ from mirrorspark.scoring.model.loading import loaded as loaded_model
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
-from mirrorspark.scoring.task import batches
+from mirrorspark.scoring.task import Scorer, ScoringOptions, ShippedModel, batches
 from mirrorspark.scoring.task.counts import Counters, ScoringCounts
-from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.scoring.udf import ColumnsTask
 from tests.unit.scoring.exported_models import BASKETS
 

@@ -65,7 +65,7 @@ def test_the_feature_that_the_model_reads_is_the_important_one_and_the_ignored_o
     assert found.worst.loc[0, "loss"] == pytest.approx(-np.log(0.7))
     assert list(found.worst.columns) == ["ride", "label", "prediction", "loss", "town", "distance", "noise"]
     assert set(found.figures) == {"importance", "dependence"}
-    assert found._repr_html_().count("<img") == 2
+    assert found._repr_html_().count("<svg") == 2
     assert str(found).startswith(f"What the predictions depend on ({found.rows:,} test rows):\n")
     assert "\n\nSlices with the largest loss:\n" in str(found)
 

@@ -1,8 +1,13 @@
 """T3, H2: mistakes in a call of ``fit`` or ``train`` are named before a session is started."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import date
+from inspect import Parameter, signature
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, get_type_hints
 
 import pandas as pd
 import pytest
@@ -12,10 +17,12 @@ from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
+from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
 from mirrorspark.training.entry_points.fit_table import fit
 from mirrorspark.training.entry_points.train_dataset import train
 from tests.unit.training.token_dataset import write_token_dataset
 
+ROOT = Path(__file__).resolve().parents[3]
 TABLE = pd.DataFrame({"town": ["here", "there"], "late": [0, 1]})
 
 
@@ -31,6 +38,13 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "error", "message"),
     [
         ({"epoch": 3}, ConfigError, r"settings \['epoch'\] are unknown; did you mean epochs\?"),
+        ({"batch_size": 64}, ConfigError, r"settings \['batch_size'\] are unknown; did you mean global_batch_size\?"),
+        ({"excludes": "x"}, ConfigError, r"settings \['excludes'\] are unknown; did you mean exclude\?"),
+        (
+            {"workerz": 2, "kees": 1},
+            ConfigError,
+            r"settings \['kees', 'workerz'\] are unknown; did you mean keys and wor",
+        ),
         ({"zzz": 3}, ConfigError, r"settings \['zzz'\] are unknown; use fields of TrainingConfig"),
         ({"label": ["late"]}, FeatureSpecError, r"label must be a column's name, .*, not \['late'\]"),
         ({"label": {"kind": "binary"}}, FeatureSpecError, "label must be a column's name"),
@@ -41,6 +55,48 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes_of_fit_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit(TABLE, **{"label": "late"} | arguments)
+
+
+# Wider than a field: they become one.
+_WIDER = {"output": str | PathLike[str], "run_date": str | date | None} | dict.fromkeys(
+    ("warm_start", "checkpoints"), str | PathLike[str] | None
+)
+
+
+def test_the_arguments_of_fit_are_the_settings_of_a_training() -> None:
+    """#52: type checkers and editors know every setting by its name and type, and no other."""
+    fields = get_type_hints(TrainingConfig)
+    typed = get_type_hints(TrainingSettings)
+    assert typed == fields | _WIDER
+    named = {name for name, each in signature(fit).parameters.items() if each.kind is Parameter.KEYWORD_ONLY}
+    assert set(get_type_hints(FurtherSettings)) == set(fields) - named
+    hints = get_type_hints(fit)
+    assert hints["further"] == Unpack[FurtherSettings]
+    for name in named & set(fields) - {"model"}:
+        assert hints[name] == typed[name] | None, name
+        assert signature(fit).parameters[name].default is None, name
+
+
+@pytest.mark.full
+@pytest.mark.process
+@pytest.mark.timeout(600)
+def test_mypy_finds_a_misspelt_setting(tmp_path: Path) -> None:
+    (tmp_path / "call.py").write_text(
+        "import mirrorspark as ms\n"
+        'ms.fit("t", "late", epochs=3, clip_norm=1.0)\n'
+        'ms.fit("t", "late", epoch=3)\n'
+        'ms.fit("t", "late", keep_last="two")\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), str(tmp_path / "call.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert [line.split(":")[1] for line in found] == ["3", "4"], done.stdout
+    assert 'Unexpected keyword argument "epoch"' in found[0]
 
 
 @pytest.mark.parametrize("form", [str, Path, Dataset.open])

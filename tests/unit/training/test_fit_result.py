@@ -1,5 +1,9 @@
-"""T8, H9: two results side by side."""
+"""T8, H9: a result as text, and two results side by side."""
 
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +12,10 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.fit_result import FitResult
+from mirrorspark.training.results.report.baselines import as_baseline
+from tests.unit.notebook_outputs import BASELINE, METRICS, trained
 
 LATE = Label("late", positive="yes")
 
@@ -121,6 +128,40 @@ def test_results_for_different_labels_are_not_compared() -> None:
         result(1, auc=0.7).compare(result(1, "other", Label("delay", kind="number"), rmse=0.8))
 
 
-def test_a_result_says_what_it_predicts() -> None:
-    text = repr(result(1, auc=0.7))
-    assert text.startswith("models:/late/1: probability that late is yes. On the test rows: AUC 0.7.")
+def test_a_result_is_a_few_lines_with_its_verdict_and_places(tmp_path: Path) -> None:
+    """#52: name, rows, metrics next to the baseline's, the model's URI and the run's folder; the table has the rest."""
+    others = [{**BASELINE, "name": name} for name in "abc"]
+    verdict = BaselineComparison(METRICS, as_baseline([BASELINE, *others]), {})
+    rows = {"train": 244_737, "validation": 28_618, "test": 53_991}
+    whole = replace(trained(tmp_path), registered_model="late", verdict=verdict, chosen="the better one", rows=rows)
+    spec = SimpleNamespace(label=LATE)
+    text = repr(FitResult(whole, cast(Any, SimpleNamespace(spec=spec)), cast(Any, None), cast(Any, None)))
+    lines = text.splitlines()
+    assert lines[0] == "models:/late/3: probability that late is yes"
+    assert lines[1].startswith("The model is better than gradient boosting on the test rows in AUC (0.6997 against")
+    assert lines[2:] == [
+        "registered              the better one",
+        "rows                    244,737 train, 28,618 validation, 53,991 test",
+        "test                    auc 0.6997, pr_auc 0.4433, log_loss 0.5144",
+        "hist_gradient_boosting  auc 0.6963, pr_auc 0.4582, log_loss 0.5145",
+        "a                       auc 0.6963, pr_auc 0.4582, log_loss 0.5145",
+        "compared                with b, c, too",
+        f"run folder              {tmp_path}",
+        f"report                  {tmp_path / 'report.html'}",
+    ]
+    assert repr(whole).splitlines()[1:] == lines[1:]
+
+
+def test_a_report_is_a_path_and_in_a_notebook_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "runs" / "late & more"
+    folder.mkdir(parents=True)
+    report = trained(folder).report
+    assert (repr(report), os.fspath(report)) == (str(folder / "report.html"), str(folder / "report.html"))
+    assert report.read_text(encoding="utf-8") == "<p>all of it</p>"
+    assert pickle.loads(pickle.dumps(report)) == report  # noqa: S301 - our own
+    assert f'href="file://{tmp_path}/runs/late%20%26%20more/report.html"' in report._repr_html_()
+    monkeypatch.chdir(tmp_path)
+    assert 'href="runs/late%20%26%20more/report.html"' in report._repr_html_()
+    assert "late &amp; more/report.html</a>" in report._repr_html_()
+    report.unlink()
+    assert "is not there" in report._repr_html_()

@@ -1,6 +1,7 @@
 """View of a run while it runs: bars in a terminal, lines in a file."""
 
 import copy
+import logging
 import re
 import threading
 import time
@@ -15,7 +16,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
-from mirrorspark.training.run_records.live.details import add_findings, spec_details
+from mirrorspark.training.run_records.live.details import add_findings, showing_warnings, spec_details
 from mirrorspark.training.run_records.live.picture import Details
 from mirrorspark.training.run_records.live.view import LiveView, Stage
 from tests.unit.notebook_outputs import ADDRESS
@@ -71,6 +72,38 @@ def test_an_inferred_spec_is_shown_by_its_first_features() -> None:
     assert many.lines[-2:] == ("f11  numeric", "and 28 more")
     assert many.markup.startswith("<details><summary>40 features; keys id</summary>")
     assert "f39" in many.markup
+
+
+def test_warnings_about_a_table_are_findings_of_its_stage_and_reach_the_users_handlers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage, logger = Stage("infer", time.monotonic), logging.getLogger("mirrorspark.data_pipelines.features.infer")
+    stage.note, stage.details = "7 features", Details(("keys id",), "<p>all</p>")
+    with showing_warnings(stage):
+        logger.info("column km: numeric")
+        for number in range(7):
+            logger.warning("column <b>%s: left out", number)
+    assert stage.note == "7 features; 7 warnings"
+    assert stage.details.lines[:2] == ("keys id", "warning: column <b>0: left out")
+    assert stage.details.lines[-1] == "and 2 more warnings"
+    assert "Column &lt;b&gt;6: left out." in stage.details.markup
+    assert len(caplog.messages) == 7
+
+
+def test_warnings_of_a_stage_that_fails_are_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    stage = Stage("infer", time.monotonic)
+
+    def fail() -> None:
+        with showing_warnings(stage):
+            logging.getLogger("mirrorspark.data_pipelines").warning("column km: left out")
+            raise ValueError("no key")
+
+    with pytest.raises(ValueError, match="no key"):
+        fail()
+    assert capsys.readouterr().err == "column km: left out\n"
 
 
 @pytest.mark.parametrize("errors", [1, 7])
@@ -252,12 +285,12 @@ def test_secrets_are_not_shown(view: LiveView, lines: list[str], monkeypatch: py
     assert lines == ["  rank 0: http://host is away", "  rank 0: *** is refused"]
 
 
-def test_how_large_the_model_is_is_said_once(view: LiveView, lines: list[str]) -> None:
-    begin = {"event": "train_begin", "attempt": 1, "parameter_bytes": 8_400_000}
+def test_the_size_of_a_large_model_is_said_once_and_that_of_a_small_one_never(view: LiveView, lines: list[str]) -> None:
+    begin = {"event": "train_begin", "attempt": 1, "parameter_bytes": 840_000_000}
     for event in (begin | {"rank": 1}, begin | {"rank": 0}, begin | {"rank": 0, "attempt": 2}):
         view.on_event(event)
     view.on_event(begin | {"rank": 0, "parameter_bytes": 8_400})
-    assert lines == ["  the weights to train take 8.4 MB", "  the weights to train take 8.4 kB"]
+    assert lines == ["  the weights to train take 840 MB"]
 
 
 @pytest.mark.parametrize("kind", ["train_begin", "train_end", "validation", "phase", "attempt", "error", "new kind"])

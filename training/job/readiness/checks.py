@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import without_credentials
 
 _NAME_WIDTH = 14
@@ -11,7 +12,7 @@ _NAME_WIDTH = 14
 Status = Literal["ok", "warn", "FAIL"]
 
 
-class PreflightError(RuntimeError):
+class PreflightError(ClearError, RuntimeError):
     """A run that cannot start; the message holds every failed check."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.models import catalog
 from mirrorspark.storage import atomic_file
 from mirrorspark.training.configuration import ConfigError, TrainingConfig
@@ -17,7 +18,7 @@ from mirrorspark.training.configuration import ConfigError, TrainingConfig
 Pairs = npt.NDArray[np.int32]
 
 
-class DamagedGraphError(OSError):
+class DamagedGraphError(ClearError, OSError):
     """A file of pairs whose content is not that of its name."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pyspark import cloudpickle
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.training.protocol import AttemptPlan, Limits
 
 TrainFn = Callable[..., Any]
@@ -19,15 +20,15 @@ FunctionStrategy = Literal["multi_worker_mirrored", "ring", "own"]
 MAX_RETURN_BYTES = 8 << 20
 
 
-class TrainFnError(ValueError):
+class TrainFnError(ClearError, ValueError):
     """A training function cannot be sent to the workers; the message has the reason and advice."""
 
 
-class UnsupportedKerasError(ValueError):
+class UnsupportedKerasError(ClearError, ValueError):
     """A training function fits a model of Keras 3 on several workers, which only models of tf-keras train on."""
 
 
-class ReturnValueError(ValueError):
+class ReturnValueError(ClearError, ValueError):
     """A training function's return value cannot be sent to the driver; the training itself is finished."""
 
 

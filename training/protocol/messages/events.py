@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mirrorspark.clear_error import ClearError
+
 # Limit of a line after the handshake.
 LINE_BYTES = 1 << 20
 
@@ -53,7 +55,7 @@ class EventAddress:
         return f"EventAddress({self.host}:{self.port})"
 
 
-class OddLineError(ValueError):
+class OddLineError(ClearError, ValueError):
     """A line of a proven client is not an event, or has a number that cannot be counted with; names the rank."""
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from io import BufferedIOBase, RawIOBase
 from typing import IO, TypeAlias
 
+from mirrorspark.clear_error import ClearError
+
 # A caller has this long for each line of a handshake: a process that starts on a loaded machine may take seconds. A
 # shorter time would let nobody start sooner, since servers read all callers at once and, of too many that have proved
 # nothing, disconnect the oldest.
@@ -33,7 +35,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-class TokenMismatchError(ConnectionRefusedError):
+class TokenMismatchError(ClearError, ConnectionRefusedError):
     """The other side failed to authenticate; a retry is useless."""
 
 

@@ -1,7 +1,9 @@
 """Errors of a ring of ranks."""
 
+from mirrorspark.clear_error import ClearError
 
-class RingError(ConnectionError):
+
+class RingError(ClearError, ConnectionError):
     """Another rank, ``rank``, cannot be reached, is lost, or has sent nothing for too long."""
 
     def __init__(self, rank: int, what: str) -> None:
@@ -23,5 +25,5 @@ class RingChecksumError(RingError):
     """Bytes from another rank changed on the way."""
 
 
-class RingMismatchError(RuntimeError):
+class RingMismatchError(ClearError, RuntimeError):
     """Ranks are in different collectives: their programs or their batches differ."""

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, RaggedIds, kinds, labels, raw_columns
 from mirrorspark.pages import drawn, figure_html, heading_html, panel_html, table_html
 from mirrorspark.pages.figures import dependence_chart, importance_chart
@@ -42,7 +43,7 @@ _LEAST_PROBABILITY = 1e-7
 Predict = Callable[[pa.Table], np.ndarray]
 
 
-class ExplanationError(ValueError):
+class ExplanationError(ClearError, ValueError):
     """A model that cannot be explained so; the message says why."""
 
 

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from mirrorspark.training.results.report.facts import report_facts
     from mirrorspark.training.results.report.model_cards import model_card
     from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
-    from mirrorspark.training.results.report.shown import RunComparison, launched_html, trained_html
+    from mirrorspark.training.results.report.shown import (
+        PagePath,
+        RunComparison,
+        launched_html,
+        report_of,
+        trained_html,
+        trained_text,
+    )
     from mirrorspark.training.results.report.summary import (
         CHALLENGER,
         Summary,
@@ -30,6 +37,7 @@ __all__ = [
     "CHALLENGER",
     "REPORT_FILE",
     "Cost",
+    "PagePath",
     "Reservation",
     "RunComparison",
     "Summary",
@@ -42,10 +50,12 @@ __all__ = [
     "metrics_table",
     "model_card",
     "report_facts",
+    "report_of",
     "run_summary",
     "save_document",
     "strict",
     "trained_html",
+    "trained_text",
     "verdict_lines",
     "verdict_sentences",
     "write_report",

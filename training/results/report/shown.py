@@ -2,9 +2,11 @@
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -19,22 +21,72 @@ from mirrorspark.pages import (
     table_html,
 )
 from mirrorspark.storage import without_credentials
+from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
+from mirrorspark.training.run_records import run_history
 
 if TYPE_CHECKING:
     from mirrorspark.training.entry_points import Launched
     from mirrorspark.training.results.delivery import Trained
 
 _RESULT_CHARACTERS = 300
+_BASELINES_IN_TEXT = 2
+
+
+class PagePath(type(Path())):  # type: ignore[misc] # the class of this system's paths, which is known when it runs
+    """The path of a page. It is any other path, and in a notebook a link."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        if not self.exists():
+            return f"<code>{escape(str(self))}</code> is not there"
+        # A notebook's server serves what is below the notebook's folder, and no browser opens file:// from there.
+        below = Path.cwd()
+        address = quote(str(self.relative_to(below))) if self.is_relative_to(below) else self.absolute().as_uri()
+        return f'<a href="{escape(address)}" target="_blank">{escape(str(self))}</a>'
+
+
+def report_of(run_folder: Path) -> PagePath:
+    """Return the path of a run's report."""
+    return PagePath(run_folder / REPORT_FILE)
+
+
+def trained_text(trained: "Trained", prediction: str = "") -> str:
+    """Return a model in ten lines at most: its prediction in words, the verdict on it, metrics, its run's places."""
+    verdict = trained.verdict
+    title = f"{trained.version_uri}: {prediction}" if prediction else trained.version_uri
+    sentences = verdict_sentences(verdict.metrics, verdict.baseline)[:1]
+    lines = [*_lines(trained)]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join([title, *sentences, *(f"{name:<{width}}  {text}" for name, text in lines)])
+
+
+def _lines(trained: "Trained") -> Iterator[tuple[str, str]]:
+    """Yield the name and content of each line below the verdict."""
+    metrics, places = trained.verdict.metrics, ("run folder", without_credentials(str(trained.run_folder)))
+    if trained.chosen:
+        yield "registered", trained.chosen
+    if trained.rows:
+        yield "rows", ", ".join(f"{count:,} {split}" for split, count in trained.rows.items())
+    names = run_history.headline(metrics.get("test", {}))
+    baselines = [(str(entry["name"]), entry["metrics"]) for entry in each_baseline(trained.verdict.baseline)]
+    for title, values in [("test", metrics.get("test", {})), *baselines[:_BASELINES_IN_TEXT]]:
+        if shown := [f"{name} {values[name]:.4f}" for name in names if name in values]:
+            yield title, ", ".join(shown)
+    if more := [name for name, _ in baselines[_BASELINES_IN_TEXT:]]:
+        yield "compared", f"with {', '.join(more)}, too"
+    yield places
+    if (report := report_of(trained.run_folder)).is_file():
+        yield "report", without_credentials(str(report))
 
 
 def trained_html(trained: "Trained", prediction: str = "") -> str:
     """Return a panel on a model: its prediction in words, the verdict on it, metrics, plots, and its run's places."""
     verdict = trained.verdict
-    report = trained.run_folder / REPORT_FILE
+    report = report_of(trained.run_folder)
     places = [f"MLflow run {trained.run_id}", f"run folder {trained.run_folder}"]
-    if report.is_file():
-        places.append(f"report {report}")
     return panel_html(
         heading_html(trained.version_uri),
         paragraph_html(f"{prediction[:1].upper()}{prediction[1:]}.") if prediction else "",
@@ -47,6 +99,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
             for name, figure in verdict.figures.items()
         ),
         *(remark_html(without_credentials(place)) for place in places),
+        f"<p>Report: {report._repr_html_()}</p>" if report.is_file() else "",
         f'<p><a href="{escape(trained.run_page)}">The run in MLflow</a></p>' if trained.run_page else "",
     )
 

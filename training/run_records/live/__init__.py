@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.training.run_records.live.details import add_findings, spec_details
+    from mirrorspark.training.run_records.live.details import add_findings, showing_warnings, spec_details
     from mirrorspark.training.run_records.live.picture import Monitored
     from mirrorspark.training.run_records.live.view import LiveView
 else:
@@ -18,5 +18,6 @@ __all__ = [
     "LiveView",
     "Monitored",
     "add_findings",
+    "showing_warnings",
     "spec_details",
 ]

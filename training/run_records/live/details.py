@@ -1,4 +1,8 @@
-"""The results of stages at length: the inferred spec, and the findings of validation."""
+"""The results of stages at length: the inferred spec, and the findings of inference and validation."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 
 from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.data_pipelines.quality import PAGE_FILE, Severity
@@ -33,3 +37,49 @@ def add_findings(stage: Stage, dataset: Dataset) -> None:
     lines = [f"{finding['severity']}: {finding['sentence']}" for finding in shown]
     markup = findings_html(shown) if shown else ""
     stage.details = Details((*lines, page), markup + remark_html(page))
+
+
+@contextlib.contextmanager
+def showing_warnings(stage: Stage) -> Iterator[None]:
+    """Add the warnings that we log while the block runs to the details of the stage, instead of printing them.
+
+    Handlers of the user get them as well. Without one, Python prints a warning only if no handler has seen it.
+    """
+    gathered, logger = _Gathered(), logging.getLogger("mirrorspark")
+    logger.addHandler(gathered)
+    try:
+        yield
+    except BaseException:
+        logger.removeHandler(gathered)
+        if not logger.hasHandlers() and logging.lastResort is not None:  # A stage that fails has no line.
+            for record in gathered.records:
+                logging.lastResort.handle(record)
+        raise
+    logger.removeHandler(gathered)
+    if gathered.records:
+        _add_warnings(stage, [record.getMessage() for record in gathered.records])
+
+
+def _add_warnings(stage: Stage, sentences: Sequence[str]) -> None:
+    found = [{"severity": str(Severity.WARNING), "column": "", "sentence": sentence} for sentence in sentences]
+    stage.note += f"; {findings_in_words(found)}"
+    shown, more = found[:_MOST_FINDINGS], found[_MOST_FINDINGS:]
+    lines = [f"warning: {finding['sentence']}" for finding in shown]
+    markup = findings_html(shown, are_of_one_column=True)
+    if more:
+        lines.append(f"and {len(more)} more warnings")
+        markup += details_html(f"{len(more)} more warnings", findings_html(more, are_of_one_column=True))
+    before = stage.details or Details((), "")
+    stage.details = Details((*before.lines, *lines), before.markup + markup)
+
+
+class _Gathered(logging.Handler):
+    """Keeps the records of warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record."""
+        self.records.append(record)

@@ -84,7 +84,8 @@ def best_epoch(picture: Picture) -> int | None:
 
 def _stages(picture: Picture) -> str:
     rows = [
-        f'<tr><td>{_sign(stage)} {html.escape(stage.name)}</td><td class="number">{stage.seconds:.1f} s</td>'
+        f'<tr><td class="short">{_sign(stage)} {html.escape(stage.name)}</td>'
+        f'<td class="number">{stage.seconds:.1f} s</td>'
         f"<td>{html.escape(stage.note or ('did not finish' if stage.has_failed else ''))}{stage.markup}</td></tr>"
         for stage in picture.finished
     ]
@@ -103,7 +104,8 @@ def _running(stage: RunningStage, training: TrainingState) -> str:
     parts += [f"{task_bar.clock_time(left)} left"] if left is not None else []
     parts += [html.escape(words)] if words else []
     return (
-        f'<tr><td>▸ <b>{html.escape(stage.name)}</b></td><td class="number">{task_bar.clock_time(stage.seconds)}</td>'
+        f'<tr><td class="short">▸ <b>{html.escape(stage.name)}</b></td>'
+        f'<td class="number">{task_bar.clock_time(stage.seconds)}</td>'
         f"<td>{' &ensp;'.join(parts)}</td></tr>"
     )
 

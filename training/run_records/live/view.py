@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
 
+# Smaller weights are neither slow to exchange nor a question of memory.
+_NOTABLE_WEIGHT_BYTES = 50_000_000
+
 # The whole message is in the events file.
 _MESSAGE_CHARACTERS = 300
 
@@ -86,7 +89,7 @@ class LiveView:
         self._epochs_prefix = ""
         self._monitored: Monitored | None = None
         self._has_failed = False
-        self._parameter_bytes: int | None = None
+        self._parameter_bytes = 0
         self.timings: dict[str, float] = {}
 
     def expect(self, epochs: int, monitored: Monitored, before: Iterable[Event] = ()) -> None:
@@ -229,11 +232,10 @@ class LiveView:
             self._write_after_messages(f"  resuming from step {step:,}")
 
     def _report_model(self, event: Event) -> None:
-        # Explains slow first steps. Attempts and fits repeat it.
-        count = event.get("parameter_bytes")
-        if count not in (None, self._parameter_bytes):
-            size = f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
-            self._write_after_messages(f"  the weights to train take {size}")
+        # Explains slow steps. Attempts and fits repeat it.
+        count = event.get("parameter_bytes") or 0
+        if count >= _NOTABLE_WEIGHT_BYTES and count != self._parameter_bytes:
+            self._write_after_messages(f"  the weights to train take {count / 1e6:,.0f} MB")
         self._parameter_bytes = count
 
     def _report_restart(self, event: Event) -> None:

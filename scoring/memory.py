@@ -1,0 +1,148 @@
+"""Scoring of a table in this process's memory, whose result has the caller's form, order and index.
+
+A few rows are scored in this process: by the model, the calls and the single thread of a task, so that the scores are
+those of Spark's tasks, without the seconds of a first job.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
+
+from mirrorspark.data_pipelines import any_table, table_forms
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.folder import exported_with
+from mirrorspark.scoring.model.loading import PROCESS_CACHE, check_versions, load_once
+from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan, SentColumns
+from mirrorspark.scoring.task import Counters, Scorer, ScoringCounts, ShippedModel
+from mirrorspark.spark_session import open_session
+
+_LOGGER = logging.getLogger(__name__)
+
+MOST_ROWS = 100_000
+"""Rows up to which this process scores a table: some seconds. More rows are for Spark's slots."""
+_MOST_LOCAL_SLOTS = 4
+
+
+def local_slots() -> int:
+    """Return the slots of a session that is started here to score."""
+    return min(_MOST_LOCAL_SLOTS, os.cpu_count() or 1)
+
+
+def score_in_memory(
+    table: Any,
+    plan: ScoringPlan,
+    by_tasks: Callable[[DataFrame, ScoringPlan], DataFrame],
+    *,
+    extra_columns: ExtraColumns = "ignore",
+    counters: Counters | None = None,
+    spark: SparkSession | None = None,
+) -> Any:
+    """Return the keys and the scores of every row, in the form of ``table``.
+
+    Args:
+        table: A pandas or Polars DataFrame, or a PyArrow table.
+        plan: The plan; its keys may be levels of a pandas index, and there may be none.
+        by_tasks: Scores a table of Spark by a plan, for rows that this process does not score.
+        extra_columns: See :func:`scoring.score`.
+        counters: Collects the counters of this process.
+        spark: The session for large tables; by default the active one, or a local one.
+
+    Raises:
+        TableError: ``table`` is not a table.
+        ScoringError: See :func:`scoring.score`.
+        ColumnError: See :func:`scoring.score`.
+        BadRowError: A row cannot be scored, and bad rows are not marked.
+    """
+    if not table_forms.is_table(table):
+        any_table.in_arrow(table)  # raises
+    names = table_forms.column_names(table)
+    keys = _keys_among_columns(plan.keys, names, table_forms.index_names(table))
+    plan = replace(plan, keys=keys)
+    plan.check_names(names, needs_keys=False)
+    plan.check_extra(names, extra_columns)
+    kept = table_forms.selected(table, keys)
+    rows = any_table.in_arrow(table_forms.selected(table, plan.columns))
+    if (why := _needs_tasks(rows, plan)) is None:
+        scored, places = _scored_here(_as_sent(rows, plan), plan, counters)
+    else:
+        _LOGGER.info("Spark scores the table: %s", why)
+        scored, places = _scored_by_tasks(rows, plan, by_tasks, spark or open_session(None, local_slots()))
+    return table_forms.with_columns(kept, scored, None if plan.options.outputs.keeps_rows else places)
+
+
+def _keys_among_columns(keys: Sequence[str], columns: Sequence[str], index: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys that are columns; those of the index stay there."""
+    missing = [key for key in keys if key not in columns and key not in index]
+    if missing:
+        hint = raw_columns.meant(missing[0], [name for name in columns if isinstance(name, str)])
+        raise ScoringError(f"key columns {missing} are missing; the table has {list(columns)}{hint}")
+    return tuple(key for key in keys if key in columns)
+
+
+def _needs_tasks(rows: pa.Table, plan: ScoringPlan) -> str | None:
+    """Return the reason why the rows are scored by Spark; None if this process scores them."""
+    if rows.num_rows > MOST_ROWS:
+        return f"it has more than {MOST_ROWS:,} rows"
+    zoned = [
+        field.name
+        for field in rows.schema
+        if field.name in plan.inputs.columns and "timestamp" in str(field.type) and "tz=" not in str(field.type)
+    ]
+    if zoned:  # Their moment depends on the time zone of the session.
+        return f"the columns {zoned} have times without a zone, which are those of the session's"
+    return None
+
+
+def _as_sent(rows: pa.Table, plan: ScoringPlan) -> pa.Table:
+    """Return the rows with the types in which Spark sends them to tasks, after the checks of these."""
+    sent = SentColumns.of(from_arrow_schema(rows.schema))
+    plan.check_types(sent.schema(plan.inputs.columns))
+    return pa.table(
+        {name: rows[name].cast(sent.fields[name].type) for name in rows.column_names if name in sent.fields}
+    )
+
+
+def _scored_here(rows: pa.Table, plan: ScoringPlan, counters: Counters | None) -> tuple[pa.Table, np.ndarray]:
+    """Return the scores and the row of each."""
+    pinned, options = plan.pinned, plan.options
+    if options.other_versions == "refuse":
+        check_versions(exported_with(pinned.path), pinned.label)
+    scorer = Scorer(ShippedModel(pinned.digest, pinned.label, str(pinned.path), None), options, counters)
+    counts = ScoringCounts()
+    counts.pause()
+    model = load_once(pinned.path, pinned.digest, threads=1, cache=PROCESS_CACHE)
+    counts.begin(loads=0, threads=model.threads)
+    scored, places, first = [plan.results.empty_table()], [np.zeros(0, np.int64)], 0
+    keys = [key for key in plan.keys if key in rows.column_names]
+    for batch in rows.combine_chunks().to_batches():
+        for part in model.parts(batch, batch_size=options.batch_size):
+            found = scorer.scored_rows(model, part, counts, keys)
+            scored.append(pa.Table.from_batches([found.batch.select(plan.results.names)]).cast(plan.results))
+            places.append(first + (np.arange(part.num_rows) if found.rows is None else found.rows))
+            first += part.num_rows
+    scorer.report(counts)
+    return pa.concat_tables(scored), np.concatenate(places)
+
+
+def _scored_by_tasks(
+    rows: pa.Table,
+    plan: ScoringPlan,
+    by_tasks: Callable[[DataFrame, ScoringPlan], DataFrame],
+    spark: SparkSession,
+) -> tuple[pa.Table, np.ndarray]:
+    """Return the scores and the row of each, in the order of the rows."""
+    number = any_table.ROW_NUMBER
+    while number in {*rows.column_names, *plan.results.names}:
+        number += "_"
+    numbered = rows.append_column(number, pa.array(np.arange(rows.num_rows)))
+    scores = by_tasks(any_table.read_table(spark, numbered), replace(plan, keys=(number,)))
+    found = scores.toArrow().sort_by(number)
+    return found.drop_columns([number]), found[number].to_numpy()

@@ -1,0 +1,59 @@
+"""The base of this package's own errors: a notebook shows their message and the caller's lines."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+_PACKAGE = __name__.partition(".")[0]
+# The mode of IPython's tracebacks in which nothing is folded.
+_WHOLE = "Verbose"
+_FOLDED = f"(The frames inside {_PACKAGE} are folded; %xmode Verbose, then %tb, shows them.)"
+
+
+class ClearError(Exception):
+    """An error whose message says what failed, which value, and what to do, so that no stack is needed to read it.
+
+    Subclasses have a built-in error as their second base. Scripts, logs and tests see the whole stack.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows for this error, by the hook that it offers to exceptions."""
+        from IPython import get_ipython  # only IPython calls this
+
+        shell = get_ipython()
+        view, callers = shell.InteractiveTB, _callers(self.__traceback__)
+        if callers is None or view.mode == _WHOLE:
+            lines: list[str] = view.structured_traceback(type(self), self, self.__traceback__)
+            return lines
+        with _without_cause(self):
+            return [*view.structured_traceback(type(self), self, callers), _FOLDED]
+
+
+def _callers(stack: TracebackType | None) -> TracebackType | None:
+    """Return the frames before the first one of this package; None if it has none, or nothing called it."""
+    frames: list[TracebackType] = []
+    while stack is not None and not _is_own(stack):
+        frames.append(stack)
+        stack = stack.tb_next
+    if stack is None:
+        return None
+    found: TracebackType | None = None
+    for frame in reversed(frames):
+        found = TracebackType(found, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return found
+
+
+def _is_own(stack: TracebackType) -> bool:
+    return str(stack.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == _PACKAGE
+
+
+@contextmanager
+def _without_cause(error: BaseException) -> Iterator[None]:
+    """Hide the errors that led to this one, whose frames are inside the package, too."""
+    cause, context, is_suppressed = error.__cause__, error.__context__, error.__suppress_context__
+    error.__cause__ = error.__context__ = None
+    try:
+        yield
+    finally:
+        error.__cause__, error.__context__ = cause, context
+        error.__suppress_context__ = is_suppressed  # setting the cause sets this, too
