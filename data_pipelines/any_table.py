@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form
 from mirrorspark.data_pipelines.features import CATEGORIES, quoted
+from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
 from mirrorspark.data_pipelines.stored_tables import TableError as TableError
 from mirrorspark.spark_session import require_running
@@ -128,6 +129,18 @@ def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
     if missing:
         raise TableError(f"{what} lacks the columns {missing}; it has {list(names)}")
     return table.select(*map(quoted, columns)).toArrow() if in_memory is None else in_memory.select(list(columns))
+
+
+def in_memory(table: Any) -> MemorySource:
+    """Return a table in memory as this process converts it.
+
+    Raises:
+        TableError: See :func:`in_arrow`; or two columns have the same name, or names that differ in case alone.
+    """
+    arrow = in_arrow(table)
+    _require_different(arrow.column_names)
+    _require_different_but_for_case(arrow.column_names)
+    return MemorySource.of(arrow)
 
 
 def is_in_memory(table: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Conversion of a Spark DataFrame to a dataset directory: stage rows, fit features, write shards, publish."""
+"""Conversion of a table to a dataset directory: stage rows, fit features, write shards, publish."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from mirrorspark.data_pipelines.dataset import (
     FEATURES_FOLDER,
@@ -58,7 +58,7 @@ from mirrorspark.data_pipelines.quality import (
     validate,
 )
 from mirrorspark.data_pipelines.reading import Dataset
-from mirrorspark.data_pipelines.spark import numbered_partitions, progress_bar
+from mirrorspark.data_pipelines.sources import MemorySource, Source, SparkSource, source_of
 from mirrorspark.data_pipelines.tfrecord import table_blocks
 from mirrorspark.pages import beside_the_result
 from mirrorspark.spark_session import SPARK_ERRORS, require_running, task_message
@@ -125,7 +125,7 @@ def dataset_address(source: Mapping[str, Any], spec: FeatureSpec, options: Conve
 
 
 def convert(
-    df: DataFrame,
+    df: DataFrame | MemorySource,
     spec: FeatureSpec,
     path: str | Path,
     *,
@@ -147,7 +147,8 @@ def convert(
     conversion, the staged rows take their own size on the store.
 
     Args:
-        df: The table; it needs the spec's columns and ``options.split_column``.
+        df: The table; it needs the spec's columns and ``options.split_column``. A small table in memory is converted by
+            this process.
         spec: The feature specification.
         path: Directory to create, a local path or a URI. It must be reachable from the executors.
         source: The source of the rows, for the manifest, without secrets in it.
@@ -171,13 +172,15 @@ def convert(
         LabelError: The label has the wrong type.
         ScoringError: An encoder cannot be used.
     """
-    require_running(df.sparkSession)
+    if isinstance(df, DataFrame):
+        require_running(df.sparkSession)
+    table = source_of(df)
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
-    plans = _plans(df, spec, options)
+    plans = _plans(table, spec, options)
     _check_items(items, spec)
-    _check_embedder(embedder, spec)
+    _check_embedder(embedder, spec, table)
     try:
         job = WriteJob.begin(target, SaveMode.ERROR)
     except (TargetExistsError, NotADirectoryError) as error:
@@ -185,13 +188,13 @@ def convert(
             raise DatasetExistsError(f"{path} exists already; open it with load_dataset") from error
         raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
     try:
-        if embedder is not None:
-            df, items, spec = _embedded(df, items, spec, embedder, path, progress=progress)
+        if embedder is not None and isinstance(table, SparkSource):
+            table, items, spec = _embedded(table.df, items, spec, embedder, path, progress=progress)
             if spec.embedded:  # Vectors have taken the place of texts and images.
-                plans = _plans(df, spec, options)
+                plans = _plans(table, spec, options)
         conversion = _Conversion(job, spec, options, plans, items)
-        with progress_bar(df.sparkSession, "convert") if progress else contextlib.nullcontext():
-            files = conversion.write(df, clean(source or {}), reference, limits or Limits())
+        with table.progress("convert") if progress else contextlib.nullcontext():
+            files = conversion.write(table, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
     except SPARK_ERRORS as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error
@@ -230,11 +233,11 @@ class _Conversion:
     items: DataFrame | None = None
 
     def write(
-        self, df: DataFrame, source: dict[str, Any], reference: DatasetProfile | None, limits: Limits
+        self, table: Source, source: dict[str, Any], reference: DatasetProfile | None, limits: Limits
     ) -> list[WrittenFile]:
         """Write everything that belongs to the dataset; return the files, the manifest last."""
-        spark, scratch = df.sparkSession, self.job.staging / _RAW_FOLDER
-        staged = stage(df, self.spec, self.plans, self.options.split_column, self.options.shards, scratch)
+        scratch = self.job.staging / _RAW_FOLDER
+        staged = stage(table, self.spec, self.plans, self.options.split_column, self.options.shards, scratch)
         self._check_splits(staged)
         samples = {split: staged.sample(split) for split in SPLITS}
         items = (
@@ -242,9 +245,9 @@ class _Conversion:
             if self.items and self.spec.items
             else None
         )
-        categories = [field.name for field in df.schema if CATEGORIES in field.metadata]
+        categories = [field.name for field in table.schema if CATEGORIES in field.metadata]
         fitted = fitting.fit_features(
-            spark,
+            table,
             measured=staged.measured,
             spec=self.spec,
             plans=self.plans,
@@ -254,7 +257,7 @@ class _Conversion:
             items=items,
             categories=categories,
         )
-        results = self._encode(spark, staged)
+        results = self._encode(table, staged)
         check_classes(results, self.spec.label)
         profile = profiling.profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
         report = _with_exact_findings(validate(profile, self.spec, reference, limits), staged, results)
@@ -290,12 +293,11 @@ class _Conversion:
                     else f"split '{split}' has no rows; check the table or the rule that makes its split column"
                 )
 
-    def _encode(self, spark: SparkSession, staged: Staged) -> list[ShardResult]:
+    def _encode(self, table: Source, staged: Staged) -> list[ShardResult]:
         """Run one task per staged file; return their shards by split and number."""
         task = EncodeTask(self.job, str(self._own(FEATURES_FOLDER)), staged.files, self.options.rows_per_block)
-        numbers = numbered_partitions(spark, len(staged.files))
         # One result per file: superseded attempts are not among them, and their files stay behind.
-        outcomes = [json.loads(row.result) for row in numbers.mapInArrow(task, "result string").collect()]
+        outcomes = [json.loads(outcome) for outcome in table.outcomes(task, len(staged.files))]
         for outcome in outcomes:
             if "refused" in outcome:
                 raise DatasetError(outcome["refused"])
@@ -344,12 +346,12 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def _plans(df: DataFrame, spec: FeatureSpec, options: ConversionOptions) -> raw_columns.ColumnPlans:
+def _plans(table: Source, spec: FeatureSpec, options: ConversionOptions) -> raw_columns.ColumnPlans:
     """Compare names and types before any task starts, and return the plans of the features."""
-    missing = [name for name in (*spec.columns, options.split_column) if name not in df.columns]
+    missing = [name for name in (*spec.columns, options.split_column) if name not in table.columns]
     if missing:
-        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {df.columns}")
-    return block_format.check_columns(df.select(*map(quoted, spec.columns)).limit(0).toArrow(), spec)
+        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
+    return block_format.check_columns(table.without_rows(spec.columns), spec)
 
 
 def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
@@ -365,11 +367,13 @@ def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
     missing = [name for name in spec.items.columns if name not in items.columns]
     if missing:
         raise raw_columns.ColumnError(f"the table of items lacks the columns {missing}; it has {items.columns}")
-    block_format.check_columns(items.select(*map(quoted, spec.items.columns)).limit(0).toArrow(), spec.items)
+    block_format.check_columns(source_of(items).without_rows(spec.items.columns), spec.items)
 
 
-def _check_embedder(embedder: Embedder | None, spec: FeatureSpec) -> None:
+def _check_embedder(embedder: Embedder | None, spec: FeatureSpec, table: Source) -> None:
     names = [feature.name for feature in spec.embedded]
+    if names and not isinstance(table, SparkSource):
+        raise raw_columns.ColumnError(f"the features {names} are embedded by Spark's tasks; give a Spark DataFrame")
     if names and embedder is None:
         raise raw_columns.ColumnError(
             f"the features {names} are texts or images to embed; give embedder=mirrorspark.Embedder()"
@@ -384,13 +388,13 @@ def _embedded(
     dataset: Location,
     *,
     progress: bool,
-) -> tuple[DataFrame, DataFrame | None, FeatureSpec]:
+) -> tuple[Source, DataFrame | None, FeatureSpec]:
     """Return the tables with embedded columns, and the spec that describes them."""
     df, spec = embedder.embedded(df, spec, dataset, progress=progress)
     if items is not None and spec.items is not None:
         items, of_items = embedder.embedded(items, spec.items, dataset, progress=progress)
         spec = replace(spec, items=of_items)
-    return df, items, spec
+    return source_of(df), items, spec
 
 
 def check_classes(results: Sequence[ShardResult], label: kinds.Label) -> None:

@@ -19,11 +19,12 @@ from mirrorspark.data_pipelines.conversion import (
 from mirrorspark.data_pipelines.dataset import is_published
 from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
 from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.storage import meant
 
 
 def convert_once(
-    table: DataFrame,
+    table: DataFrame | MemorySource,
     spec: FeatureSpec,
     folder: Path,
     name: str,
@@ -52,8 +53,10 @@ def convert_once(
         Exception: See :func:`data_pipelines.convert`.
     """
     columns = (*spec.columns, options.split_column)
-    source = dict(source or {"table": content_hash(table.select(*map(quoted, columns)))})
-    source |= embedder.source(spec) if embedder is not None else {}
+    if source is None:
+        is_here = isinstance(table, MemorySource)
+        source = {"table": content_hash(table.select(*(columns if is_here else map(quoted, columns))))}
+    source = dict(source) | (embedder.source(spec) if embedder is not None else {})
     if items is not None and spec.items is not None:
         source |= {"items": content_hash(items.select(*map(quoted, spec.items.columns)))}
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
@@ -72,7 +75,7 @@ def convert_once(
     return Dataset.open(path)
 
 
-def require_columns(table: DataFrame, spec: FeatureSpec, *others: str) -> None:
+def require_columns(table: DataFrame | MemorySource, spec: FeatureSpec, *others: str) -> None:
     """Raise ``ColumnError`` unless the table has the spec's columns and ``others``."""
     missing = [column for column in (*spec.columns, *others) if column not in table.columns]
     if missing:
@@ -80,8 +83,10 @@ def require_columns(table: DataFrame, spec: FeatureSpec, *others: str) -> None:
         raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}{hint}")
 
 
-def content_hash(table: DataFrame) -> str:
+def content_hash(table: DataFrame | MemorySource) -> str:
     """Return a hash of all rows of a table in 32 hex digits, independent of their order and partitions."""
+    if isinstance(table, MemorySource):
+        return _digest(table.schema, table.content_sums())
     row = table.agg(*_sums(table.schema)).first()
     assert row is not None  # noqa: S101 - an aggregate has a row
     return _digest(table.schema, row)

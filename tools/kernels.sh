@@ -12,6 +12,7 @@ done
 exec .venv/bin/python -c "
 import mirrorspark.data_pipelines.conversion, mirrorspark.data_pipelines.reading.foreign, mirrorspark.data_pipelines.tfrecords
 import mirrorspark.data_pipelines.features.farmhash, mirrorspark.data_pipelines.features.vocabulary_kernels
+import mirrorspark.data_pipelines.sources.hash_kernels
 import mirrorspark.fleet.counting, mirrorspark.fleet.kernels, mirrorspark.fleet.tree_kernels
 import mirrorspark.training.protocol.ring.row_sums
 "

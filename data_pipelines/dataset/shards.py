@@ -87,7 +87,7 @@ class EncodeTask:
             except (raw_columns.ColumnError, DatasetError, labels.LabelError) as error:
                 # Reported, not raised: Spark would try the same rows again, and hide the message under stack traces.
                 outcome = {"refused": str(error)}
-            yield pa.RecordBatch.from_pydict({"result": [json.dumps(outcome)]})
+            yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(outcome)]})
 
     def _write(self, staged: StagedFile, fitted: FittedFeatures) -> ShardResult:
         attempt = uuid4().hex

@@ -13,13 +13,10 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType, VariantType
 
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT, DatasetError
-from mirrorspark.data_pipelines.features import FeatureSpec, fitting, labels, quoted, raw_columns
-from mirrorspark.data_pipelines.spark import map_batches
+from mirrorspark.data_pipelines.features import FeatureSpec, fitting, labels, raw_columns
+from mirrorspark.data_pipelines.sources import ORDER_COLUMN, ROW_HASH_COLUMN, Source
 from mirrorspark.spark_session import partition_id
 from mirrorspark.storage import StoragePath
 
@@ -27,11 +24,7 @@ SAMPLE_ROWS = 20_000
 """Rows of a split that are sampled for quantiles and the profile: histograms and shares are accurate to half a percent.
 """
 
-# Spark divides keys among shards by another hash, so a shard's rows are a fair sample of this one.
-_ORDER_COLUMN = "row order"
-# A hash of every column that Spark can compare: equal rows are neighbours.
-_ROW_HASH_COLUMN = "row hash"
-_ADDED_COLUMNS = [_ORDER_COLUMN, _ROW_HASH_COLUMN]
+_ADDED_COLUMNS = [ORDER_COLUMN, ROW_HASH_COLUMN]
 _TOKENS_FILE = "tokens"
 
 
@@ -99,36 +92,26 @@ class Staged:
         # More than twice the fair share: almost certainly these contain the smallest hashes of all.
         quota = min(SAMPLE_ROWS, 2 * SAMPLE_ROWS // len(files) + 1_000)
         drawn = pa.concat_tables([file.first_rows(quota) for file in files])
-        smallest = pc.sort_indices(drawn[_ORDER_COLUMN]).slice(0, SAMPLE_ROWS)
+        smallest = pc.sort_indices(drawn[ORDER_COLUMN]).slice(0, SAMPLE_ROWS)
         return drawn.take(smallest).drop_columns(_ADDED_COLUMNS).combine_chunks()
 
 
 def stage(
-    df: DataFrame,
+    source: Source,
     spec: FeatureSpec,
     plans: raw_columns.ColumnPlans,
     split_column: str,
     shards: int,
     folder: StoragePath,
 ) -> Staged:
-    """Run the query of ``df`` and write its rows below ``folder``.
-
-    A hash of the keys divides the rows among shards, and another one orders them there (rows of equal keys by their
-    columns), so the same table gives the same files whatever the order of its rows.
+    """Read the rows of ``source`` and write them below ``folder``, divided among shards by their keys, and ordered.
 
     Raises:
         DatasetError: A row has an invalid value, for example an unknown split.
     """
-    keys = [quoted(name) for name in spec.keys]
-    sortable = [quoted(name) for name in spec.columns if _is_sortable(df.schema[name].dataType)]
-    added = [F.xxhash64(*keys).alias(_ORDER_COLUMN), F.xxhash64(*sortable).alias(_ROW_HASH_COLUMN)]
-    rows = (
-        df.select(quoted(split_column), *added, *map(quoted, spec.columns))
-        .repartition(shards, *keys)
-        .sortWithinPartitions(quoted(_ORDER_COLUMN), *sortable)
-    )
-    outcomes = map_batches(rows, StageTask(folder, spec, plans, split_column), "outcome string").collect()
-    parts = [_StagedPart.from_dict(json.loads(row.outcome)) for row in outcomes]
+    task = StageTask(folder, spec, plans, split_column)
+    outcomes = source.in_shards(task, split_column, spec.columns, spec.keys, shards)
+    parts = [_StagedPart.from_dict(json.loads(outcome)) for outcome in outcomes]
     for part in parts:
         if part.refused:
             raise DatasetError(part.refused)
@@ -188,14 +171,17 @@ class StageTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one JSON report: the files and measurements, or the reason for a refusal."""
-        partition = partition_id()
+        yield pa.RecordBatch.from_pydict({"outcome": [self.outcome(partition_id(), batches)]})
+
+    def outcome(self, shard: int, batches: Iterable[pa.RecordBatch]) -> str:
+        """Return the JSON report on a shard."""
         try:
-            part = self._stage(batches, partition)
+            part = self._stage(batches, shard)
         except (raw_columns.ColumnError, DatasetError, labels.LabelError) as error:
             # Reported, not raised: Spark would try the same rows again, and hide the message under two stack traces.
-            part = _StagedPart(partition, refused=str(error))
+            part = _StagedPart(shard, refused=str(error))
         # Infinite moments are not standard JSON, but Python's reader accepts them.
-        yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(asdict(part))]})
+        return json.dumps(asdict(part))
 
     def _stage(self, batches: Iterable[pa.RecordBatch], partition: int) -> _StagedPart:
         measurement, repeated = fitting.Measurement(self.spec, self.plans), _RepeatedRows()
@@ -205,7 +191,7 @@ class StageTask:
             for batch in batches:
                 splits = batch.column(self.split_column)
                 self._check(splits)
-                repeated.add(splits, batch.column(_ROW_HASH_COLUMN))
+                repeated.add(splits, batch.column(ROW_HASH_COLUMN))
                 rows = batch.drop_columns([self.split_column])
                 for split in splits.unique().to_pylist():
                     mine = rows.filter(pc.equal(splits, split))
@@ -282,14 +268,3 @@ class _ArrowFiles:
     def add_all(self, name: str, batches: Iterable[pa.RecordBatch]) -> None:
         for batch in batches:
             self.add(name, batch)
-
-
-def _is_sortable(data_type: DataType) -> bool:
-    """Return whether Spark can order values of this type: not maps, nor types that contain one."""
-    if isinstance(data_type, UserDefinedType):
-        return _is_sortable(data_type.sqlType())
-    if isinstance(data_type, ArrayType):
-        return _is_sortable(data_type.elementType)
-    if isinstance(data_type, StructType):
-        return all(_is_sortable(part.dataType) for part in data_type)
-    return not isinstance(data_type, MapType | VariantType)

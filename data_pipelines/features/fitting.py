@@ -1,21 +1,17 @@
-"""Fitting of a feature spec to the training rows: token counts and moments, measured in parts and joined by Spark."""
+"""Fitting of a feature spec to the training rows: token counts and moments, measured in parts and joined."""
 
 import itertools
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
@@ -26,8 +22,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnP
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
 from mirrorspark.data_pipelines.features.vocabulary import VOCABULARY_SCHEMA, Vocabulary
-from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of
-from mirrorspark.spark_session import partition_id
+from mirrorspark.data_pipelines.sources import TOKEN_COUNTS_SCHEMA, Source
 from mirrorspark.storage import StoragePath
 
 # Sums arrive in the order in which tasks end; ten digits do not depend on the order, so hashes do not either.
@@ -35,9 +30,6 @@ _SIGNIFICANT_DIGITS = 10
 
 # Equal shares of the rows whose boundaries are kept for a numeric feature, to embed it piecewise.
 NUMERIC_SHARES = 48
-
-TOKEN_COUNTS_SCHEMA = pa.schema([("name", pa.string()), ("token", pa.string()), ("count", pa.int64())])
-"""Each row counts one token of one vocabulary in a part of the training rows."""
 
 # A task sums its counts when there are this many rows; if that leaves this many distinct tokens, they go on to Spark's
 # aggregation.
@@ -174,7 +166,7 @@ class FeatureMeasurements:
 
 
 def fit_features(
-    spark: SparkSession,
+    source: Source,
     measured: FeatureMeasurements,
     spec: FeatureSpec,
     plans: ColumnPlans,
@@ -186,11 +178,11 @@ def fit_features(
 ) -> FittedFeatures:
     """Join the parts of a measurement into fitted features, and save them.
 
-    Tokens are ordered by falling count, ties by their UTF-8 bytes, so the same rows always give the same ids. Spark
-    sorts them and its tasks write them; this process copies file to file, so a vocabulary may exceed its memory.
+    Tokens are ordered by falling count, ties by their UTF-8 bytes, so the same rows always give the same ids. Of a
+    table in Spark its tasks write them; this process copies file to file, so a vocabulary may exceed its memory.
 
     Args:
-        spark: Counts and sorts the tokens.
+        source: Sums and sorts the counts of tokens.
         measured: The parts.
         spec: The features.
         plans: The ways in which they are read.
@@ -207,21 +199,21 @@ def fit_features(
         ColumnError: A numeric column holds an infinite value, or a column of the items is invalid.
     """
     with tempfile.TemporaryDirectory(prefix="mirrorspark-vocabularies-") as folder:
-        fitted = _joined(spark, measured, spec, plans, sample, scratch, Path(folder))
+        fitted = _joined(source, measured, spec, plans, sample, scratch, Path(folder))
         fitted = replace(fitted, categories=tuple(name for name in categories if name in fitted.column_types))
         if spec.items is not None and items is not None:
             own = Path(folder) / "items"
             own.mkdir()
             its_plans = column_plans(items.schema, spec.items.read_features)
             counted = _measured_items(spec.items, its_plans, items, scratch)
-            of_items = _joined(spark, counted, spec.items, its_plans, items, scratch / "of_items", own)
+            of_items = _joined(source, counted, spec.items, its_plans, items, scratch / "of_items", own)
             fitted = with_items(fitted, of_items, items)
         fitted.save(target)
     return FittedFeatures.load(target)
 
 
 def _joined(
-    spark: SparkSession,
+    source: Source,
     measured: FeatureMeasurements,
     spec: FeatureSpec,
     plans: ColumnPlans,
@@ -235,7 +227,7 @@ def _joined(
             raise ColumnError(f"column '{name}' holds an infinite number; replace it by null or a finite one")
     return FittedFeatures(
         spec=spec,
-        vocabularies=_vocabularies(spark, measured.token_files, spec, scratch, folder)
+        vocabularies=_vocabularies(source, measured.token_files, spec, scratch, folder)
         if spec.vocabulary_owners
         else {},
         statistics={name: part.statistics() for name, part in measured.moments.items()},
@@ -257,58 +249,14 @@ def _measured_items(
     return FeatureMeasurements(measurement.moments, (str(path),))
 
 
-@dataclass(frozen=True)
-class TokenCountsTask:
-    """The body of one Spark task that reads the token counts of some files, given by number."""
-
-    files: tuple[str, ...]
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the counts as they were written."""
-        for number in numbers_of(batches):
-            with StoragePath.of(self.files[number]).open_read() as file, pa.ipc.open_file(file) as reader:
-                yield from (reader.get_batch(place) for place in range(reader.num_record_batches))
-
-
-@dataclass(frozen=True)
-class RankTask:
-    """The body of one Spark task that writes the ranked tokens of its partition to one Arrow file."""
-
-    folder: str
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Write all rows; yield the partition's number and file, or nothing if there are no rows."""
-        partition = partition_id()
-        path = StoragePath.of(self.folder) / f"{partition:05d}-{uuid4().hex}.arrow"
-        rows = 0
-        with path.open_write() as file, pa.ipc.new_file(file, TOKEN_COUNTS_SCHEMA) as writer:
-            for batch in batches:
-                writer.write_batch(batch.cast(TOKEN_COUNTS_SCHEMA))
-                rows += batch.num_rows
-        if rows:
-            written = json.dumps({"partition": partition, "path": str(path)})
-            yield pa.RecordBatch.from_pydict({"written": [written]})
-
-
 def _vocabularies(
-    spark: SparkSession, token_files: tuple[str, ...], spec: FeatureSpec, scratch: StoragePath, folder: Path
+    source: Source, token_files: tuple[str, ...], spec: FeatureSpec, scratch: StoragePath, folder: Path
 ) -> dict[str, Vocabulary]:
     """Return the vocabulary of every owner, written to files in the local ``folder`` and mapped from there."""
     owners = spec.vocabulary_owners
-    minimum = F.create_map(*(F.lit(part) for owner in owners for part in (owner.name, owner.min_count)))
-    written = (
-        numbered_partitions(spark, len(token_files))
-        .mapInArrow(TokenCountsTask(token_files), "name string, token string, count long")
-        .groupBy("name", "token")
-        .agg(F.sum("count").alias("count"))
-        .where(F.col("count") >= minimum[F.col("name")])
-        .orderBy("name", F.desc("count"), "token")
-        .mapInArrow(RankTask(str(scratch / "ranked")), "written string")
-        .collect()
-    )
-    outcomes = sorted((json.loads(row.written) for row in written), key=lambda outcome: outcome["partition"])
+    ranked = source.ranked_tokens(token_files, {owner.name: owner.min_count for owner in owners}, scratch / "ranked")
     limits = {owner.name: owner.max_size or UNBOUNDED for owner in owners}
-    _write_vocabularies([StoragePath.of(outcome["path"]) for outcome in outcomes], limits, folder)
+    _write_vocabularies(ranked, limits, folder)
     for owner in owners:
         if not _vocabulary_file(folder, owner.name).exists():
             raise EmptySplitError(

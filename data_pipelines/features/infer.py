@@ -4,8 +4,11 @@ The proposal is a start: write it to YAML, read it, and correct it.
 """
 
 import logging
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +45,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.names import refusal_of_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.storage import meant
 
 _LOGGER = logging.getLogger(__name__)
@@ -72,25 +76,23 @@ _IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
 
 
 def infer_spec(
-    df: DataFrame,
+    df: DataFrame | MemorySource,
     *,
     label: str,
     keys: str | Iterable[str] = (),
     exclude: Iterable[str] = ("split",),
     last_key: str | None = None,
-    in_memory: pa.Table | None = None,
 ) -> FeatureSpec:
     """Propose a spec for the table ``df``; the log says why each column is used or left out.
 
     Args:
-        df: The table; it is read once, and once more to find keys if none are given.
+        df: The table; it is read once, and once more to find keys if none are given. This process measures a table in
+            memory itself, since the first jobs of a Spark session take seconds.
         label: Column that the model is to learn.
         keys: Columns that identify a row; by default one with unique values that is named like an identifier, or else
             holds tokens that no model can learn from.
         exclude: Columns to ignore.
         last_key: The key if no other column identifies the rows; never a feature.
-        in_memory: The rows of ``df``, if this process has them: it measures them itself, since the first jobs of a
-            Spark session take seconds.
 
     Raises:
         NoKeyError: No column identifies the rows, and there is no ``last_key``.
@@ -102,13 +104,16 @@ def infer_spec(
         if name not in df.columns:
             raise FeatureSpecError(f"{argument}: the table has no column '{name}'; it has {found}{meant(name, found)}")
     left_out = {*exclude, last_key} - {label, *given}
-    used = df.select(*(quoted(name) for name in df.columns if name not in left_out))
-    facts = column_facts(used) if in_memory is None else arrow_facts(in_memory, used.schema)
+    used = [name for name in df.columns if name not in left_out]
+    if isinstance(df, MemorySource):
+        facts = arrow_facts(df.rows, df.select(*used).schema)
+    else:
+        facts = column_facts(df.select(*map(quoted, used)))
     if not any(fact.rows for fact in facts.values()):
         raise FeatureSpecError(f"the table has no rows, or no value in any of the columns {list(facts)}")
     proposed_keys = given
     if not given:
-        key = _find_key(df, facts, label, in_memory) or last_key
+        key = _find_key(df, facts, label) or last_key
         if key is None:
             raise NoKeyError(_without_key(facts, label))
         proposed_keys = (key,)
@@ -284,33 +289,58 @@ def reason_of_label(label: Label, facts: ColumnFacts) -> str:
     )
 
 
-def numbers_in_order(df: DataFrame, name: str) -> tuple[str, ...] | None:
+def numbers_in_order(df: DataFrame | MemorySource, name: str) -> tuple[str, ...] | None:
     """Return the values of a column of whole numbers as text, the lowest first; None for other columns, and of many."""
     if not isinstance(df.schema[name].dataType, IntegralType):
         return None
-    column = quoted(name)
-    found = df.select(column.alias("value")).where(column.isNotNull()).distinct().limit(MOST_CODES + 1).collect()
-    return tuple(map(str, sorted(row["value"] for row in found))) if len(found) <= MOST_CODES else None
+    if isinstance(df, MemorySource):
+        values = pc.unique(df.column(name).drop_null()).to_pylist()
+    else:
+        column = quoted(name)
+        found = df.select(column.alias("value")).where(column.isNotNull()).distinct().limit(MOST_CODES + 1).collect()
+        values = [row["value"] for row in found]
+    return tuple(map(str, sorted(values))) if len(values) <= MOST_CODES else None
 
 
-def _two_values(df: DataFrame, facts: ColumnFacts) -> Mapping[str, int] | None:
+def _two_values(df: DataFrame | MemorySource, facts: ColumnFacts) -> Mapping[str, int] | None:
     """Return the two values of a column as text with their rows; None if it has not two."""
     # The number of distinct values is approximate.
     if facts.distinct > 4 or not isinstance(facts.type, StringType | NumericType):
         return None
+    if isinstance(df, MemorySource):
+        found = Counter(_texts(df.column(facts.name).drop_null()))
+        return found if len(found) == 2 else None
     column = quoted(facts.name)
     counted = df.where(column.isNotNull()).groupBy(column.cast("string").alias("value")).count().limit(3).collect()
     return {row["value"]: row["count"] for row in counted} if len(counted) == 2 else None
 
 
-def _find_key(df: DataFrame, facts: Mapping[str, ColumnFacts], label: str, in_memory: pa.Table | None) -> str | None:
+def _texts(values: pa.Array) -> list[str]:
+    """Return numbers and texts as the texts that Spark makes of them."""
+    if not pa.types.is_floating(values.type):
+        return [f"{value:f}" if isinstance(value, Decimal) else str(value) for value in values.to_pylist()]
+    return [_text_of_fraction(str(value)) for value in values.to_numpy(zero_copy_only=False) + 0]  # -0.0 becomes 0.0
+
+
+def _text_of_fraction(shortest: str) -> str:
+    """Return the text of Java for a fraction, given the one of Python."""
+    number = float(shortest)
+    if not math.isfinite(number):
+        return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+    if number == 0 or 1e-3 <= abs(number) < 1e7:
+        return shortest
+    digits, exponent = f"{Decimal(shortest).normalize():E}".split("E")
+    return f"{digits if '.' in digits else digits + '.0'}E{int(exponent)}"
+
+
+def _find_key(df: DataFrame | MemorySource, facts: Mapping[str, ColumnFacts], label: str) -> str | None:
     """Return a column whose values identify the rows, such as ``order_id``; None if there is none."""
     names = likely_keys(fact for fact in _nearly_unique(facts) if fact.name != label)
     if names:
-        if in_memory is None:
-            counts: Any = df.agg(F.count(F.lit(1)), *(F.count_distinct(quoted(name)) for name in names)).first()
+        if isinstance(df, MemorySource):
+            counts: Any = (df.rows.num_rows, *(pc.count_distinct(df.rows[name]).as_py() for name in names))
         else:
-            counts = (in_memory.num_rows, *(pc.count_distinct(in_memory[name]).as_py() for name in names))
+            counts = df.agg(F.count(F.lit(1)), *(F.count_distinct(quoted(name)) for name in names)).first()
         for name, distinct in zip(names, counts[1:], strict=True):
             if distinct == counts[0]:
                 _LOGGER.info("column %s: the key: it has another value in every row", name)

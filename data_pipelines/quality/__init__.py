@@ -16,13 +16,8 @@ if TYPE_CHECKING:
     from mirrorspark.data_pipelines.quality.missing_labels import without_null_labels
     from mirrorspark.data_pipelines.quality.page import PAGE_FILE, PageFacts, dataset_page
     from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE, Bins, DatasetProfile
-    from mirrorspark.data_pipelines.quality.splits import (
-        SPLIT_COLUMN,
-        SplitError,
-        default_split,
-        random_split,
-        time_split,
-    )
+    from mirrorspark.data_pipelines.quality.split_rules import SPLIT_COLUMN, SplitError
+    from mirrorspark.data_pipelines.quality.splits import default_split, random_split, time_split
     from mirrorspark.data_pipelines.quality.validation import validate
 else:
     __getattr__, __dir__ = lazy_exports(__name__)

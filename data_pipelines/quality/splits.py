@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
@@ -18,25 +18,32 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.dataset import SPLITS
 from mirrorspark.data_pipelines.features import quoted
-
-SPLIT_COLUMN = "split"
+from mirrorspark.data_pipelines.quality import memory_splits
+from mirrorspark.data_pipelines.quality.split_rules import (
+    BOUNDS,
+    HASH_BITS,
+    MOST_RARE_VALUES,
+    RARE_ROWS,
+    SHARES,
+    SPLIT_COLUMN,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    SplitError,
+    bounds_of_rare_value,
+    require_apart,
+    require_column,
+    require_label,
+)
+from mirrorspark.data_pipelines.sources import MemorySource
 
 Moment = date | datetime | str | int | float
+Table = TypeVar("Table", DataFrame, MemorySource, DataFrame | MemorySource)
 
-_TRAIN, _VALIDATION, _TEST = SPLITS
-_SHARES = {_TRAIN: 0.8, _VALIDATION: 0.1, _TEST: 0.1}
-# With more rows a value is in each split as it should be by chance alone, within a few per cent.
-_RARE_ROWS = 1000
-_MOST_RARE_VALUES = 100
-# Doubles hold whole numbers up to 2^53, so a hash of 53 bits becomes a number in [0, 1) without rounding.
-_HASH_BITS = 53
-
-
-class SplitError(ClearError, ValueError):
-    """A split that cannot be made; the message gives the wrong value and the remedy."""
+# Percentiles of times are exact up to half as many rows.
+_ACCURACY = 250_000
 
 
 def time_split(
@@ -68,25 +75,24 @@ def time_split(
             fit the column, or its text does not sort by time.
     """
     _check_new_column(df, split_column)
-    if column not in df.columns:
-        raise SplitError(f"time column '{column}' is missing; the table has {df.columns}: choose one of them")
+    require_column(df.columns, column)
     kind = df.schema[column].dataType
     if not isinstance(kind, TimestampType | TimestampNTZType | DateType | NumericType | StringType):
         raise SplitError(f"column '{column}' of type {kind.simpleString()} has no order in time; cast it to timestamp")
     moments = df.sparkSession.range(1).select(
-        *(F.lit(moment).try_cast(kind).alias(name) for name, moment in ((_VALIDATION, validation), (_TEST, test)))
+        *(F.lit(moment).try_cast(kind).alias(name) for name, moment in ((VALIDATION, validation), (TEST, test)))
     )
     first = moments.first()
     assert first is not None  # noqa: S101 - range(1) has a row
-    for name, moment in ((_VALIDATION, validation), (_TEST, test)):
+    for name, moment in ((VALIDATION, validation), (TEST, test)):
         if first[name] is None:
             raise SplitError(
                 f"{name} {moment!r} is not a {kind.simpleString()}, the type of column '{column}'; write it as one"
             )
-    if not first[_VALIDATION] < first[_TEST]:
+    if not first[VALIDATION] < first[TEST]:
         raise SplitError(f"test {test!r} is not after validation {validation!r}; the test rows are the newest")
     time = quoted(column)
-    starts = {name: F.lit(moment).cast(kind) for name, moment in ((_VALIDATION, validation), (_TEST, test))}
+    starts = {name: F.lit(moment).cast(kind) for name, moment in ((VALIDATION, validation), (TEST, test))}
     if isinstance(kind, StringType):
         around = _text_around(df, column, [F.try_to_timestamp(start) for start in starts.values()])
         _check_text_order(column, around, list(first))
@@ -94,9 +100,9 @@ def time_split(
         F.when(
             time.isNull(), F.raise_error(F.lit(f"column '{column}' is null; a split by time needs every row's time"))
         )
-        .when(time < starts[_VALIDATION], _TRAIN)
-        .when(time < starts[_TEST], _VALIDATION)
-        .otherwise(_TEST)
+        .when(time < starts[VALIDATION], TRAIN)
+        .when(time < starts[TEST], VALIDATION)
+        .otherwise(TEST)
     )
     result = df.withColumn(split_column, split)
     if gap is None:
@@ -108,14 +114,14 @@ def time_split(
 
 
 def default_split(
-    df: DataFrame,
+    df: Table,
     keys: str | Sequence[str],
     *,
     time: str | None = None,
     label: str | None = None,
     seed: int = 0,
     split_column: str = SPLIT_COLUMN,
-) -> DataFrame:
+) -> Table:
     """Return the table with a split of 80% training, 10% validation and 10% test rows.
 
     A table that has the column already keeps it. Otherwise the newest rows by ``time`` are for test and the next
@@ -135,9 +141,12 @@ def default_split(
     """
     if split_column in df.columns:
         return df
+    if isinstance(df, MemorySource):
+        keys = [keys] if isinstance(keys, str) else keys
+        return memory_splits.with_split(df, keys, time=time, label=label, seed=seed, split_column=split_column)
     if time is None:
         return random_split(df, keys, stratify=label, seed=seed, split_column=split_column)
-    validation, test = _newest(df, time, _SHARES)
+    validation, test = _newest(df, time)
     return time_split(df, time, validation=validation, test=test, split_column=split_column)
 
 
@@ -172,20 +181,20 @@ def random_split(
     missing = [key for key in keys if key not in df.columns]
     if missing or not keys:
         raise SplitError(f"key columns {missing or keys} cannot be used; choose from the table's {df.columns}")
-    shares = dict(shares or _SHARES)
+    shares = dict(shares or SHARES)
     unknown = sorted(set(shares) - set(SPLITS))
     if unknown:
         raise SplitError(f"split {unknown} is unknown; use {list(SPLITS)}")
     if not all(0 <= share <= 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
         raise SplitError(f"shares {shares} are not from 0 to 1 with a sum of 1; change them so that they are")
     fraction = key_fraction(keys, seed)
-    train = shares.get(_TRAIN, 0.0)
-    held_back = train + shares.get(_VALIDATION, 0.0)
-    last = _TEST if shares.get(_TEST) else _VALIDATION if shares.get(_VALIDATION) else _TRAIN
+    train = shares.get(TRAIN, 0.0)
+    held_back = train + shares.get(VALIDATION, 0.0)
+    last = TEST if shares.get(TEST) else VALIDATION if shares.get(VALIDATION) else TRAIN
     bounds = F.lit(train), F.lit(held_back)
     if stratify is not None:
         bounds = _bounds_by_value(df, stratify, fraction, train, held_back)
-    split = F.when(fraction < bounds[0], _TRAIN).when(fraction < bounds[1], _VALIDATION).otherwise(last)
+    split = F.when(fraction < bounds[0], TRAIN).when(fraction < bounds[1], VALIDATION).otherwise(last)
     return df.withColumn(split_column, split)
 
 
@@ -202,29 +211,15 @@ def _bounds_by_value(
         df.where(value.isin(rare)).groupBy(value.alias("value")).agg(F.sort_array(F.collect_list(fraction)).alias("at"))
     )
     for row in rows.collect():
-        places = [*row["at"], 1.0]
-        of_train, of_validation = rows_of_rare_value(len(row["at"]), train, held_back)
-        at = places[of_train], places[of_train + of_validation]
+        at = bounds_of_rare_value(row["at"], train, held_back)
         is_value = value == F.lit(row["value"])
         bounds = F.when(is_value, at[0]).otherwise(bounds[0]), F.when(is_value, at[1]).otherwise(bounds[1])
     return bounds
 
 
-def rows_of_rare_value(rows: int, train: float, held_back: float) -> tuple[int, int]:
-    """Return the numbers of a value's rows for training and for validation; the rest are for test.
-
-    A value of few rows goes to training first, because a model cannot learn a value that it never sees, then to test.
-    """
-    free = rows - int(train > 0)
-    of_test = min(max(round((1 - held_back) * rows), int(held_back < 1)), free)
-    of_validation = min(max(round((held_back - train) * rows), int(train < held_back)), free - of_test)
-    return rows - of_test - of_validation, of_validation
-
-
 def _rare_values(df: DataFrame, column: str) -> list[Any]:
     """Return the values of a column that few rows have; none if they are many, or no plain values."""
-    if column not in df.columns:
-        raise SplitError(f"column '{column}' to stratify by is missing; the table has {df.columns}")
+    require_label(df.columns, column)
     kind = df.schema[column].dataType
     # pandas has 0.0 and 1.0 where a column of whole numbers once had a gap.
     if not isinstance(kind, StringType | NumericType | BooleanType):
@@ -232,20 +227,19 @@ def _rare_values(df: DataFrame, column: str) -> list[Any]:
     value = quoted(column)
     is_value = value.isNotNull() & ~F.isnan(value) if isinstance(kind, FractionalType) else value.isNotNull()
     counted = df.where(is_value).groupBy(value.alias("value")).agg(F.count(F.lit(1)).alias("rows"))
-    rare = counted.where(F.col("rows") <= _RARE_ROWS).limit(_MOST_RARE_VALUES + 1).collect()
-    return [row["value"] for row in rare] if len(rare) <= _MOST_RARE_VALUES else []
+    rare = counted.where(F.col("rows") <= RARE_ROWS).limit(MOST_RARE_VALUES + 1).collect()
+    return [row["value"] for row in rare] if len(rare) <= MOST_RARE_VALUES else []
 
 
-def _newest(df: DataFrame, column: str, shares: Mapping[str, float]) -> tuple[Any, Any]:
+def _newest(df: DataFrame, column: str) -> tuple[Any, Any]:
     """Return the first moments of the validation and of the test rows, by which the shares are nearly met."""
-    if column not in df.columns:
-        raise SplitError(f"time column '{column}' is missing; the table has {df.columns}: choose one of them")
+    require_column(df.columns, column)
     time = quoted(column)
-    at = [shares[_TRAIN], shares[_TRAIN] + shares[_VALIDATION]]
+    at = list(BOUNDS)
     if isinstance(df.schema[column].dataType, StringType):  # Only as moments do they have percentiles.
         moment = F.try_to_timestamp(time)
         bounds: Any = df.agg(
-            F.percentile_approx(moment, at).alias("at"), F.min(moment).alias("oldest"), *_no_moments(time)
+            F.percentile_approx(moment, at, _ACCURACY).alias("at"), F.min(moment).alias("oldest"), *_no_moments(time)
         ).first()
         _refuse_no_moments(column, bounds)
         found: tuple[Any, ...] = ()
@@ -254,13 +248,9 @@ def _newest(df: DataFrame, column: str, shares: Mapping[str, float]) -> tuple[An
             found = tuple(around["first"])
             _check_text_order(column, around, found)
     else:
-        bounds = df.agg(F.percentile_approx(time, at).alias("at"), F.min(time).alias("oldest")).first()
+        bounds = df.agg(F.percentile_approx(time, at, _ACCURACY).alias("at"), F.min(time).alias("oldest")).first()
         found = tuple(bounds["at"] or ())
-    if not found or not bounds["oldest"] < bounds["at"][0] < bounds["at"][1]:
-        raise SplitError(
-            f"time column '{column}' has too few different times to put a tenth of the rows each into validation and "
-            f"test; add a column '{SPLIT_COLUMN}' of your own"
-        )
+    require_apart(column, bounds["oldest"], bounds["at"] or ())
     return found[0], found[1]
 
 
@@ -315,7 +305,7 @@ def key_fraction(keys: Sequence[str], seed: int = 0) -> Column:
     # As text, so that an id hashes alike as int or bigint; a null must not be lost among other keys.
     parts = [F.coalesce(F.concat(F.lit("="), quoted(key).cast("string")), F.lit("")) for key in keys]
     hashed = F.xxhash64(F.lit(seed), *parts)
-    return F.shiftrightunsigned(hashed, 64 - _HASH_BITS).cast("double") / F.lit(2.0**_HASH_BITS)
+    return F.shiftrightunsigned(hashed, 64 - HASH_BITS).cast("double") / F.lit(2.0**HASH_BITS)
 
 
 def _check_new_column(df: DataFrame, split_column: str) -> None:

@@ -31,6 +31,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, column_
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.sources import SparkSource
 from mirrorspark.data_pipelines.tables import SourceError, find_tables, package_folder, query, register_tables
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
@@ -469,8 +470,9 @@ def test_a_vocabulary_is_ordered_by_count_then_bytes_and_cut(
     spec = FeatureSpec((Categorical("x", **options),), Label("y"), ("id",))
     folder = StoragePath.of(tmp_path)
     plans = column_plans(df.limit(0).toArrow().schema, spec.read_features)
-    staged = stage(df, spec, plans, "split", 5, folder / "raw")
-    fitted = fit_features(spark, staged.measured, spec, plans, staged.sample("train"), folder, folder / "features")
+    source = SparkSource(df)
+    staged = stage(source, spec, plans, "split", 5, folder / "raw")
+    fitted = fit_features(source, staged.measured, spec, plans, staged.sample("train"), folder, folder / "features")
     vocabulary = fitted.vocabularies["x"]
     assert vocabulary.tokens.to_pylist() == tokens
     assert vocabulary.counts.to_pylist() == [VOCABULARY_TOKENS[token] for token in tokens]

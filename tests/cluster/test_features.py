@@ -13,7 +13,7 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.any_table import in_arrow, read_table
+from mirrorspark.data_pipelines.any_table import in_arrow, in_memory, read_table
 from mirrorspark.data_pipelines.conversion import ConversionOptions, convert
 from mirrorspark.data_pipelines.features.column_facts import arrow_facts, column_facts
 from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
@@ -33,6 +33,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
+from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.training.entry_points.fit_table import default_spec
 
 if TYPE_CHECKING:
@@ -169,12 +170,11 @@ def test_a_table_in_memory_is_measured_as_spark_measures_it(orders: "DataFrame")
             assert found[name].skewness == pytest.approx(facts.skewness, rel=1e-6), name
             facts = replace(facts, skewness=found[name].skewness)
         assert replace(found[name], distinct=facts.distinct) == facts
-    assert infer_spec(df, label="again", in_memory=rows) == FeatureSpec.infer(df, label="again")
+    assert infer_spec(MemorySource(rows, df.schema), label="again") == FeatureSpec.infer(df, label="again")
     with pytest.raises(NoKeyError, match=r"the values of .*'size'"):
         infer_spec(
-            df.withColumnRenamed("order_id", "size"),
+            MemorySource(rows.rename_columns({"order_id": "size"}), df.withColumnRenamed("order_id", "size").schema),
             label="again",
-            in_memory=rows.rename_columns({"order_id": "size"}),
         )
 
 
@@ -198,7 +198,7 @@ def test_orders_and_dates_of_a_table_in_memory_reach_the_features(spark: "SparkS
     )
     rows = in_arrow(frame)
     df = read_table(spark, rows)
-    spec = infer_spec(df, label="y", keys="id", in_memory=rows)
+    spec = infer_spec(in_memory(rows), label="y", keys="id")
     assert spec == infer_spec(df, label="y", keys="id")
     assert spec.features == (
         Ordinal("size", order=("S", "M", "L", "XL")),
@@ -234,7 +234,7 @@ def test_an_ordered_categorical_is_an_ordinal_label_whose_ranks_are_stored(
     frame["split"] = np.array(["train", "validation", "test", "train"])[n // 4 % 4]
     rows = in_arrow(frame)
     df = read_table(spark, rows)
-    spec = infer_spec(df, label="size", keys="id", in_memory=rows, exclude=("split", "stars"))
+    spec = infer_spec(in_memory(rows), label="size", keys="id", exclude=("split", "stars"))
     assert spec.label == Label("size", "ordinal", classes=("XS", "S", "M", "L"))
     assert spec == infer_spec(df, label="size", keys="id", exclude=("split", "stars"))
     plain = frame.assign(size=frame["size"].astype(str))
@@ -244,15 +244,15 @@ def test_an_ordered_categorical_is_an_ordinal_label_whose_ranks_are_stored(
         pa.Table.from_pandas(plain, preserve_index=False).drop_columns("size").append_column("size", sizes),
     ):
         held = in_arrow(other)
-        found = default_spec(read_table(spark, held), "size", keys=("id",), exclude=("stars",), in_memory=held)
+        found = default_spec(in_memory(held), "size", keys=("id",), exclude=("stars",))
         assert (found.label, found.keys) == (spec.label, spec.keys)
     given = {"name": "size", "kind": "ordinal"}
-    assert default_spec(df, given, keys=("id",), exclude=("stars",), in_memory=rows) == spec
+    assert default_spec(in_memory(rows), given, keys=("id",), exclude=("stars",)) == spec
     given = {"name": "stars", "kind": "ordinal"}
-    stars = default_spec(df, given, keys=("id",), exclude=("size",), in_memory=rows).label
+    stars = default_spec(in_memory(rows), given, keys=("id",), exclude=("size",)).label
     assert stars == Label("stars", "ordinal", classes=("-2", "-1", "0", "1", "2"))
     with pytest.raises(FeatureSpecError, match="'x': classes None is not a list of two or more texts; give all values"):
-        default_spec(df, {"name": "x", "kind": "ordinal"}, keys=("id",), in_memory=rows)
+        default_spec(in_memory(rows), {"name": "x", "kind": "ordinal"}, keys=("id",))
     dataset = convert(df, spec, tmp_path / "sizes", options=ConversionOptions(accept_errors=True))
     assert dataset.features.class_names == ("XS", "S", "M", "L")
     stored = np.concatenate([np.asarray(block.label) for block in dataset.blocks("train")])

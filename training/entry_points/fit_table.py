@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
@@ -25,8 +24,9 @@ from mirrorspark.data_pipelines.features import (
     quoted,
 )
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
+from mirrorspark.data_pipelines.sources import MemorySource, why_not_here
 from mirrorspark.models import own_model
-from mirrorspark.spark_session import open_session, session_of
+from mirrorspark.spark_session import SessionAhead
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
     ROWS_PER_WORKER,
@@ -173,9 +173,9 @@ def fit(
     from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
     view = LiveView(epochs=1)
-    spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
-    with view.stage("infer", spark=spark) as stage, showing_warnings(stage):
-        rows, spec, item_table, of_users = _inputs(table, label, keys, time, exclude, spec, items, user, spark)
+    session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
+    with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
+        rows, spec, item_table, of_users = _inputs(table, label, keys, time, exclude, spec, items, user, session)
         if null_labels == "drop":
             rows = without_null_labels(rows, spec.label)
         stage.note = of_users.in_words() if of_users else _in_words(spec)
@@ -185,9 +185,10 @@ def fit(
     elif model is not None:
         settings["model"] = own_model.own_model(model, spec.label.form, callbacks)
         settings.setdefault("monitor", "val_loss")  # what every model has
-    name, slots = settings.pop("name", None) or default_name(spec), session_of(spark).task_slots()
-    _require_valid(spec, slots, name=name, **settings)
-    with view.stage("convert", spark=spark) as stage:
+    name = settings.pop("name", None) or default_name(spec)
+    session.begin()
+    _require_valid(spec, session.slots, name=name, **settings)
+    with view.stage("convert", spark=session.known) as stage:
         require_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
         options = ConversionOptions(accept_errors=accept_data_errors)
@@ -202,9 +203,10 @@ def fit(
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         add_findings(stage, dataset)
-    config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
+        spark = session.get()
+    config = default_config(spec, rows=counts["train"], slots=session.slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
-    result = FitResult.of(trained, dataset, config, rows)
+    result = FitResult.of(trained, dataset, config, rows, spark)
     if of_users is None:
         return result
     return RecommenderResult.of_interactions(result, of_users.given, of_users.columns, of_users.form)
@@ -216,13 +218,12 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 
 def default_spec(
-    df: DataFrame,
+    df: DataFrame | MemorySource,
     label: str | Mapping[str, Any],
     *,
     keys: Sequence[str] = (),
     exclude: Sequence[str] = (),
     last_key: str | None = None,
-    in_memory: pa.Table | None = None,
 ) -> FeatureSpec:
     """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer_spec`.
 
@@ -232,13 +233,12 @@ def default_spec(
         keys: Columns that identify a row.
         exclude: Columns that are not features.
         last_key: The key if no other column identifies the rows.
-        in_memory: The rows of ``df``, if this process has them.
 
     Raises:
         FeatureSpecError: As ``infer_spec`` says.
     """
     left_out = (SPLIT_COLUMN, *exclude)
-    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key, in_memory=in_memory)
+    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key)
     if isinstance(label, str) or set(label) == {"name"}:
         return spec
     known = {}
@@ -307,13 +307,13 @@ def _inputs(
     spec: FeatureSpec | None,
     items: Any,
     user: str | None,
-    spark: SparkSession,
-) -> tuple[DataFrame, FeatureSpec, DataFrame | None, RecommenderInput | None]:
+    session: SessionAhead,
+) -> tuple[DataFrame | MemorySource, FeatureSpec, DataFrame | None, RecommenderInput | None]:
     """Return rows, spec, and the table of items with what was inferred for a recommender."""
     if items is None or spec is not None:
-        of_items = None if items is None else any_table.read_table(spark, items)
-        return *_rows_and_spec(table, label, keys, time, exclude, spec, spark), of_items, None
-    found = recommender_input(table, label, items, user=user, time=time, exclude=exclude, spark=spark)
+        of_items = None if items is None else any_table.read_table(session.get(), items)
+        return *_rows_and_spec(table, label, keys, time, exclude, spec, session), of_items, None
+    found = recommender_input(table, label, items, user=user, time=time, exclude=exclude, spark=session.get())
     return found.rows, found.spec, found.items, found
 
 
@@ -324,38 +324,62 @@ def _rows_and_spec(
     time: str | None,
     exclude: Sequence[str],
     spec: FeatureSpec | None,
-    spark: SparkSession,
-) -> tuple[DataFrame, FeatureSpec]:
-    """Return the table with the columns that the spec names, and the spec."""
-    if spec is not None:
-        if (name := _name_of(label)) != spec.label.name:
-            raise kinds.FeatureSpecError(
-                f"label '{name}' is not that of the spec, '{spec.label.name}'{meant(name, [spec.label.name])}; "
-                f"give one of them"
-            )
-        needs_number = any_table.is_in_memory(table) and spec.keys == (any_table.ROW_NUMBER,)
-        return any_table.read_table(spark, any_table.numbered(table) if needs_number else table), spec
-    left_out = (*exclude, *([time] if time else ()))
-    # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
-    rows = any_table.in_arrow(table) if any_table.is_in_memory(table) else table
-    is_numbered = not given and isinstance(rows, pa.Table) and any_table.ROW_NUMBER not in rows.column_names
-    rows = any_table.numbered(rows) if is_numbered else rows
-    df = any_table.read_table(spark, rows)
-    unknown = [name for name in exclude if name not in df.columns]
-    if unknown:  # A column that gives the label away would stay a feature.
+    session: SessionAhead,
+) -> tuple[DataFrame | MemorySource, FeatureSpec]:
+    """Return the table with the columns that the spec names, where its rows are converted, and the spec."""
+    if spec is not None and (name := _name_of(label)) != spec.label.name:
         raise kinds.FeatureSpecError(
-            f"exclude: the table has no column '{unknown[0]}'; it has {df.columns}{meant(unknown[0], df.columns)}"
+            f"label '{name}' is not that of the spec, '{spec.label.name}'{meant(name, [spec.label.name])}; "
+            f"give one of them"
+        )
+    if not any_table.is_in_memory(table):
+        df = any_table.read_table(session.get(), table)
+        return df, spec or _inferred_spec(df, label, given, time, exclude)
+    rows = any_table.in_arrow(table)
+    # The number of a row, in case that no column is a key.
+    is_numbered = not given and any_table.ROW_NUMBER not in rows.column_names if spec is None else _is_number(spec.keys)
+    rows = any_table.numbered(rows) if is_numbered else rows
+    source = any_table.in_memory(rows)
+    if spec is None:
+        last_key = any_table.ROW_NUMBER if is_numbered else None
+        spec = _inferred_spec(source, label, given, time, exclude, last_key)
+        if is_numbered and not _is_number(spec.keys):
+            source = source.select(*(name for name in source.columns if name != any_table.ROW_NUMBER))
+    if (why_not := _why_not_here(source, spec, time)) is None:
+        return source, spec
+    _LOGGER.info("Spark converts the table: %s", why_not)
+    return any_table.read_table(session.get(), rows).select(*map(quoted, source.columns)), spec
+
+
+def _why_not_here(source: MemorySource, spec: FeatureSpec, time: str | None) -> str | None:
+    """Return the reason why Spark converts a table in memory; None if this process does."""
+    if spec.embedded:
+        return "it has texts or images to embed"
+    return "its items are another table" if spec.items is not None else why_not_here(source, spec.keys, time)
+
+
+def _is_number(keys: Sequence[str]) -> bool:
+    return tuple(keys) == (any_table.ROW_NUMBER,)
+
+
+def _inferred_spec(
+    df: DataFrame | MemorySource,
+    label: str | Mapping[str, Any],
+    given: Sequence[str],
+    time: str | None,
+    exclude: Sequence[str],
+    last_key: str | None = None,
+) -> FeatureSpec:
+    if unknown := [name for name in exclude if name not in df.columns]:
+        # A column that gives the label away would stay a feature.
+        known = [name for name in df.columns if name != last_key]
+        raise kinds.FeatureSpecError(
+            f"exclude: the table has no column '{unknown[0]}'; it has {known}{meant(unknown[0], known)}"
         )
     if given:
-        _require_unique(df, given, rows if isinstance(rows, pa.Table) else None)
-    spec = default_spec(
-        *(df, label),
-        keys=given,
-        exclude=left_out,
-        last_key=any_table.ROW_NUMBER if is_numbered else None,
-        in_memory=rows if isinstance(rows, pa.Table) else None,
-    )
-    return df.drop(any_table.ROW_NUMBER) if is_numbered and spec.keys != (any_table.ROW_NUMBER,) else df, spec
+        _require_unique(df, given)
+    left_out = (*exclude, *([time] if time else ()))
+    return default_spec(df, label, keys=given, exclude=left_out, last_key=last_key)
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -370,12 +394,12 @@ def _name_of(label: str | Mapping[str, Any]) -> str:
     return label if isinstance(label, str) else str(label.get("name", ""))
 
 
-def _require_unique(df: DataFrame, keys: Sequence[str], in_memory: pa.Table | None) -> None:
+def _require_unique(df: DataFrame | MemorySource, keys: Sequence[str]) -> None:
     """Check that the keys identify the rows; a column that is missing is named later."""
     if not set(keys) <= set(df.columns):
         return
-    if in_memory is not None:
-        counts: Any = in_memory.num_rows, in_memory.group_by(list(keys)).aggregate([]).num_rows
+    if isinstance(df, MemorySource):
+        counts: Any = df.rows.num_rows, df.rows.group_by(list(keys)).aggregate([]).num_rows
     else:
         counts = df.agg(F.count(F.lit(1)), F.count_distinct(F.struct(*map(quoted, keys)))).first()
     if counts[1] < counts[0]:

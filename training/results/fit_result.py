@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines import any_table, table_forms
 from mirrorspark.data_pipelines.features import FeatureSpec, quoted
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.pages import beside_the_result
 from mirrorspark.scoring import ScoringError, score
 from mirrorspark.scoring.embedding import ModelEncoders
@@ -53,19 +54,36 @@ class FitResult:
         trained: The training's result.
         dataset: The converted table.
         config: The training's settings.
-        rows: The table with its split.
+        table_rows: The table with its split, where its rows were converted.
+        spark: The session.
     """
 
     trained: Trained
     dataset: Dataset
     config: TrainingConfig
-    rows: DataFrame = field(repr=False)
+    table_rows: DataFrame | MemorySource = field(repr=False)
+    spark: SparkSession | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, trained: Trained, dataset: Dataset, config: TrainingConfig, rows: DataFrame) -> "FitResult":
+    def of(
+        cls,
+        trained: Trained,
+        dataset: Dataset,
+        config: TrainingConfig,
+        rows: DataFrame | MemorySource,
+        spark: SparkSession,
+    ) -> "FitResult":
         """Return the result, and save the spec with the run's other files."""
         dataset.spec.save(trained.run_folder / "features.yaml")
-        return cls(trained, dataset, config, rows)
+        return cls(trained, dataset, config, rows, spark)
+
+    @cached_property
+    def rows(self) -> DataFrame:
+        """The table with its split."""
+        if not isinstance(self.table_rows, MemorySource):
+            return self.table_rows
+        assert self.spark is not None  # noqa: S101 - the result of a fit has one
+        return self.table_rows.to_spark(self.spark)
 
     @property
     def spec(self) -> FeatureSpec:
@@ -111,7 +129,7 @@ class FitResult:
         """
         if "keys" not in options:
             table, options["keys"] = self._keyed(table)
-        return score(table, self.model, spark=self.rows.sparkSession, **options)
+        return score(table, self.model, spark=self.spark or self.rows.sparkSession, **options)
 
     def _keyed(self, table: Any) -> tuple[Any, list[str]]:
         """Return the table and its keys; a table in memory gets the number of the row, if that was the key."""
@@ -165,18 +183,25 @@ class FitResult:
         Raises:
             ExplanationError: The model retrieves candidates.
         """
-        require_running(self.rows.sparkSession)
-        test = self.rows.where(F.col(SPLIT_COLUMN) == "test")
-        # The hash of the keys takes the same rows each time.
-        chosen = test.orderBy(F.xxhash64(*map(quoted, self.spec.keys))).limit(rows)
         # Texts are embedded once, and not for each shuffling.
         encoders = ModelEncoders(self.model.path, self.dataset.spec.features)
-        sample = encoders.embedded(chosen.select(*map(quoted, self.spec.columns)).toArrow())
+        sample = encoders.embedded(self._test_rows(rows))
         explanation = explain(sample, self.dataset.features, self._predict, repeats=repeats, seed=seed)
         with beside_the_result(f"the explanation on the page {REPORT_FILE}"):
             facts = report_facts(self.trained, self.dataset, self.config, explanation=explanation)
             self._log_report(write_report(facts, self.report))
         return explanation
+
+    def _test_rows(self, most: int) -> pa.Table:
+        """Return some test rows, the same each time: those with the smallest hashes of their keys."""
+        if isinstance(self.table_rows, MemorySource):
+            test = self.table_rows.where(SPLIT_COLUMN, "test")
+            smallest = np.argsort(test.hashes(*map(test.column, self.spec.keys)), kind="stable")[:most]
+            return test.rows.select(self.spec.columns).take(smallest)
+        require_running(self.rows.sparkSession)
+        test_rows = self.rows.where(F.col(SPLIT_COLUMN) == "test")
+        chosen = test_rows.orderBy(F.xxhash64(*map(quoted, self.spec.keys))).limit(most)
+        return chosen.select(*map(quoted, self.spec.columns)).toArrow()
 
     @cached_property
     def _loaded(self) -> LoadedModel:

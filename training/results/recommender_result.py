@@ -28,9 +28,9 @@ class RecommenderResult(FitResult):
         form: The table as it was given, without rows if it was in memory.
     """
 
-    given: DataFrame = field(repr=False)
-    columns: interactions.InteractionColumns
-    form: Any = field(repr=False)
+    given: DataFrame = field(repr=False, kw_only=True)
+    columns: interactions.InteractionColumns = field(kw_only=True)
+    form: Any = field(repr=False, kw_only=True)
 
     @classmethod
     def of_interactions(
@@ -41,7 +41,12 @@ class RecommenderResult(FitResult):
         form: Any,
     ) -> "RecommenderResult":
         """Return the result of a training as that of a recommender."""
-        return cls(result.trained, result.dataset, result.config, result.rows, given, columns, form)
+        return cls(
+            *(result.trained, result.dataset, result.config, result.table_rows, result.spark),
+            given=given,
+            columns=columns,
+            form=form,
+        )
 
     def recommend(self, users: Any = None, *, k: int | None = None) -> Any:
         """Return the best items for users: ``candidates`` and ``scores``, best first, and ``model_version``.

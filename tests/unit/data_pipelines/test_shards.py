@@ -32,7 +32,7 @@ def outcomes(folder: Path, fitted: FittedFeatures, files: list[StagedFile], rows
     job = WriteJob.begin(StoragePath.of(folder / "dataset"), SaveMode.ERROR)
     task = EncodeTask(job, str(folder / "features"), files, rows_per_block)
     numbers = [pa.RecordBatch.from_pydict({"id": [number]}) for number in range(len(files))]
-    return [json.loads(line) for answer in task(numbers) for line in answer.column("result").to_pylist()]
+    return [json.loads(line) for answer in task(numbers) for line in answer.column("outcome").to_pylist()]
 
 
 def test_a_staged_file_becomes_a_shard_of_blocks(

@@ -22,7 +22,6 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
-from mirrorspark.training.entry_points import fit_table as module
 from mirrorspark.training.entry_points.fit_table import fit
 from mirrorspark.training.entry_points.train_dataset import train
 from mirrorspark.training.results.fit_result import FitResult
@@ -37,7 +36,7 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: Any, **__: Any) -> None:
         raise AssertionError("a session was started")
 
-    monkeypatch.setattr(module, "open_session", started)
+    monkeypatch.setattr("mirrorspark.spark_session.ahead.open_session", started)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrorspark.data_pipelines.quality.splits import rows_of_rare_value
+from mirrorspark.data_pipelines.quality.split_rules import rows_of_rare_value
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""A session that starts while its user does work that needs none."""
+
+import threading
+from concurrent.futures import Future
+
+from pyspark.sql import SparkSession
+
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.start import open_session
+
+
+class SessionAhead:
+    """The session of a call: a given or the active one, or a local one that starts in a thread of its own."""
+
+    def __init__(self, given: SparkSession | None, workers: int, *, verbose: bool = False) -> None:
+        """Start nothing yet.
+
+        Args:
+            given: The session, if there is one.
+            workers: Slots of a local session.
+            verbose: See :func:`spark_session.open_session`.
+        """
+        self.known = given or SparkSession.getActiveSession()
+        self._workers = workers
+        self._verbose = verbose
+        self._starting: Future[SparkSession] | None = None
+
+    @property
+    def slots(self) -> int:
+        """The slots of the session; of one that has not started, those that are asked for."""
+        return self._workers if self.known is None else session_of(self.known).task_slots()
+
+    def begin(self) -> None:
+        """Start the session, unless that was done before."""
+        if self.known is None and self._starting is None:
+            self._starting = Future()
+            # It ends with the process: an error of the other work must not wait for it.
+            threading.Thread(target=self._start, args=(self._starting,), name="spark-start", daemon=True).start()
+
+    def get(self) -> SparkSession:
+        """Return the session, once it has started.
+
+        Raises:
+            SparkStartError: See :func:`spark_session.open_session`.
+        """
+        if self.known is None:
+            if self._starting is not None:
+                self._starting.result()
+            # Active is what a thread has made so: this one has yet to do it.
+            self.known = open_session(None, self._workers, verbose=self._verbose)
+        return self.known
+
+    def _start(self, starting: "Future[SparkSession]") -> None:
+        try:
+            starting.set_result(open_session(None, self._workers, verbose=self._verbose))
+        except BaseException as error:
+            starting.set_exception(error)
