@@ -1,8 +1,12 @@
 """A session that starts while its user does work that needs none."""
 
+import signal
 import threading
 from concurrent.futures import Future
+from types import FrameType
+from typing import NoReturn
 
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session.kinds import session_of
@@ -46,6 +50,7 @@ class SessionAhead:
         if self.known is None:
             if self._starting is not None:
                 self._starting.result()
+                _cancel_jobs_on_interrupt()
             # Active is what a thread has made so: this one has yet to do it.
             self.known = open_session(None, self._workers, verbose=self._verbose)
         return self.known
@@ -55,3 +60,17 @@ class SessionAhead:
             starting.set_result(open_session(None, self._workers, verbose=self._verbose))
         except BaseException as error:
             starting.set_exception(error)
+
+
+def _cancel_jobs_on_interrupt() -> None:
+    """Let Ctrl-C cancel Spark's jobs, as PySpark does where a session starts in the main thread."""
+
+    def cancel(number: int, frame: FrameType | None) -> NoReturn:
+        try:
+            if (context := SparkContext._active_spark_context) is not None:
+                context.cancelAllJobs()
+        finally:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, cancel)

@@ -3,12 +3,18 @@
 import logging
 import os
 import re
-import sys
+import subprocess
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyspark
+from pyspark import java_gateway
 from pyspark.logger import PySparkLogger
+
+# PySpark's module that starts Java.
+_GATEWAY: Any = java_gateway
 
 SILENT: Mapping[str, str] = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
 
@@ -27,7 +33,7 @@ def set_by_the_user() -> set[str]:
 class quiet_launch:  # noqa: N801 - reads as a statement
     """A context that keeps the JVM's start-up lines ("Using Spark's default log4j profile ...") off the terminal.
 
-    The JVM writes them before any log level applies, straight to its inherited file descriptor. From then on PySpark
+    The JVM writes them before any log level applies, straight to its standard error. From then on PySpark
     does not print errors of queries, each a line of JSON with Java's stack, either: they are raised.
     """
 
@@ -38,12 +44,9 @@ class quiet_launch:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
             PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
-        sys.stderr.flush()
-        self._saved = os.dup(2)
-        self._null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(self._null if self._target is None else self._target, 2)
+        # Only Java's: this process's own lines, and an error that ends it, may be written by another thread meanwhile.
+        target = subprocess.DEVNULL if self._target is None else self._target
+        _GATEWAY.Popen = partial(subprocess.Popen, stderr=target)
 
     def __exit__(self, *_: object) -> None:
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-        os.close(self._null)
+        _GATEWAY.Popen = subprocess.Popen

@@ -95,7 +95,6 @@ def dry_run(config: RunConfig) -> int:
     """Print the resolved configuration and the preflight checks, and return the exit status."""
     try:
         _require_data(config)
-        show(config.as_yaml())
         from mirrorspark.training import job
 
         checks = job.dry_run(config)

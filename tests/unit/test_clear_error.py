@@ -38,7 +38,10 @@ def test_a_notebook_shows_the_callers_lines_and_the_message(
 ) -> None:
     text = shown(shell, CELL, capsys)
     assert "----> 2 spec = FeatureSpec.from_dict(" in text
-    assert "FeatureSpecError: feature 'town': kind 'categoricall' is unknown; use one of" in text
+    assert (
+        "FeatureSpecError: feature 'town': kind 'categoricall' is unknown (did you mean 'categorical'?); use one of"
+        in text
+    )
     assert "(The frames inside mirrorspark are folded; %xmode Verbose, then %tb, shows them.)" in text
     assert "spec.py" not in text
     shell.run_line_magic("xmode", "Verbose")

@@ -48,6 +48,7 @@ from mirrorspark.training.entry_points.fit_items import RecommenderInput, recomm
 
 if TYPE_CHECKING:
     from mirrorspark.training.results import FitResult
+    from mirrorspark.training.run_records import Tracking
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -167,9 +168,6 @@ def fit(
         early_checks.check_columns(table, _name_of(label), keys, time, exclude, spec, null_labels=null_labels)
     # These imports take seconds, by which the errors above would be late.
     from mirrorspark.data_pipelines import ConversionOptions, convert_once, require_columns
-    from mirrorspark.scoring.embedding import Embedder
-    from mirrorspark.training.entry_points.train_dataset import train_in_view
-    from mirrorspark.training.results import FitResult, RecommenderResult
     from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
     view = LiveView(epochs=1)
@@ -187,7 +185,12 @@ def fit(
         settings.setdefault("monitor", "val_loss")  # what every model has
     name = settings.pop("name", None) or default_name(spec)
     session.begin()
-    _require_valid(spec, session.slots, name=name, **settings)
+    # While Spark starts, this process imports MLflow and scikit-learn, which takes seconds.
+    from mirrorspark.scoring.embedding import Embedder
+    from mirrorspark.training.entry_points.train_dataset import train_in_view
+    from mirrorspark.training.results import FitResult, RecommenderResult
+
+    tracking = _require_valid(spec, session.slots, name=name, **settings)
     with view.stage("convert", spark=session.known) as stage:
         require_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
@@ -203,6 +206,7 @@ def fit(
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         add_findings(stage, dataset)
+        tracking.open_ahead()
         spark = session.get()
     config = default_config(spec, rows=counts["train"], slots=session.slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
@@ -286,16 +290,22 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)
 
 
-def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
-    """Raise the ``ConfigError`` of settings that are wrong with one worker and with many, before rows are converted."""
+def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking":
+    """Return the training's place in MLflow.
+
+    Raises:
+        ConfigError: A setting is wrong with one worker and with many: found before rows are converted.
+    """
+    from mirrorspark.training.run_records import Tracking  # MLflow takes a second
+
     try:
         config = default_config(spec, rows=0, slots=slots, **settings)
     except ConfigError:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
-    from mirrorspark.training.run_records import Tracking
-
-    Tracking.find(config).require_names(config.registry_name)
+    tracking = Tracking.find(config)
+    tracking.require_names(config.registry_name)
+    return tracking
 
 
 def _inputs(

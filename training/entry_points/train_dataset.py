@@ -84,7 +84,8 @@ def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spar
         if config.only_once:  # Checked before a session is started, which may take minutes.
             require_unfinished(config, dataset)
         prepared = prepare_training(dataset, config, tracking, spark)
-        with ExportAhead(config) as ahead, open_job(prepared, view, listener=ahead.on_event) as job:
+        rows = dataset.manifest.rows("train")
+        with ExportAhead(config, rows) as ahead, open_job(prepared, view, listener=ahead.on_event) as job:
             attempts = job.train()
             trained = deliver(job, attempts, ahead.process)
             name_version(job, trained)

@@ -59,6 +59,9 @@ from mirrorspark.training.results.report import (
 )
 from mirrorspark.training.run_records import RunFolder, run_history
 
+# An epoch of so few rows takes seconds.
+_FEW_ROWS = 20_000
+
 
 class ResultLostError(ClearError, RuntimeError):
     """A run has finished, but its summary or result is missing or damaged."""
@@ -133,12 +136,20 @@ class ExportAhead:
     """An export process that starts as the training ends, so that its imports overlap with the workers' end.
 
     It does not start earlier, since it takes 0.8 GB of memory, and its imports on the driver's machine would compete
-    with the training.
+    with the training. A training of few rows, which ends soon, and leaves it a core, is the exception.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
-        """Start nothing yet."""
+    def __init__(self, config: TrainingConfig, rows: int | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            config: The training's settings.
+            rows: Training rows, if they are known.
+        """
         self._config = config
+        busy = config.worker_range.most * (config.threads_per_worker or 1)
+        is_short = rows is not None and rows <= _FEW_ROWS and busy < len(os.sched_getaffinity(0))
+        self._start = "train_begin" if is_short else "train_end"
         self.process: ExportProcess | None = None
 
     def __enter__(self) -> Self:
@@ -151,8 +162,8 @@ class ExportAhead:
             self.process.close()
 
     def on_event(self, event: Event) -> None:
-        """Start the process when the chief reports the end of its training."""
-        if self.process is None and event["event"] == "train_end" and event.get("rank") == 0:
+        """Start the process when the chief reports the end of its training, or the beginning of a short one."""
+        if self.process is None and event["event"] in (self._start, "train_end") and event.get("rank") == 0:
             self.process = ExportProcess(_threads(self._config), verbose=self._config.verbose)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import re
 import shlex
 import time
@@ -113,6 +114,17 @@ class Tracking:
     ) -> "TrackedRun":
         """Continue ``run_id``, log to the outer run, or start a run; see :class:`TrackedRun`."""
         return TrackedRun(self.store, self.experiment, output, run_id, name, log, self.outer, title=title)
+
+    def open_ahead(self) -> None:
+        """Open a store in a file, which MLflow then keeps open: a new one takes seconds.
+
+        An error is left to the run, which opens it again.
+        """
+        file = tracking_store.sqlite_file(self.store)
+        # MLflow would wait for a folder that it cannot write.
+        if file is not None and os.access(file.parent, os.W_OK):
+            with contextlib.suppress(MlflowException, OSError):
+                tracking_store.store_client(self.store, tracking_store.registry_of(self.store))
 
     def goes_on_elsewhere(self, what: str, run_id: str | None) -> str | None:
         """Return a message if ``what`` goes on in ``run_id`` although another run is active; else None."""

@@ -353,6 +353,25 @@ def test_the_export_gets_ready_when_the_chief_has_trained(
     assert process.is_closed
 
 
+@pytest.mark.parametrize(
+    ("rows", "cores", "is_ready"), [(1_000, 2, True), (1_000, 1, False), (1_000_000, 2, False), (None, 2, False)]
+)
+def test_the_export_of_few_rows_gets_ready_while_they_train_if_a_core_is_free(
+    new_config: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int | None,
+    cores: int,
+    is_ready: bool,
+) -> None:
+    monkeypatch.setattr(delivery, "ExportProcess", FakeProcess)
+    monkeypatch.setattr(delivery.os, "sched_getaffinity", lambda _: set(range(cores)))
+    with ExportAhead(new_config(workers=1), rows) as ahead:
+        ahead.on_event({"event": "train_begin", "rank": 0})
+        assert (ahead.process is not None) == is_ready
+        ahead.on_event({"event": "train_end", "rank": 0})
+        assert ahead.process is not None
+
+
 def test_the_process_that_is_ready_gets_the_plan(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

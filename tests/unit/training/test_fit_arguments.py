@@ -112,13 +112,14 @@ def test_values_of_a_table_in_memory_are_checked_before_a_session(
         fit(form(TABLE.assign(**changes)), label="late")
 
 
-def test_a_call_without_a_mistake_gets_to_the_session() -> None:
-    """Settings that suit one kind of label are right until the label is known to be of another."""
-    for settings in ({"monitor": "val_rmse"}, {"model": "two_tower"}, {"baseline": "popularity"}, {"workers": "1:3"}):
-        with pytest.raises(AssertionError, match="a session was started"):
-            fit(TABLE, label="late", **settings)
-    with pytest.raises(ConfigError, match="'val_rmse' is not a metric of a binary model"):
-        fit(TABLE, label={"name": "late", "kind": "binary"}, monitor="val_rmse")
+def test_settings_are_checked_for_the_inferred_label_before_a_session(tmp_path: Path) -> None:
+    for settings in ({"monitor": "val_rmse"}, {"model": "two_tower"}, {"baseline": "popularity"}):
+        for label in ("late", {"name": "late", "kind": "binary"}):
+            with pytest.raises(ConfigError):
+                fit(TABLE, label=label, output=tmp_path, **settings)  # type: ignore[arg-type]
+    rows = pd.DataFrame({"town": ["here", "there", "here"] * 20, "late": [0, 1, 0] * 20})
+    with pytest.raises(AssertionError, match="a session was started"):
+        fit(rows, label="late", workers="1:3", output=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/runs.db")
 
 
 # Wider than a field: they become one.

@@ -60,6 +60,12 @@ def new_run(new_config: Callable[..., RunConfig], tmp_path: Path) -> NewRun:
     return make
 
 
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run begin without source tables: no test here comes to read them."""
+    monkeypatch.setattr("mirrorspark.training.run._require_data", lambda config: None)
+
+
 @pytest.fixture
 def resumed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Replace the main job by one that takes up the run's folder; return the configurations it was given."""

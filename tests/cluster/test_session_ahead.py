@@ -1,0 +1,24 @@
+"""A session that starts in a thread is like any other (H1)."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import signal, sys
+from pyspark.sql import SparkSession
+from mirrorspark.spark_session import SessionAhead
+
+session = SessionAhead(None, 1)
+session.begin()
+# Written while Java starts, which is silent.
+print("other work", file=sys.stderr, flush=True)
+spark = session.get()
+assert spark is SparkSession.getActiveSession(), "another session is active"
+assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler, "Ctrl-C cancels no job"
+print(spark.range(3).count(), spark.conf.get("spark.sql.session.timeZone"))
+"""
+
+
+def test_a_session_that_started_in_a_thread_is_active_and_its_start_hides_nothing() -> None:
+    ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=100)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "3 UTC\n", "other work\n")

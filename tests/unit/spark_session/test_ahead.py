@@ -1,0 +1,58 @@
+"""A session starts while its user does other work (H1)."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from mirrorspark.spark_session import ahead
+from mirrorspark.spark_session.ahead import SessionAhead
+from mirrorspark.spark_session.start import SparkStartError
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Return the calls of ``open_session``: the workers, and whether the main thread made it."""
+    calls: list[tuple[int, bool]] = []
+
+    def open_session(master: str | None, workers: int, *, verbose: bool) -> Any:
+        calls.append((workers, threading.current_thread() is threading.main_thread()))
+        if workers == 0:
+            raise SparkStartError("no Java")
+        return SimpleNamespace(workers=workers)
+
+    monkeypatch.setattr(ahead, "open_session", open_session)
+    monkeypatch.setattr(ahead, "_cancel_jobs_on_interrupt", lambda: None)
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    return calls
+
+
+def test_a_session_starts_in_a_thread_and_is_then_the_callers(opened: list[tuple[int, bool]]) -> None:
+    session: Any = SessionAhead(None, 3)
+    assert (session.known, session.slots, opened) == (None, 3, [])
+    session.begin()
+    session.begin()
+    assert session.get() is session.get() is session.known
+    assert opened == [(3, False), (3, True)]
+
+
+def test_a_session_that_nobody_began_starts_when_it_is_asked_for(opened: list[tuple[int, bool]]) -> None:
+    assert SessionAhead(None, 2).get().workers == 2  # type: ignore[attr-defined]
+    assert opened == [(2, True)]
+
+
+def test_a_start_that_fails_is_the_error_of_who_asks(opened: list[tuple[int, bool]]) -> None:
+    session = SessionAhead(None, 0)
+    session.begin()
+    with pytest.raises(SparkStartError, match="no Java"):
+        session.get()
+
+
+def test_a_given_session_is_not_started(opened: list[tuple[int, bool]]) -> None:
+    given: Any = SimpleNamespace()
+    session = SessionAhead(given, 2)
+    session.begin()
+    assert session.get() is given
+    assert opened == []
