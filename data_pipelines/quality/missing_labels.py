@@ -13,7 +13,7 @@ from mirrorspark.data_pipelines.features import kinds, quoted
 from mirrorspark.data_pipelines.sources import MemorySource
 
 _LOGGER = logging.getLogger(__name__)
-# In labels of these forms an empty text is no value.
+# In labels of these forms an empty text counts as missing.
 _OF_TEXTS = ("multi_class", "candidate")
 
 
