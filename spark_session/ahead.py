@@ -48,11 +48,12 @@ class SessionAhead:
             SparkStartError: See :func:`spark_session.open_session`.
         """
         if self.known is None:
-            if self._starting is not None:
-                self._starting.result()
+            if self._starting is None:
+                self.known = open_session(None, self._workers, verbose=self._verbose)
+            else:
+                self.known = self._starting.result()
+                _make_active(self.known)
                 _cancel_jobs_on_interrupt()
-            # Active is what a thread has made so: this one has yet to do it.
-            self.known = open_session(None, self._workers, verbose=self._verbose)
         return self.known
 
     def _start(self, starting: "Future[SparkSession]") -> None:
@@ -60,6 +61,11 @@ class SessionAhead:
             starting.set_result(open_session(None, self._workers, verbose=self._verbose))
         except BaseException as error:
             starting.set_exception(error)
+
+
+def _make_active(spark: SparkSession) -> None:
+    """Make a session the active one of this thread, as PySpark does in the thread that starts it."""
+    SparkSession._get_j_spark_session_class(spark._jvm).setActiveSession(spark._jsparkSession)
 
 
 def _cancel_jobs_on_interrupt() -> None:

@@ -77,7 +77,7 @@ def test_a_pandas_table_becomes_a_registered_model_that_is_compared_and_reported
     assert run.data.metrics["system/core_seconds"] >= cost.total_core_seconds > 0
     assert {entry.path for entry in client.list_artifacts(fitted.trained.run_id)} >= {"report.html", "plots"}
     shown = fitted._repr_html_()
-    assert shown.count("<img") == len(fitted.plots) == 6
+    assert shown.count("<svg") == len(fitted.plots) == 6
     assert "models:/late/1" in repr(fitted)
 
 

@@ -24,6 +24,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
         return SimpleNamespace(workers=workers)
 
     monkeypatch.setattr(ahead, "open_session", open_session)
+    monkeypatch.setattr(ahead, "_make_active", lambda spark: None)
     monkeypatch.setattr(ahead, "_cancel_jobs_on_interrupt", lambda: None)
     monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
     return calls
@@ -35,7 +36,7 @@ def test_a_session_starts_in_a_thread_and_is_then_the_callers(opened: list[tuple
     session.begin()
     session.begin()
     assert session.get() is session.get() is session.known
-    assert opened == [(3, False), (3, True)]
+    assert opened == [(3, False)]
 
 
 def test_a_session_that_nobody_began_starts_when_it_is_asked_for(opened: list[tuple[int, bool]]) -> None:
