@@ -88,8 +88,8 @@ def test_a_call_enters_few_of_our_modules_on_the_driver(
 ) -> None:
     entered = traced(lambda: score_files(spark, flights, model, tmp_path / "scores", keys="flight_id"))
     assert next(iter(entered)) == "mirrorspark.scoring.files"
-    assert len(entered) <= 18
-    assert sum(module.startswith("mirrorspark.scoring.") for module in entered) <= 8
+    assert len(entered) <= 22, list(entered)
+    assert sum(module.startswith("mirrorspark.scoring.") for module in entered) <= 11
 
 
 @pytest.mark.usefixtures("own_python_workers")
