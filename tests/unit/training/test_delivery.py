@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
+from mlflow.tracking import fluent
 
 from mirrorspark.models.calibration import Calibration
 from mirrorspark.training.configuration.config import RunConfig
@@ -229,6 +230,7 @@ def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
 
     monkeypatch.setattr(delivery.evaluate_run, "compare_binary", fit)
     mlflow.set_tracking_uri(mlflow_store)
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)  # so that it is taken back
     experiment = mlflow.set_experiment("autologging").experiment_id
     mlflow.sklearn.autolog(log_models=False, log_input_examples=False, log_model_signatures=False, silent=True)
     try:
