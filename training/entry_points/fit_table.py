@@ -165,7 +165,11 @@ def fit(
     keys = () if keys is None else _names(keys)
     exclude = _names(exclude)
     if any_table.is_in_memory(table):
-        early_checks.check_columns(table, _name_of(label), keys, time, exclude, spec, null_labels=null_labels)
+        # Of a recommender, columns to exclude are those of the items, and interactions without an item are left out.
+        early_checks.check_columns(
+            *(table, _name_of(label), keys, time, exclude if items is None else (), spec),
+            null_labels=null_labels if items is None else "drop",
+        )
     # These imports take seconds, by which the errors above would be late.
     from mirrorspark.data_pipelines import ConversionOptions, convert_once, require_columns
     from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details

@@ -122,6 +122,13 @@ def test_settings_are_checked_for_the_inferred_label_before_a_session(tmp_path: 
         fit(rows, label="late", workers="1:3", output=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/runs.db")
 
 
+def test_columns_to_exclude_are_those_of_the_items() -> None:
+    """Interactions of no item are left out; the session comes after the early checks."""
+    items = pd.DataFrame({"late": [0, 1], "title": ["a", "b"]})
+    with pytest.raises(AssertionError, match="a session was started"):
+        fit(TABLE.assign(late=pd.array([0, None], "Int64")), label="late", items=items, exclude="title")
+
+
 # Wider than a field: they become one.
 _WIDER = {"output": str | PathLike[str], "run_date": str | date | None} | dict.fromkeys(
     ("warm_start", "checkpoints"), str | PathLike[str] | None
