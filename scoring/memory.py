@@ -5,7 +5,6 @@ those of Spark's tasks, without the seconds of a first job.
 """
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,18 +21,17 @@ from mirrorspark.scoring.model.folder import exported_with
 from mirrorspark.scoring.model.loading import PROCESS_CACHE, check_versions, load_once
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan, SentColumns
 from mirrorspark.scoring.task import Counters, Scorer, ScoringCounts, ShippedModel
-from mirrorspark.spark_session import open_session
+from mirrorspark.spark_session import local_slots, open_session
 
 _LOGGER = logging.getLogger(__name__)
 
 MOST_ROWS = 100_000
 """Rows up to which this process scores a table: some seconds. More rows are for Spark's slots."""
-_MOST_LOCAL_SLOTS = 4
 
 
 def session_to_score(spark: SparkSession | None) -> SparkSession:
     """Return the session that is given, else the active one, else a local one."""
-    return spark or open_session(None, min(_MOST_LOCAL_SLOTS, os.cpu_count() or 1))
+    return spark or open_session(None, local_slots())
 
 
 def score_in_memory(

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     )
     from mirrorspark.spark_session.start import (
         MINIMUM_JAVA,
+        MOST_LOCAL_SLOTS,
         AnotherSessionError,
         SparkStartError,
         java_major_version,
+        local_slots,
         open_command_session,
         open_session,
     )
@@ -43,6 +45,7 @@ else:
 
 __all__ = [
     "MINIMUM_JAVA",
+    "MOST_LOCAL_SLOTS",
     "SESSION_ERRORS",
     "SPARK_ERRORS",
     "USE_CLASSIC",
@@ -64,6 +67,7 @@ __all__ = [
     "is_in_task",
     "java_major_version",
     "lack_of_memory",
+    "local_slots",
     "open_command_session",
     "open_session",
     "partition_id",

@@ -55,12 +55,20 @@ _REMEDIES = (
 )
 
 
+MOST_LOCAL_SLOTS = 4
+
+
 class SparkStartError(ClearError, RuntimeError):
     """Spark that does not start; the message has the reason and the remedy."""
 
 
 class AnotherSessionError(ClearError, ValueError):
     """A cluster was asked for while a session on another one is active."""
+
+
+def local_slots() -> int:
+    """Return the slots of a local session that is started without a number: one per core, four at most."""
+    return min(MOST_LOCAL_SLOTS, os.cpu_count() or 1)
 
 
 def open_session(

@@ -22,11 +22,10 @@ from mirrorspark.fleet.training.plan import StackMember, StackPlan, StackSetting
 from mirrorspark.fleet.training.rows import FleetRows, converted, split_rows
 from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import TrainedFleet, fleet_of, report_of, summary
-from mirrorspark.spark_session import open_session, session_of
+from mirrorspark.spark_session import MOST_LOCAL_SLOTS, open_session, session_of
 from mirrorspark.storage import atomic_file, without_credentials
 from mirrorspark.training.configuration import ConfigError, default_batch_size, default_workers
 from mirrorspark.training.entry_points import (
-    MOST_LOCAL_WORKERS,
     Launched,
     run_train_fn,
 )
@@ -124,7 +123,7 @@ def train_fleet(
     settings = StackSettings(layers, activation, epochs, patience, learning_rate, global_batch_size, seed)
     _check_workers(1 if workers is None else workers, global_batch_size)
     declared = declared_models(models, link=link, penalty=penalty)
-    spark = spark or open_session(None, workers or MOST_LOCAL_WORKERS, verbose=verbose)
+    spark = spark or open_session(None, workers or MOST_LOCAL_SLOTS, verbose=verbose)
     view = LiveView(epochs=0)
     with view.stage("check", spark=spark) as stage:
         rows = split_rows(table, declared, columns, keys, seed, spark)

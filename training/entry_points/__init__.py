@@ -7,7 +7,6 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
     from mirrorspark.training.entry_points.fit_table import (
-        MOST_LOCAL_WORKERS,
         default_config,
         default_spec,
         fit,
@@ -19,7 +18,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "MOST_LOCAL_WORKERS",
     "Launched",
     "TrainedModel",
     "TrainingEstimator",

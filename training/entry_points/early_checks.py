@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines import any_table, table_forms
 from mirrorspark.data_pipelines.dataset import MANIFEST_FILE, SPLITS, TRAIN_SPLIT
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, SplitError
@@ -126,7 +126,7 @@ def check_columns(
         FeatureSpecError: A column is missing, or a row has no label, which ``null_labels`` refuses.
         SplitError: The column ``split`` has another value than the names of splits, or no row to train on.
     """
-    names = _names(table)
+    names = table_forms.column_names(table)
     if not names or not all(isinstance(name, str) for name in names):
         return  # Reading the table will say what is wrong with it.
     used = spec.columns if spec is not None else ()
@@ -137,19 +137,13 @@ def check_columns(
             raise kinds.FeatureSpecError(
                 f"{argument}: the table has no column '{missing[0]}'; it has {names}{meant(missing[0], names)}"
             )
-    if null_labels == "refuse" and (nulls := _column(table, label).null_count):
+    if null_labels == "refuse" and (nulls := (column := _column(table, label)).null_count):
         raise kinds.FeatureSpecError(
-            f"label '{label}' has no value in {nulls:,} of {len(table):,} rows; leave them out with "
+            f"label '{label}' has no value in {nulls:,} of {len(column):,} rows; leave them out with "
             f"null_labels='drop', or give them a label"
         )
     if SPLIT_COLUMN in names:
         _check_split(_column(table, SPLIT_COLUMN))
-
-
-def _names(table: Any) -> list[Any]:
-    if hasattr(table, "collect_schema"):  # of Polars, which may be lazy
-        return list(table.collect_schema().names())
-    return list(getattr(table, "column_names", getattr(table, "columns", ())))
 
 
 def _check_split(split: pa.ChunkedArray) -> None:
@@ -171,7 +165,7 @@ def _check_split(split: pa.ChunkedArray) -> None:
 
 def _column(table: Any, name: str) -> pa.ChunkedArray:
     """Return a column of a table in memory."""
-    return any_table.in_arrow(table.select([name]) if hasattr(table, "select") else table[[name]])[name]
+    return any_table.in_arrow(table_forms.selected(table, [name]))[name]
 
 
 def _only_kind(kind: Any) -> dict[str, Any]:

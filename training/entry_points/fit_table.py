@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -26,7 +25,7 @@ from mirrorspark.data_pipelines.features import (
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
 from mirrorspark.data_pipelines.sources import MemorySource, why_not_here
 from mirrorspark.models import own_model
-from mirrorspark.spark_session import SessionAhead
+from mirrorspark.spark_session import SessionAhead, local_slots
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
     ROWS_PER_WORKER,
@@ -51,8 +50,6 @@ if TYPE_CHECKING:
     from mirrorspark.training.run_records import Tracking
 
 _LOGGER = logging.getLogger(__name__)
-
-MOST_LOCAL_WORKERS = 4
 
 
 def fit(
@@ -430,4 +427,4 @@ def _stratified(spec: FeatureSpec) -> str | None:
 def _local_workers(settings: Mapping[str, Any]) -> int:
     """Return the slots of a session that is started here."""
     workers = settings.get("workers")
-    return workers if isinstance(workers, int) else min(MOST_LOCAL_WORKERS, os.cpu_count() or 1)
+    return workers if isinstance(workers, int) else local_slots()

@@ -154,8 +154,6 @@ class TrainingJob:
     @property
     def warnings(self) -> list[str]:
         """The findings about the settings for this number of rows, each with its remedy."""
-        if self.config.is_fitted:
-            return []
         found = few_updates(self.config, self.dataset.manifest.rows("train"))
         return [] if found is None else [found]
 
