@@ -4,6 +4,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -188,10 +189,13 @@ def fit(
     session.begin()
     # While Spark starts, this process imports MLflow and scikit-learn, which takes seconds.
     from mirrorspark.scoring.embedding import Embedder
+    from mirrorspark.training.driver import get_workers_ready
     from mirrorspark.training.entry_points.train_dataset import train_in_view
     from mirrorspark.training.results import FitResult, RecommenderResult
 
-    tracking = _require_valid(spec, session.slots, name=name, **settings)
+    tracking, first_config = _require_valid(spec, session.slots, name=name, **settings)
+    if not first_config.is_fitted:
+        session.then(partial(get_workers_ready, first_config))
     with view.stage("convert", spark=session.known) as stage:
         require_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
@@ -291,8 +295,8 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)
 
 
-def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking":
-    """Return the training's place in MLflow.
+def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "tuple[Tracking, TrainingConfig]":
+    """Return the training's place in MLflow, and its configuration as far as it is known without the number of rows.
 
     Raises:
         ConfigError: A setting is wrong with one worker and with many: found before rows are converted.
@@ -306,7 +310,7 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking"
     config.require_features(spec)
     tracking = Tracking.find(config)
     tracking.require_names(config.registry_name)
-    return tracking
+    return tracking, config
 
 
 def _inputs(
