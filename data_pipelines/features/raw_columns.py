@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.date_formats import days_of_texts
 from mirrorspark.data_pipelines.features.kinds import (
-    Categorical,
     Date,
     EmbeddedFeature,
     Feature,
@@ -75,17 +74,6 @@ def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
             of different lengths, or a vector has another length than the feature.
     """
     return ColumnPlan.of(table.schema, feature).read(table)
-
-
-def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa.Array | None:
-    """Return the column of ``feature`` if it holds integers that fit into int64, or else None.
-
-    Raises:
-        ColumnError: It is absent or has a type that cannot be read as tokens.
-    """
-    (name,) = ColumnPlan.of(table.schema, feature).columns
-    column = plain_column(table, name)
-    return column if pa.types.is_integer(column.type) and column.type != pa.uint64() else None
 
 
 def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
@@ -274,6 +262,12 @@ class ColumnPlan:
         """
         arrays = tuple(self.raw(table).values())
         return _JOINS[type(self.feature)](self.feature, *arrays) if type(self.feature) in _JOINS else arrays[0]
+
+    def integer_tokens(self, table: pa.Table | pa.RecordBatch) -> pa.Array | None:
+        """Return the column of a categorical feature if it holds integers that fit into int64, or else None."""
+        (name,) = self.columns
+        column = plain_column(table, name)
+        return column if pa.types.is_integer(column.type) and column.type != pa.uint64() else None
 
     def raw(self, table: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
         """Return the feature's raw columns in their types."""

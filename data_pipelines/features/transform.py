@@ -10,7 +10,7 @@ bits as result.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,10 @@ from mirrorspark.data_pipelines.features.raw_columns import (
     CONTENTS,
     RAW_TYPES,
     ColumnError,
-    integer_tokens,
+    ColumnPlan,
     list_lengths,
     numeric_values,
     order_within_rows,
-    raw_column,
 )
 from mirrorspark.data_pipelines.features.text_rules import normalise, split_tokens, subwords
 
@@ -157,6 +156,8 @@ class Encoder:
 
     def __init__(self, fitted: FittedFeatures) -> None:
         self.fitted = fitted
+        # Single rows have one schema, and checking their columns anew would take as long as finding their ids.
+        self._planned: tuple[pa.Schema, dict[str, ColumnPlan]] = (pa.schema([]), {})
 
     def encode(self, table: pa.Table | pa.RecordBatch, features: Iterable[Feature] | None = None) -> dict[str, Encoded]:
         """Return the inputs of ``features`` (default: all of the spec) for the rows of ``table``.
@@ -167,8 +168,11 @@ class Encoder:
         Raises:
             ColumnError: A column is absent, or has a type or a value that its feature cannot take.
         """
+        schema, planned = table.schema, self._planned  # Replaced as a whole: other threads may encode other tables.
+        if not schema.equals(planned[0]):
+            planned = self._planned = (schema, {})
         return {
-            feature.name: self._encoded(table, feature)
+            feature.name: self._encoded(table, feature, planned[1])
             for feature in (self.fitted.spec.features if features is None else features)
         }
 
@@ -220,13 +224,18 @@ class Encoder:
             yield stop - start, tensors
             start = max(stop, start + 1)
 
-    def _encoded(self, table: pa.Table | pa.RecordBatch, feature: Feature) -> Encoded:
+    def _encoded(
+        self, table: pa.Table | pa.RecordBatch, feature: Feature, plans: MutableMapping[str, ColumnPlan]
+    ) -> Encoded:
+        plan = plans.get(feature.name)
+        if plan is None or plan.feature is not feature:
+            plan = plans[feature.name] = ColumnPlan.of(table.schema, feature)
         # Integers are tokens too. Converting them to text takes several times as everything else.
         if isinstance(feature, Categorical) and self.fitted.spec.hash_buckets(feature) is None:
-            numbers = integer_tokens(table, feature)
+            numbers = plan.integer_tokens(table)
             if numbers is not None:
                 return self.fitted.vocabulary(feature).ids_of_integers(numbers)
-        return self.encode_column(feature, raw_column(table, feature))
+        return self.encode_column(feature, plan.read(table))
 
     def encode_column(self, feature: Feature, column: pa.Array) -> Encoded:
         """Return the input of ``feature`` from the array of :func:`raw_column`."""
