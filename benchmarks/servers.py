@@ -44,13 +44,15 @@ class Daemon:
     @classmethod
     def start(cls, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> "Daemon":
         """Start ``command`` in the folder of ``log``, with ``environment`` added to this process's own."""
+        # MLflow starts uvicorn by its name, which stands beside this Python.
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env={**os.environ, **environment},
+                env={**os.environ, "PATH": path, **environment},
                 cwd=log.parent,
                 start_new_session=True,
             )
