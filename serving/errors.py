@@ -1,6 +1,6 @@
 """The error that a request is answered with."""
 
-from mirrorspark.clear_error import ClearError
+from mirrorspark.clear_error import ClearError, one_visible_line
 
 
 class RequestError(ClearError, ValueError):
@@ -17,4 +17,4 @@ class RequestError(ClearError, ValueError):
         self.status, self.message, self.retry_after_seconds = status, message, retry_after_seconds
 
     def __str__(self) -> str:
-        return self.message
+        return one_visible_line(self.message)

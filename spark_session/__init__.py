@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Session,
         TaskTotal,
     )
+    from mirrorspark.spark_session.silence import user_settings
     from mirrorspark.spark_session.start import (
         MINIMUM_JAVA,
         MOST_LOCAL_SLOTS,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         local_slots,
         open_command_session,
         open_session,
+        require_own_installation,
     )
     from mirrorspark.spark_session.task import (
         BarrierTask,
@@ -71,9 +73,11 @@ __all__ = [
     "open_command_session",
     "open_session",
     "partition_id",
+    "require_own_installation",
     "require_running",
     "session_of",
     "task_cores",
     "task_message",
     "task_property",
+    "user_settings",
 ]

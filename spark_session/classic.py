@@ -17,6 +17,7 @@ from mirrorspark.spark_session.hadoop_look import HadoopLook
 from mirrorspark.spark_session.interfaces import interface_towards, is_every_interface
 from mirrorspark.spark_session.parquet_plan import parquet_plan
 from mirrorspark.spark_session.session import ParquetPlan, Session, StageTasks, StoreLook, TaskTotal
+from mirrorspark.spark_session.silence import hide_interrupts
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class ClassicSession(Session):
     def __init__(self, spark: SparkSession) -> None:
         """Take the session; its context is looked up on first use."""
         self._spark = spark
+        hide_interrupts()
 
     @property
     def _context(self) -> SparkContext:

@@ -19,15 +19,25 @@ _GATEWAY: Any = java_gateway
 SILENT: Mapping[str, str] = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
 
 
-def set_by_the_user() -> set[str]:
-    """Return the names of the settings in Spark's configuration folder, which ours must not replace."""
+def user_settings() -> dict[str, str]:
+    """Return the settings in Spark's configuration folder, which ours must not replace."""
     home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
     folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(home) / "conf")
-    names = {"spark.log.level"} if (folder / "log4j2.properties").is_file() else set()
+    found = {"spark.log.level": ""} if (folder / "log4j2.properties").is_file() else {}
     file = folder / "spark-defaults.conf"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    # Java properties: a space, "=" or ":" separates name and value.
-    return names | {re.split(r"[\s=:]", line.strip(), maxsplit=1)[0] for line in lines}
+    # Java properties: blanks, "=" or ":" separate name and value.
+    pairs = (re.split(r"\s*[=:]\s*|\s+", line.strip(), maxsplit=1) for line in lines)
+    return found | {name: "".join(value) for name, *value in pairs}
+
+
+def hide_interrupts() -> None:
+    """Keep py4j's stack of an interrupted call off the terminal; the interrupt is raised all the same."""
+    logging.getLogger().addFilter(_is_not_of_an_interrupt)
+
+
+def _is_not_of_an_interrupt(record: logging.LogRecord) -> bool:
+    return record.msg != "KeyboardInterrupt while sending command."
 
 
 class quiet_launch:  # noqa: N801 - reads as a statement

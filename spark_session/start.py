@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session.errors import SESSION_ERRORS
 from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.silence import SILENT, quiet_launch, set_by_the_user
+from mirrorspark.spark_session.silence import SILENT, quiet_launch, user_settings
 from mirrorspark.storage import without_credentials
 
 MINIMUM_JAVA = 17
@@ -123,7 +123,7 @@ def open_command_session(
     builder = SparkSession.builder.appName("mirrorspark scoring")
     builder = builder.master(master) if master else builder
     own = {**(settings or {}), **({} if verbose else SILENT)}
-    for name in own.keys() - set_by_the_user():
+    for name in own.keys() - user_settings().keys():
         builder = builder.config(name, own[name])
     if verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
@@ -185,7 +185,7 @@ def session_settings(target: str, workers: int, *, verbose: bool) -> Mapping[str
     if _is_on_this_machine(target):
         # A cluster's own pages are left to its operators.
         defaults |= {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.memory": "2g"}
-    users = set_by_the_user()
+    users = user_settings()
     return {name: value for name, value in defaults.items() if name not in users} | required
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.storage import atomic_file, host_cache, lakes, listing, out_of_memory, terminal_text
+    from mirrorspark.storage import (
+        abilities,
+        atomic_file,
+        file_names,
+        host_cache,
+        lakes,
+        listing,
+        out_of_memory,
+        terminal_text,
+    )
     from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, one_line, without_credentials
     from mirrorspark.storage.event_file import FOR_MLFLOW, Event, EventFile, EventTail
     from mirrorspark.storage.lease import (
@@ -52,10 +61,12 @@ __all__ = [
     "StoreUnreachableError",
     "StoredFile",
     "Timing",
+    "abilities",
     "atomic_file",
     "clean",
     "encoding_of",
     "file_lock",
+    "file_names",
     "hadoop_path",
     "hadoop_uri",
     "host_cache",

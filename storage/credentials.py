@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+from mirrorspark.clear_error import visible
+
 # A password may contain "@" and "/" unescaped, so everything between the first ":" and the last "@" is removed. This
 # may drop part of an address (`http://host:5000/a@b`); the opposite mistake would show part of a password. An address
 # that passed through pathlib has one slash (`postgresql:/u:p@host`). `models:/name@alias` has one too, but no password.
@@ -184,7 +186,7 @@ def clean(value: Any, *, names: bool = True) -> Any:
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error on one line and without secrets, or its type if the message is empty."""
-    return without_credentials(" ".join(str(error).split())) or type(error).__name__
+    return without_credentials(visible(" ".join(str(error).split()))) or type(error).__name__
 
 
 def _without_user(found: "re.Match[str]") -> str:

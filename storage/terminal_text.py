@@ -4,9 +4,15 @@ import shutil
 import textwrap
 from typing import TextIO
 
+from mirrorspark.clear_error import visible
+
+EXIT_INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C has ended, as shells count it: 128 and the number of the signal."""
+
 
 def for_stream(text: str, stream: TextIO) -> str:
-    """Return the text as ``stream`` gets it: broken to the width of a terminal, unchanged for files and pipes."""
+    """Return the text as ``stream`` gets it: broken to a terminal's width, with control characters written out."""
+    text = visible(text)
     return wrapped(text, shutil.get_terminal_size().columns) if stream.isatty() else text
 
 

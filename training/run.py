@@ -76,9 +76,11 @@ def _run(config: RunConfig) -> int:
         return _refuse(error, config.summary)
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on from the last checkpoint"
-        return end(replace(known, status="stopped", error=message), config.summary, EXIT_FAILED, known.run_folder)
+        stopped = replace(known, status="stopped", error=message)
+        return end(stopped, config.summary, terminal_text.EXIT_INTERRUPTED, known.run_folder)
     except TrainingStoppedError as error:
-        return end(replace(known, status="stopped", error=str(error)), config.summary, EXIT_FAILED, known.run_folder)
+        status = terminal_text.EXIT_INTERRUPTED if error.is_interrupted else EXIT_FAILED
+        return end(replace(known, status="stopped", error=str(error)), config.summary, status, known.run_folder)
     except Exception as error:
         explain(error, config)
         failed = replace(known, status="failed", error=one_line(error))
@@ -101,7 +103,7 @@ def dry_run(config: RunConfig) -> int:
     except ConfigError as error:
         return _print_error(one_line(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        return _print_error("interrupted", EXIT_FAILED)
+        return _print_error("interrupted", terminal_text.EXIT_INTERRUPTED)
     except Exception as error:
         explain(error, config)
         return _print_error(one_line(error), EXIT_FAILED)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirrorspark.callbacks.checkpoints.checksums import CRC32, KINDS
-from mirrorspark.clear_error import ClearError
+from mirrorspark.clear_error import ClearError, one_visible_line
 from mirrorspark.storage import StorageError, StoragePath
 
 Location = str | Path | StoragePath
@@ -58,7 +58,7 @@ class CheckpointStoreError(ClearError, OSError):
 
     def __str__(self) -> str:
         """Return the message without the error number that OSError puts in front."""
-        return str(self.args[0])
+        return one_visible_line(str(self.args[0]))
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str | None, int | None]]:
         """Pickle by the constructor's own arguments."""

@@ -24,12 +24,19 @@ from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import TrainedFleet, fleet_of, report_of, summary
 from mirrorspark.spark_session import MOST_LOCAL_SLOTS, open_session, session_of
 from mirrorspark.storage import atomic_file, without_credentials
-from mirrorspark.training.configuration import ConfigError, default_batch_size, default_workers
+from mirrorspark.training.configuration import (
+    ConfigError,
+    check_experiment,
+    check_name,
+    check_output,
+    default_batch_size,
+    default_workers,
+)
 from mirrorspark.training.entry_points import (
     Launched,
     run_train_fn,
 )
-from mirrorspark.training.protocol import Elastic, is_name, parse_workers
+from mirrorspark.training.protocol import Elastic, parse_workers
 from mirrorspark.training.run_records.live import LiveView
 
 FLEET_FOLDER, REPORT_NAME = "fleet", "models"
@@ -114,10 +121,9 @@ def train_fleet(
         ConfigError: A setting has an invalid value.
         Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.run_train_fn`.
     """
-    if not is_name(name):
-        raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")
-    if "://" in str(output):
-        raise ConfigError(f"output '{output}' is on another store; give a folder that driver and workers share")
+    check_name(name)
+    check_output(str(output))
+    check_experiment(experiment)
     output = Path(output).absolute()
     layers = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     settings = StackSettings(layers, activation, epochs, patience, learning_rate, global_batch_size, seed)

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ChangedSettingsError) as error:
         return fail(one_line(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        return fail(f"interrupted. {_advice(options)}", EXIT_FAILED)
+        return fail(f"interrupted. {_advice(options)}", terminal_text.EXIT_INTERRUPTED)
     except StageFailedError as error:
         return fail(f"{one_line(error)}. {_advice(options, error.again_from)}", EXIT_FAILED)
     except (PipelineError, OSError) as error:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from mirrorspark.storage import likely_meant
+from mirrorspark.storage import likely_meant, terminal_text
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
@@ -56,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"mirrorspark: {_refusal(name)} (see mirrorspark --help)", file=sys.stderr)
         return EXIT_USAGE
-    status: int = import_module(COMMANDS[name].module).main(rest)
+    try:
+        status: int = import_module(COMMANDS[name].module).main(rest)
+    except KeyboardInterrupt:
+        print("mirrorspark: interrupted", file=sys.stderr)
+        return terminal_text.EXIT_INTERRUPTED
     return status
 
 

@@ -1,5 +1,6 @@
 """The base of this package's own errors: a notebook shows their message and the caller's lines."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -7,14 +8,32 @@ from types import TracebackType
 _PACKAGE = __name__.partition(".")[0]
 # The mode of IPython's tracebacks in which nothing is folded.
 _WHOLE = "Verbose"
+# All that some program takes for a line break, with the blanks around it.
+_BREAKS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+\s*")
+# Other characters that a terminal obeys, or that turn the direction of a text.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _FOLDED = f"(The frames inside {_PACKAGE} are folded; %xmode Verbose, then %tb, shows them.)"
+
+
+def visible(text: str) -> str:
+    """Return a text in which control characters are written as Python writes them; line breaks and tabs stay."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_visible_line(text: str) -> str:
+    """Return a text in one line, with control characters as Python writes them."""
+    return visible(_BREAKS.sub(" ", text).strip())
 
 
 class ClearError(Exception):
     """An error whose message says what failed, which value, and what to do, so that no stack is needed to read it.
 
-    Subclasses have a built-in error as their second base. Scripts, logs and tests see the whole stack.
+    The message is one line, whatever the names and values in it. Subclasses have a built-in error as their second base.
+    Scripts, logs and tests see the whole stack.
     """
+
+    def __str__(self) -> str:
+        return one_visible_line(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython shows for this error, by the hook that it offers to exceptions."""

@@ -9,6 +9,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from mirrorspark.serving.errors import RequestError
 from mirrorspark.storage import StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,21 @@ def shown(shell: InteractiveShell, cell: str, capsys: pytest.CaptureFixture[str]
     assert not shell.run_cell(cell).success
     written = capsys.readouterr()
     return written.out + written.err
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb", "a b"),
+        ("a\r\n \tb", "a b"),
+        ("a\u2028b", "a b"),
+        ("a\x1b[31m\0b", r"a\x1b[31m\x00b"),
+        ("ä\u200dक", "ä\u200dक"),
+    ],
+)
+def test_a_message_is_one_line_that_steers_no_terminal(name: str, shown: str) -> None:
+    for error in (StorageError(f"no '{name}' here"), RequestError(400, f"no '{name}' here")):
+        assert str(error) == f"no '{shown}' here"
 
 
 def test_a_notebook_shows_the_callers_lines_and_the_message(

@@ -28,6 +28,17 @@ def test_a_command_gets_the_arguments_behind_its_name(monkeypatch: pytest.Monkey
     assert called == [("mirrorspark.training.entry_points.runs", ["list", "--json"]), ("mirrorspark.training.run", [])]
 
 
+def test_an_interrupted_command_is_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "import_module", lambda _: SimpleNamespace(main=interrupted))
+    assert main(["score"]) == 130
+    assert capsys.readouterr().err == "mirrorspark: interrupted\n"
+
+
 def test_a_failed_command_ends_in_an_exception_for_whoever_calls_the_entry_point(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

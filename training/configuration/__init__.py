@@ -25,9 +25,15 @@ if TYPE_CHECKING:
         Optimizer,
         Registered,
         alternatives,
-        check_registry_name,
         check_values,
         type_in_words,
+    )
+    from mirrorspark.training.configuration.names import (
+        check_experiment,
+        check_name,
+        check_output,
+        check_registry_name,
+        is_name,
     )
     from mirrorspark.training.configuration.recipe import SQL_FILE, as_yaml, read_yaml, recipe_folder, recipe_names
     from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
@@ -53,6 +59,9 @@ __all__ = [
     "TrainingSettings",
     "alternatives",
     "as_yaml",
+    "check_experiment",
+    "check_name",
+    "check_output",
     "check_registry_name",
     "check_values",
     "default_baseline",
@@ -61,6 +70,7 @@ __all__ = [
     "defaults_of_items",
     "defaults_of_label",
     "few_updates",
+    "is_name",
     "parse",
     "read_yaml",
     "recipe_folder",

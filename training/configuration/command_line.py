@@ -72,6 +72,9 @@ def parse(arguments: Sequence[str]) -> RunConfig:
         SystemExit: ``--help`` was asked for.
     """
     parser = _build_parser()
+    for flag in ("--recipe", "--name"):
+        if _first_look(arguments, flag, None) == "":
+            raise ConfigError(f"{flag} is empty; give a name, or leave it out")
     recipe = load_recipe(_recipe(arguments))
     try:
         # Defaults are not checked, parsed values are.

@@ -29,13 +29,13 @@ from mirrorspark.training.configuration.fields import (
     RunSettings,
     StrategyName,
     WorkerSettings,
-    check_registry_name,
     check_values,
 )
+from mirrorspark.training.configuration.names import check_experiment, check_name, check_output, check_registry_name
 from mirrorspark.training.configuration.recipe import as_yaml, load_recipe
 from mirrorspark.training.configuration.rules import require
 from mirrorspark.training.configuration.tasks import BOOSTED_BASELINES, LINEAR_BASELINES, RANKING, RATING_ERROR, TASKS
-from mirrorspark.training.protocol import Elastic, WorkerRange, is_name, parse_workers
+from mirrorspark.training.protocol import Elastic, WorkerRange, parse_workers
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines import ConversionOptions
@@ -52,11 +52,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         self._fill_in({"model": self.model or {"name": "multi_field"}, "patience": PATIENCE, "optimizer": OPTIMIZER})
         self._take_paths("output", "checkpoints", "warm_start")
         self._check_run_date()
-        require(
-            "://" not in self.output,
-            f"output '{self.output}' is on another store; give a folder on a disk that the driver and all executors "
-            f"share",
-        )
+        check_output(self.output)
         if self.checkpoints is not None:
             try:
                 StoragePath.of(self.checkpoints)
@@ -67,11 +63,9 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             object.__setattr__(self, "workers", int(self.workers))
         config_rules.check_workers(self)
         config_rules.check_strategy(self)
-        require(
-            is_name(self.name),
-            f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
-        )
+        check_name(self.name, use="it names folders and the registered model")
         check_registry_name(self.registered_model)
+        check_experiment(self.experiment)
         require("name" in self.model, "the model has no name; set model.name")
         architecture = self.model["name"]
         require(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -253,16 +252,6 @@ def help_texts() -> dict[str, str]:
         for kind in kinds
         for name, hint in _hints(kind).items()
     }
-
-
-def check_registry_name(name: str | None) -> None:
-    """Check the name of a registered model, which may have dots; None is allowed.
-
-    Raises:
-        ConfigError: MLflow will not take it.
-    """
-    if name is not None and re.fullmatch(r"[^/:]+", name) is None:
-        raise ConfigError(f"registered_model '{name}' must be a name without '/' and ':'")
 
 
 def check_values(settings: Any) -> None:

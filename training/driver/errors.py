@@ -1,5 +1,7 @@
 """The errors that end a supervised training."""
 
+import signal
+
 from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import without_credentials
 from mirrorspark.training.protocol.outcomes import Attempt
@@ -42,6 +44,11 @@ class TrainingStoppedError(ClearError, RuntimeError):
         else:  # The store may never have been read.
             where, goes_on = "before the first launch", "tries again"
         super().__init__(f"stopped {where} ({reason}); the same command {goes_on}")
+
+    @property
+    def is_interrupted(self) -> bool:
+        """True if Ctrl-C has asked for it."""
+        return self.reason == signal.SIGINT.name
 
     def __reduce__(self) -> tuple[type, tuple[tuple[Attempt, ...], int, str]]:
         """Pickle by the constructor's own arguments."""

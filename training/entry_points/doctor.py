@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checks = examine(Examination(**asked | {"output": Path(flags.output)}), _print)
     except KeyboardInterrupt:
         print("mirrorspark: interrupted", file=sys.stderr)
-        return EXIT_FAILED
+        return terminal_text.EXIT_INTERRUPTED
     seconds = time.monotonic() - begin
     print(f"\n{_verdict(checks)} ({seconds:.1f} s)")
     if flags.json:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines import any_table, table_forms
 from mirrorspark.data_pipelines.dataset import MANIFEST_FILE, SPLITS, TRAIN_SPLIT
@@ -13,9 +14,11 @@ from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, SplitError
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import ModelSettingsError
+from mirrorspark.spark_session import require_own_installation
 from mirrorspark.storage import likely_meant, meant
 from mirrorspark.training.configuration import ConfigError, NullLabels, TrainingConfig, defaults_of_label
 from mirrorspark.training.entry_points import fit_items
+from mirrorspark.training.protocol import parse_workers
 
 # Settings whose values are checked against the architecture, which a function does not name.
 _OF_THE_MODEL = ("monitor", "mode", "baseline", "calibration", "register")
@@ -62,6 +65,21 @@ def check_arguments(
     if callbacks and (model is None or isinstance(model, str | Mapping)):
         raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")
     _check_settings(_possible_kinds(label, spec), model, settings)
+
+
+def check_session(spark: SparkSession | None, workers: Any) -> None:
+    """Check that a session, or one that is yet to start (None), can run ``workers``; None for any number.
+
+    Raises:
+        PreflightError: It cannot.
+        SparkStartError: It cannot start: variables of the environment lead to another installation.
+        StoppedSessionError: It was stopped.
+    """
+    if spark is None:
+        require_own_installation(is_local=True)
+    from mirrorspark.training.job.readiness import preflight
+
+    preflight.require(preflight.check_session(spark, parse_workers(workers or 1).fewest))
 
 
 def check_items(table: Any, label: Any, items: Any, user: Any, keys: Any, spec: Any) -> None:

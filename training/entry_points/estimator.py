@@ -29,6 +29,7 @@ from mirrorspark.scoring.output import DEFAULT_COLUMNS
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import clean
 from mirrorspark.training.configuration import TrainingConfig
+from mirrorspark.training.entry_points import early_checks
 from mirrorspark.training.entry_points.fit_table import default_config, default_name, default_spec
 from mirrorspark.training.entry_points.train_dataset import Trained, train
 from mirrorspark.training.run_records import Tracking
@@ -268,6 +269,7 @@ class TrainingEstimator(
             Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.train`.
         """
         spark = dataset.sparkSession
+        early_checks.check_session(spark, self.getOrDefault("workers"))
         if self.getOrDefault("features") is None:
             spec = self._inferred(dataset)
             given = {name: self.getOrDefault(name) for name in _SETTINGS if self.isSet(name)}

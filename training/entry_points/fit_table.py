@@ -42,6 +42,7 @@ from mirrorspark.training.configuration import (
     default_workers,
     defaults_of_items,
     defaults_of_label,
+    is_name,
 )
 from mirrorspark.training.entry_points import early_checks
 from mirrorspark.training.entry_points.fit_items import RecommenderInput, recommender_input
@@ -168,12 +169,13 @@ def fit(
             *(table, _name_of(label), keys, time, exclude if items is None else (), spec),
             null_labels=null_labels if items is None else "drop",
         )
+    session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
+    early_checks.check_session(session.known, workers)
     # These imports take seconds, by which the errors above would be late.
     from mirrorspark.data_pipelines import ConversionOptions, convert_once, require_columns
     from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
     view = LiveView(epochs=1)
-    session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
         rows, spec, item_table, of_users = _inputs(table, label, keys, time, exclude, spec, items, user, session)
         if null_labels == "drop":
@@ -268,10 +270,11 @@ def default_spec(
 def default_name(spec: FeatureSpec) -> str:
     """Return the name of the registered model, of the experiment and of the folders: that of the label.
 
-    Characters that a folder may not have become dashes. A label of nothing else has a name with a digest.
+    Characters that a folder may not have become dashes. A label that makes no name has one with a digest.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.label.name).strip("-.")
-    return name or plain_name(spec.label.name)
+    candidates = (name, plain_name(spec.label.name), f"label-{plain_name(spec.label.name)}")
+    return next(filter(is_name, candidates))
 
 
 def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpack[TrainingSettings]) -> TrainingConfig:

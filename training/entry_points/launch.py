@@ -19,13 +19,21 @@ from mirrorspark.models import code_digest
 from mirrorspark.scoring import new_version
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import atomic_file, clean, without_credentials
-from mirrorspark.training.configuration import ConfigError, MLflowRun, check_registry_name, check_values
+from mirrorspark.training.configuration import (
+    ConfigError,
+    MLflowRun,
+    check_experiment,
+    check_name,
+    check_output,
+    check_registry_name,
+    check_values,
+)
 from mirrorspark.training.driver import Launcher
 from mirrorspark.training.job import Cluster, Job, Program, epochs_in_words, open_checked_session
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.programs.user_functions import FunctionPlan, FunctionStrategy, TrainFn
 from mirrorspark.training.programs.user_functions import plan as function_plan
-from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits, WorkerRange, is_name, parse_workers
+from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits, WorkerRange, parse_workers
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.report import launched_html
 from mirrorspark.training.run_records import RunFolder, TrackedRun, Tracking, environment, open_run
@@ -101,12 +109,11 @@ class LaunchConfig:
     verbose: bool = False
 
     def __post_init__(self) -> None:
-        if not is_name(self.name):
-            raise ValueError(f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders")
-        if "://" in self.output:
-            raise ValueError(f"output '{self.output}' is on another store; give a folder that driver and workers share")
+        check_name(self.name)
+        check_output(self.output)
         check_values(self)
         check_registry_name(self.registered_model)
+        check_experiment(self.experiment)
         if self.strategy == "ring" and self.gpus_per_worker:
             raise ValueError("the strategy ring trains on CPUs; use multi_worker_mirrored with gpus_per_worker")
         _ = self.worker_range

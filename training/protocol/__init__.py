@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         STATE_FILE,
         SUMMARY_FILE,
         WARM_START_FOLDER,
-        is_name,
     )
     from mirrorspark.training.protocol.plan import PROGRESS_STATE, AttemptPlan, TrainingPlan
     from mirrorspark.training.protocol.roles import COORDINATOR, Role, Roles, shards
@@ -40,7 +39,6 @@ __all__ = [
     "Roles",
     "TrainingPlan",
     "WorkerRange",
-    "is_name",
     "parse_workers",
     "resume_step",
     "shards",

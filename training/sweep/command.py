@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models import ModelSettingsError
-from mirrorspark.storage import one_line, read_text
+from mirrorspark.storage import one_line, read_text, terminal_text
 from mirrorspark.training.configuration import ConfigError, RunConfig, parse, summary_file
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, begin, end, explain, show
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
@@ -66,7 +66,9 @@ def _run(options: SweepOptions, engine: "Callable[[RunConfig], SparkEngine]") ->
         summary = run(options, engine(options.config), on_summary=store)
     except (SweepStoppedError, KeyboardInterrupt) as stop:
         message = one_line(stop) if isinstance(stop, Exception) else "interrupted; the same command goes on"
-        return end(replace(latest, status="stopped", error=message), options.summary, EXIT_FAILED)
+        is_interrupted = isinstance(stop, KeyboardInterrupt) or stop.is_interrupted
+        status = terminal_text.EXIT_INTERRUPTED if is_interrupted else EXIT_FAILED
+        return end(replace(latest, status="stopped", error=message), options.summary, status)
     except Exception as error:
         if not isinstance(error, ConfigError):
             explain(error, options.config)

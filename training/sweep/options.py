@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mirrorspark.training.configuration import ConfigError, RunConfig
-from mirrorspark.training.protocol import is_name, parse_workers
+from mirrorspark.training.configuration import ConfigError, RunConfig, check_name
+from mirrorspark.training.protocol import parse_workers
 from mirrorspark.training.sweep.space import SearchSpace
 
 Sampler = Literal["tpe", "random", "grid"]
@@ -49,8 +49,8 @@ class SweepOptions:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; use 1 or more")
         if self.timeout_seconds is not None and not self.timeout_seconds > 0:
             raise ConfigError(f"--timeout is {self.timeout_seconds:g}; use seconds above 0")
-        if self.study is not None and not is_name(self.study):
-            raise ConfigError(f"study '{self.study}' must be letters, digits, '.', '_' or '-': it names a folder")
+        if self.study is not None:
+            check_name(self.study, "study", "it names a folder")
         if self.sampler == "grid":
             points = math.prod(map(len, self.space.grid().values()))
             if points > _MOST_GRID_POINTS:

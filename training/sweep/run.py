@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 class SweepStoppedError(ClearError, RuntimeError):
     """The sweep was asked to stop; the same command resumes it."""
+
+    is_interrupted = False
+    """True if Ctrl-C has asked for it."""
 
 
 def run(
@@ -192,10 +196,12 @@ class _Sweep:
         if trials.stop_reason is not None:
             left = len(records(study)) - count_ended(study)
             resumed = f", with {left} from their last checkpoint" if left else ""
-            raise SweepStoppedError(
+            stopped = SweepStoppedError(
                 f"stopped ({trials.stop_reason}): {count_ended(study)} of {wanted} trials have ended; the same command "
                 f"goes on{resumed}"
             )
+            stopped.is_interrupted = trials.stop_reason == signal.SIGINT.name
+            raise stopped
 
     def _on_end(self, record: TrialRecord, ended: int) -> None:
         """Log the trial's best value and the best so far to the sweep's MLflow run."""

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import shutil
 import socket
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.spark_session.classic import ClassicSession
+from mirrorspark.storage import abilities
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.job.readiness.checks import warning
@@ -71,7 +73,9 @@ def serve() -> Iterator[Callable[[int], str]]:
 
 def test_a_machine_that_is_ready_passes_every_check_and_nothing_is_left_behind(tmp_path: Path) -> None:
     checks = check_driver(tmp_path / "new" / "output", f"sqlite:///{tmp_path}/new/output/mlflow.db")
-    assert {check.name for check in checks} == {"session", "java", "packages", "legacy keras", "output", "tracking"}
+    assert {check.name for check in checks} == {
+        *("session", "java", "packages", "legacy keras", "output", "file system", "tracking")
+    }
     assert [check.detail for check in checks if not check.passed] == []
     require(checks)
     assert list(tmp_path.iterdir()) == []
@@ -342,7 +346,7 @@ def test_too_few_slots_are_reported_before_spark_waits_for_more(monkeypatch: pyt
     checks = cluster(monkeypatch, 4, [2, 4], master="local[2]")  # a local session gets no more: it is asked once
     assert not checks["slots"].passed
     assert checks["slots"].detail.startswith("local[2] has 2 task slots for 4 workers")
-    assert "use --workers 2 or a larger cluster" in checks["slots"].detail
+    assert "use --workers 2 or use a larger cluster" in checks["slots"].detail
     assert "executors" not in checks
 
 
@@ -359,9 +363,67 @@ def test_executors_that_do_not_come_are_not_waited_for_for_ever(monkeypatch: pyt
 
 
 def test_dynamic_allocation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = cluster(monkeypatch, 1, [1], None, **{"spark.dynamicAllocation.enabled": "TRUE"})
+    checks = cluster(monkeypatch, 4, [0], None, **{"spark.dynamicAllocation.enabled": "TRUE"})
+    assert "slots" not in checks  # their number is not the cause
     assert not checks["allocation"].passed
     assert checks["allocation"].detail.endswith("set it to false")
+
+
+@pytest.mark.parametrize(
+    ("slots", "settings", "message"),
+    [
+        (
+            0,
+            {"spark.task.cpus": "8"},
+            "has 0 task slots for 2 workers with spark.task.cpus=8, .*; set spark.task.cpus lower or use",
+        ),
+        (1, {"spark.task.cpus": "2"}, "; use --workers 1 or set spark.task.cpus lower or use a larger cluster$"),
+        (0, {}, "; look on the cluster's pages for its executors or give another --master$"),
+    ],
+)
+def test_the_settings_that_take_the_slots_are_named(
+    monkeypatch: pytest.MonkeyPatch, slots: int, settings: dict[str, str], message: str
+) -> None:
+    assert re.search(message, cluster(monkeypatch, 2, [slots], None, **settings)["slots"].detail)
+
+
+@pytest.mark.parametrize(
+    ("missing", "status", "message"),
+    [
+        ({}, "ok", "appends, renames, links and locks files, and keeps SQLite"),
+        ({"hard links": "no"}, "warn", "has no hard links (no): files are copied, which takes more time and room"),
+        (
+            {"append": "Operation not supported", "locks": "No locks available"},
+            "warn",
+            "no append (Operation not supported): events of a run stay in memory, so MLflow misses those that it has "
+            "not got when the driver is killed; a sweep needs another --output; no locks (No locks available): a "
+            "driver that has died",
+        ),
+        ({"SQLite": "disk I/O error", "SQLite with WAL": "same"}, "warn", "give MLflow's store another place"),
+        (
+            {"renames of folders": "Operation not supported"},
+            "FAIL",
+            "no renames of folders (Operation not supported), and a run appears by them; give a folder on a disk, or "
+            "on NFS, as --output",
+        ),
+    ],
+)
+def test_what_the_file_system_of_the_output_lacks_is_told_with_what_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: dict[str, str], status: str, message: str
+) -> None:
+    """A mount of Databricks' volumes has no append, no random writes, no links and no locks."""
+    monkeypatch.setattr(abilities, "missing_abilities", lambda *_: missing)
+    check = checked(tmp_path, "file system")
+    assert check.status == status
+    assert message in check.detail
+    tracking = checked(tmp_path, "tracking", uri=f"sqlite:///{tmp_path}/mlflow.db")
+    if "SQLite" in missing:
+        assert tracking.detail.endswith(
+            "mlflow.db cannot be used: its file system keeps no SQLite (disk I/O error); give a server, or "
+            "sqlite:////FILE on a local disk of the driver, as --tracking-uri"
+        )
+    else:
+        assert tracking.passed
 
 
 def test_executors_are_asked_of_the_nearest_folder_that_is_there(

@@ -26,6 +26,10 @@ def test_columns_of_a_line_that_fits_are_left_alone() -> None:
     assert wrapped("preflight     3.3 s  slots: 2\n  epoch  1/40", 30) == "preflight     3.3 s  slots: 2\n  epoch  1/40"
 
 
+def test_characters_that_steer_a_terminal_are_written_out() -> None:
+    assert for_stream("a\x1b[31m\0\n\tb", io.StringIO()) == "a\\x1b[31m\\x00\n\tb"
+
+
 def test_a_terminal_gets_broken_lines_and_a_file_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "12")
     assert for_stream("one two three four", Terminal()) == "one two\n  three four"

@@ -123,7 +123,7 @@ def test_an_interrupted_doctor_says_so(plant: Plant, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, "examine", interrupt)
-    assert main([]) == EXIT_FAILED
+    assert main([]) == 130
 
 
 @pytest.mark.process

@@ -7,6 +7,7 @@ from datetime import date
 from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Unpack, get_type_hints
 
 import pandas as pd
@@ -20,10 +21,14 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.quality.splits import SplitError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.spark_session.kinds import StoppedSessionError
+from mirrorspark.spark_session.start import SparkStartError
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
+from mirrorspark.training.entry_points.estimator import TrainingEstimator
 from mirrorspark.training.entry_points.fit_table import fit
 from mirrorspark.training.entry_points.train_dataset import train
+from mirrorspark.training.job.readiness.checks import PreflightError
 from mirrorspark.training.results.fit_result import FitResult
 from tests.unit.training.token_dataset import write_token_dataset
 
@@ -120,6 +125,41 @@ def test_settings_are_checked_for_the_inferred_label_before_a_session(tmp_path: 
     rows = pd.DataFrame({"town": ["here", "there", "here"] * 20, "late": [0, 1, 0] * 20})
     with pytest.raises(AssertionError, match="a session was started"):
         fit(rows, label="late", workers="1:3", output=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/runs.db")
+
+
+def test_a_session_that_cannot_train_is_refused_before_anything_is_inferred(tmp_path: Path) -> None:
+    settings = {"spark.dynamicAllocation.enabled": "true"}
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(master="yarn", getConf=lambda: settings))
+    message = r"allocation: spark\.dynamicAllocation\.enabled is true, .*; set it to false$"
+    with pytest.raises(PreflightError, match=message):
+        fit(TABLE, label="late", spark=spark, output=tmp_path / "out")
+    with pytest.raises(PreflightError, match=message):
+        TrainingEstimator(label="late")._fit(SimpleNamespace(sparkSession=spark))
+    spark.sparkContext._jsc = None
+    with pytest.raises(StoppedSessionError):
+        fit(TABLE, label="late", spark=spark, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("variable", "value", "error", "message"),
+    [
+        ("SPARK_HOME", "/none", SparkStartError, "SPARK_HOME is /none, not a folder, and .* unset SPARK_HOME"),
+        ("PYSPARK_PYTHON", "/none", SparkStartError, "PYSPARK_PYTHON is /none, which does not start as a Python"),
+        ("SPARK_CONF_DIR", "conf", PreflightError, r"allocation: spark\.dynamicAllocation\.enabled is true"),
+    ],
+)
+def test_settings_of_another_installation_are_named_before_anything_is_inferred(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, error: type[Exception], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "spark-defaults.conf").write_text("spark.dynamicAllocation.enabled   true\n")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(error, match=message):
+        fit(TABLE, label="late")
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]
 
 
 def test_columns_to_exclude_are_those_of_the_items() -> None:

@@ -198,14 +198,15 @@ def test_the_summary_of_an_earlier_run_is_gone_before_the_work_begins(
 @pytest.mark.parametrize(
     ("flags", "error", "status", "ending", "message"),
     [
-        ([], KeyboardInterrupt(), EXIT_FAILED, "stopped", "interrupted; the same command goes on from the last"),
+        ([], KeyboardInterrupt(), 130, "stopped", "interrupted; the same command goes on from the last"),
+        ([], TrainingStoppedError((), 7, "SIGINT"), 130, "stopped", "stopped at step 7 (SIGINT); the"),
         ([], TrainingStoppedError((), 1234, "SIGTERM"), EXIT_FAILED, "stopped", "stopped at step 1,234 (SIGTERM); the"),
         ([], ConfigError("no data"), EXIT_USAGE, "failed", "no data"),
         ([], RuntimeError("no luck"), EXIT_FAILED, "failed", "no luck"),
         (["--workers", "0"], None, EXIT_USAGE, "failed", "workers 0 begins below 1; use 1 or more"),
         (["--recipe", "flight"], None, EXIT_USAGE, "failed", "recipe 'flight' is unknown"),
     ],
-    ids=["interrupted", "stopped", "configuration", "failure", "bad value", "bad recipe"],
+    ids=["interrupted", "stopped by Ctrl-C", "stopped", "configuration", "failure", "bad value", "bad recipe"],
 )
 def test_every_way_out_replaces_the_summary_of_an_earlier_run(
     old: Path,
@@ -331,7 +332,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_with(monkeypatch, KeyboardInterrupt())
-    assert main([]) == EXIT_FAILED
+    assert main([]) == 130
     assert only_line(capsys) == "mirrorspark: interrupted; the same command goes on from the last checkpoint"
 
 

@@ -124,7 +124,7 @@ def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe
         (["--no-such-flag"], OSError("not reached"), EXIT_USAGE, "failed"),
         ([], OSError("no Spark"), EXIT_FAILED, "failed"),
         ([], ConfigError("there is no such table"), EXIT_USAGE, "failed"),
-        ([], KeyboardInterrupt(), EXIT_FAILED, "stopped"),
+        ([], KeyboardInterrupt(), 130, "stopped"),
     ],
 )
 def test_the_summary_of_a_sweep_that_does_not_begin_says_why(
@@ -148,12 +148,14 @@ def test_a_summary_that_cannot_be_written_is_bad_usage_before_anything_starts(
     assert said == "mirrorspark: summary sum.json cannot be written (it is not a file); give another file\n"
 
 
-@pytest.mark.parametrize(("error", "line"), [(OSError("no Spark"), "no Spark"), (KeyboardInterrupt(), "interrupted")])
-def test_a_sweep_that_cannot_begin_is_one_line_and_status_1(
-    capsys: pytest.CaptureFixture[str], recipe: Path, error: Exception, line: str
+@pytest.mark.parametrize(
+    ("error", "line", "status"), [(OSError("no Spark"), "no Spark", 1), (KeyboardInterrupt(), "interrupted", 130)]
+)
+def test_a_sweep_that_cannot_begin_is_one_line(
+    capsys: pytest.CaptureFixture[str], recipe: Path, error: Exception, line: str, status: int
 ) -> None:
     arguments = ["--recipe", str(recipe), *SEARCH, "--output=out"]
-    assert main(arguments, engine=lambda config: UnreadyEngine(error=error)) == EXIT_FAILED
+    assert main(arguments, engine=lambda config: UnreadyEngine(error=error)) == status
     assert f"mirrorspark: {line}" in capsys.readouterr().err
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mirrorspark.clear_error import ClearError
+from mirrorspark.clear_error import ClearError, one_visible_line
 from mirrorspark.storage import without_credentials
 
 _NAME_WIDTH = 14
@@ -35,8 +35,8 @@ class Check:
     values: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # It may quote a store's address, or the error of a library.
-        object.__setattr__(self, "detail", without_credentials(self.detail))
+        # It may quote a store's address, a folder's name, or the error of a library.
+        object.__setattr__(self, "detail", one_visible_line(without_credentials(self.detail)))
 
     @property
     def status(self) -> Status:

@@ -23,13 +23,15 @@ from mirrorspark.spark_session import (
     Session,
     java_major_version,
     session_of,
+    user_settings,
 )
 from mirrorspark.storage import StorageError, StoragePath, lakes, without_credentials
 from mirrorspark.training.job.readiness.checks import Check, PreflightError, failure, require, warning
 from mirrorspark.training.job.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
 from mirrorspark.training.job.readiness.executor_probe import SHARED_PACKAGES, with_timeout
+from mirrorspark.training.job.readiness.file_system import check_file_system, why_no_sqlite
 
-__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
+__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "check_session", "require"]
 
 REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0
@@ -45,10 +47,36 @@ PINNED_MINOR = {"tensorflow": "2.20.", "tf-keras": "2.20."}
 
 _STANDALONE_PORT = 7077
 
+# Settings by which a session has fewer slots than cores.
+_ASKED_BY_TASKS = ("spark.task.cpus", "spark.task.resource.gpu.amount")
+_ALLOCATION = "spark.dynamicAllocation.enabled"
+
 
 def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> list[Check]:
     """Return the checks that need no Spark session."""
-    return [_session(master), _java(), _packages(), _legacy_keras(), _output(output), _tracking(tracking_uri)]
+    writable = _output(output)
+    file_system = check_file_system(_existing(output)) if writable.passed else None
+    checks = [_session(master), _java(), _packages(), _legacy_keras(), writable, file_system, _tracking(tracking_uri)]
+    settings = check_session(None, 1) if SparkSession.getActiveSession() is None else []
+    return [check for check in (*checks, *settings) if check is not None]
+
+
+def check_session(spark: SparkSession | None, workers: int) -> list[Check]:
+    """Return the checks of a session's settings and of its slots; they start no job.
+
+    Of a session that is yet to start, None, the settings in Spark's configuration folder are checked.
+    """
+    if spark is None:
+        dynamic = _dynamic(user_settings().get(_ALLOCATION, ""))
+        return [dynamic] if dynamic else []
+    session = session_of(spark)
+    try:
+        session.require_barrier_jobs()
+    except MissingCapabilityError as error:
+        return [failure("session", str(error))]
+    allocation = _allocation(session)
+    # Executors that come and go have no number of slots to count.
+    return [_slots(session, workers), allocation] if allocation.passed else [allocation]
 
 
 def check_cluster(
@@ -73,12 +101,11 @@ def check_cluster(
             network; None where there is permission, or no need for it.
         asks_local: Probe the tasks of a local session, too; a run skips this, since they share the driver's machine.
     """
+    checks = check_session(spark, workers)
+    if not all(check.passed for check in checks):
+        return checks
     session = session_of(spark)
-    try:
-        session.require_barrier_jobs()
-    except MissingCapabilityError as error:
-        return [failure("session", str(error))]
-    checks = [_slots(session, workers), _allocation(session), *_network(session, open_servers)]
+    checks += _network(session, open_servers)
     if not all(check.passed for check in checks):
         return checks
     folders = {"--output": StoragePath.of(_existing(output))} if output else {}
@@ -213,6 +240,12 @@ def _tracking(uri: str) -> Check:
         refusal = _cannot_write(file.parent)
         if refusal is not None:
             return failure("tracking", f"{shown} cannot be written ({refusal}); give another --tracking-uri")
+        if (reason := why_no_sqlite(_existing(file.parent))) is not None:
+            return failure(
+                "tracking",
+                f"{shown} cannot be used: its file system keeps no SQLite ({reason}); give a server, or "
+                f"sqlite:////FILE on a local disk of the driver, as --tracking-uri",
+            )
     elif scheme in ("http", "https"):
         outage, problem = _server_problems(shown)
         if problem is not None:
@@ -282,19 +315,28 @@ def _slots(session: Session, workers: int) -> Check:
     while (slots := session.task_slots()) < workers and not session.is_local and time.monotonic() < deadline:
         time.sleep(0.2)
     if slots < workers:
+        asked = {name: value for name in _ASKED_BY_TASKS if (value := session.setting(name)) not in ("", "1")}
+        remedies = [f"use --workers {slots}"] if slots else []
+        remedies += [f"set {name} lower" for name in asked] + ["use a larger cluster"]
+        if not slots and not asked:
+            remedies = ["look on the cluster's pages for its executors", "give another --master"]
         return failure(
             "slots",
-            f"{session.master} has {slots} task slots for {workers} workers, and a barrier job starts all "
-            f"or none; use --workers {max(slots, 1)} or a larger cluster",
+            f"{session.master} has {slots} task slots for {workers} workers"
+            f"{''.join(f' with {name}={value}' for name, value in asked.items())}, and a barrier job starts all "
+            f"or none; {' or '.join(remedies)}",
         )
     return Check("slots", True, f"{slots} on {session.master}")
 
 
 def _allocation(session: Session) -> Check:
-    key = "spark.dynamicAllocation.enabled"
-    if session.setting(key, "false").lower() == "true":
-        return failure("allocation", f"{key} is true, which Spark refuses for barrier jobs; set it to false")
-    return Check("allocation", True, "fixed")
+    return _dynamic(session.setting(_ALLOCATION)) or Check("allocation", True, "fixed")
+
+
+def _dynamic(setting: str) -> Check | None:
+    if setting.strip().lower() != "true":
+        return None
+    return failure("allocation", f"{_ALLOCATION} is true, which Spark refuses for barrier jobs; set it to false")
 
 
 def _network(session: Session, open_servers: str | None) -> list[Check]:
