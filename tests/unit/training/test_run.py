@@ -78,7 +78,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--recipe"], ["--recipe", "expected one argument"]),
         (["--no-such-flag"], ["unrecognized arguments: --no-such-flag"]),
         (["--model.width=3"], ["model 'multi_field' has no setting ['width']"]),
-        (["--features.distance.kind=number"], ["feature 'distance': kind 'number' is unknown"]),
+        (["--features.distance.kind=numbers"], ["feature 'distance': kind 'numbers' is unknown"]),
         (["--monitor=val_loss", "--mode=max"], ["mode 'max' does not fit monitor 'val_loss'; set mode to min"]),
         (["--summary", "."], ["summary . cannot be written (it is not a file); give another file"]),
     ],
