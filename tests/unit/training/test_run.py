@@ -126,6 +126,7 @@ def test_data_that_is_not_given_or_not_there_is_bad_usage(
     assert main(arguments) == EXIT_USAGE
     assert only_line(capsys).startswith(f"mirrorspark: {message}")
     assert main([*arguments, "--dry-run"]) == EXIT_USAGE
+    assert only_line(capsys).startswith(f"mirrorspark: {message}")
     assert list(tmp_path.iterdir()) == []
 
 
