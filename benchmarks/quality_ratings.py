@@ -57,7 +57,7 @@ def fitted_rows(train: pd.DataFrame, others: pd.DataFrame) -> tuple[FittedFeatur
     lists = {"genres": 10, "rated": LONGEST_LIST, "raters": LONGEST_LIST}
     spec = FeatureSpec(
         (*map(Categorical, tokens), *(MultiValued(name, max_length=length) for name, length in lists.items())),
-        Label("rating", kind="number"),
+        Label("rating", kind="numeric"),
         keys=("row",),
     )
     rated = train.groupby("userId")["movieId"].agg(list)

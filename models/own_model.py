@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the driver sends a model without loading TensorFlow
 # The name of the architecture is this and the task.
 PREFIX = "own_"
 # The task by the kind of its label.
-TASKS = {"binary": "binary", "multi_class": "multi_class", "multi_label": "multi_label", "number": "regression"}
+TASKS = {"binary": "binary", "multi_class": "multi_class", "multi_label": "multi_label", "numeric": "regression"}
 NAMES = tuple(PREFIX + task for task in TASKS.values())
 
 _LONGEST_NAME = 60

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mirrorspark.serving import inference_api, invocations_api, tensorflow_api
 from mirrorspark.serving.errors import RequestError
+from mirrorspark.serving.front_page import FrontPage, in_json, path_of
 from mirrorspark.serving.http_connections import is_probe
 from mirrorspark.serving.http_server import HostCheck
 from mirrorspark.serving.metrics import CONTENT_TYPE
@@ -25,6 +26,19 @@ from mirrorspark.serving.service import Service, error_response
 
 PROBES = (invocations_api.PING, invocations_api.HEALTH, f"{inference_api.HEALTH}/")
 """Paths of probes, which have no token (:func:`serving.http_connections.is_probe`)."""
+
+# Forms of the same routes with a version or a label are in docs/serving.md.
+_ROUTES = {
+    "POST /v1/models/NAME:predict": "rows as instances, or columns as inputs: TensorFlow Serving's REST API",
+    "POST /v1/models/NAME:classify": "rows as examples; also :regress",
+    "GET /v1/models/NAME": "states of the versions",
+    "GET /v1/models/NAME/metadata": "columns that the model reads and returns",
+    "POST /v2/models/NAME/infer": "a tensor for each column: the Open Inference Protocol",
+    "GET /v2/models/NAME": "columns of that protocol",
+    "GET /v2/health/ready": "readiness; also /ping and /health",
+    "POST /invocations": "JSON or CSV as MLflow's server and SageMaker take it",
+    "GET /metrics": "Prometheus metrics",
+}
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -69,6 +83,20 @@ def application(
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
+    async def front(request: Request) -> Response:
+        served = service.sources.served
+        first = served[0]
+        # Of a model that is just loaded, the row is computed here.
+        row = await asyncio.to_thread(lambda: first.example)
+        page = FrontPage(
+            serves={one.name: one.version for one in served},
+            routes=_ROUTES,
+            path="" if row is None else path_of("v1", "models", first.name) + ":predict",
+            body=None if row is None else {"instances": [in_json(row)]},
+            has_token=bool(tokens),
+        )
+        return page.answer(request)
+
     middleware = [Middleware(HostCheck, allowed_hosts=allowed_hosts, refusal=_refusal)]
     if tokens:
         middleware.append(Middleware(TokenCheck, tokens=tokens))
@@ -78,6 +106,7 @@ def application(
             *inference_api.routes(service),
             *invocations_api.routes(service),
             Route("/metrics", metrics),
+            Route("/", front),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: _http_error},

@@ -1,6 +1,7 @@
 """HTTP server for a store of precomputed rows: ``mirrorspark lookup --store FILE``.
 
 =====================  =============================================================================================
+GET /                  these routes, as JSON or for a browser as a page
 GET /rows/KEY          ``{"is_fallback": false, "row": {...}}``; status 404 where the key is unknown and the store has
                        no fallback
 GET /rows?key=A&key=B  ``{"rows": [...]}`` with one of these for each of up to 256 keys, in their order; null where
@@ -30,9 +31,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mirrorspark.serving.front_page import FrontPage
 from mirrorspark.serving.http_connections import ConnectionLimits
 from mirrorspark.serving.http_server import HostCheck, json_value, listening, server
 from mirrorspark.serving.precomputed import INTEGER, DamagedStoreError, PrecomputedScores, Row, StoreError
@@ -42,6 +44,11 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 # Rows are read in the event loop, which other requests wait for.
 _MOST_KEYS = 256
 _ANSWER_SECONDS = 30.0
+_ROUTES = {
+    "GET /rows/KEY": "the row of a key",
+    "GET /rows?key=A&key=B": "the rows of several keys",
+    "GET /health": "rows, versions of the models, when the store was written",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +86,7 @@ def application(scores: PrecomputedScores, allowed_hosts: Iterable[str] = ()) ->
     answers = _Answers(scores)
     return Starlette(
         routes=[
+            Route("/", answers.front),
             Route("/rows/{key:path}", answers.row),
             Route("/rows", answers.rows),
             Route("/health", answers.health),
@@ -101,6 +109,10 @@ class _Answers:
     """The request handlers. They read the store directly: a look-up is faster than the hand-over to a thread."""
 
     scores: PrecomputedScores
+
+    async def front(self, request: Request) -> Response:
+        rows = {"rows": f"{self.scores.metadata.rows:,}"}
+        return FrontPage(rows, _ROUTES, path="/rows/KEY").answer(request)
 
     async def row(self, request: Request) -> JSONResponse:
         key = self._key(request.path_params["key"])

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -89,25 +90,27 @@ class ServedModel:
         """Compute a row, so that the first request finds all in place, and return whether the model takes the row.
 
         Args:
-            rows: Values by column that another version has computed; by default one made-up row, in which values are
-                missing where that is accepted.
+            rows: Values by column that another version has computed; by default the made-up row.
 
         Raises:
             Exception: The model's error for ``rows``, unless it is about their columns or types.
         """
-        if rows is not None:
-            return self._takes(rows)
+        return self.example is not None if rows is None else self._takes(rows)
+
+    @cached_property
+    def example(self) -> Mapping[str, Sequence[Any]] | None:
+        """A made-up row that the model computes, of zeros and empty values, or else of nulls; None if there is none."""
         empty: Mapping[str, object] = {"boolean": False, "string": "", "binary": b"", SPARSE_VECTOR: {}}
         zeros: dict[str, Sequence[Any]] = {
             one.name: [[] if column_types.is_array(one.type) else empty.get(one.type, 0)] for one in self.inputs
         }
         nulls: dict[str, Sequence[Any]] = {name: [None] for name in self.columns}
         try:
-            return self._takes(nulls) or self._takes(zeros)
+            return next((rows for rows in (zeros, nulls) if self._takes(rows)), None)
         except Exception:
             # A row that nobody has asked for must not keep a model from its work, whatever its code makes of it.
             _LOGGER.info("model %s cannot compute a made-up row", self.pinned.label, exc_info=True)
-            return False
+            return None
 
     def _takes(self, rows: Mapping[str, Sequence[Any]]) -> bool:
         try:

@@ -54,16 +54,17 @@ class _Life:
     """The signs of life of a process.
 
     Attributes:
-        ready: Set when it serves for the first time.
+        ready: Gets what it serves, in words, when it does so for the first time.
     """
 
-    def __init__(self, ready: asyncio.Event) -> None:
+    def __init__(self, ready: "asyncio.Future[str]") -> None:
         self.ready, self._serves, self._silent_seconds = ready, False, 0
 
-    def begin(self) -> None:
-        """Take note that it listens."""
+    def begin(self, served: str) -> None:
+        """Take note that it listens, and of what it serves."""
         self._serves = True
-        self.ready.set()
+        if not self.ready.done():
+            self.ready.set_result(served)
 
     def see(self) -> None:
         """Take note of a sign."""
@@ -95,21 +96,20 @@ class _Group:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._is_ending.set)
-        ready = [asyncio.Event() for _ in range(count)]
+        ready = [loop.create_future() for _ in range(count)]
         tasks = [asyncio.create_task(self._keep_alive(one)) for one in ready]
         announcing = asyncio.create_task(self._announce(ready))
         statuses = await asyncio.gather(*tasks)
         announcing.cancel()
         return max(statuses)
 
-    async def _announce(self, ready: Sequence[asyncio.Event]) -> None:
-        for one in ready:
-            await one.wait()
+    async def _announce(self, ready: Sequence["asyncio.Future[str]"]) -> None:
+        served = [await one for one in ready]
         self._has_served = True
         host, port = self._listener.getsockname()[:2]
-        print(f"listening on http://{host}:{port} with {len(ready)} processes", flush=True)
+        print(f"listening on http://{host}:{port} with {served[0]}, by {len(served)} processes", flush=True)
 
-    async def _keep_alive(self, ready: asyncio.Event) -> int:
+    async def _keep_alive(self, ready: "asyncio.Future[str]") -> int:
         """Keep one process alive, and return the status of the group as this one decides it."""
         wait_seconds = 0.0
         while not self._is_ending.is_set():
@@ -131,7 +131,7 @@ class _Group:
                 await asyncio.wait_for(self._is_ending.wait(), wait_seconds)
         return 0
 
-    async def _run(self, ready: asyncio.Event) -> int:
+    async def _run(self, ready: "asyncio.Future[str]") -> int:
         """Run a process to its end, and return its status."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
@@ -176,7 +176,7 @@ async def _read_output(process: asyncio.subprocess.Process, life: _Life) -> None
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(_LISTENING):
-                life.begin()
+                life.begin(line.partition(b" with ")[2].decode(errors="replace"))
             elif line == _ALIVE:
                 life.see()
             else:

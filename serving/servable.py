@@ -42,6 +42,11 @@ class Servable(Protocol):
         """Mark of its content among all versions."""
         ...
 
+    @property
+    def example(self) -> Mapping[str, Sequence[Any]] | None:
+        """A made-up row that it computes, by column; None if there is none."""
+        ...
+
     def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
         """Return the outputs of each request, or why a request has none."""
         ...

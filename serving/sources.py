@@ -221,6 +221,11 @@ class ServedSources:
         """Names for requests, sorted."""
         return sorted({one.model.name for one in self._named})
 
+    @property
+    def served(self) -> list[Servable]:
+        """The models and stores that answer for a name, in the order of the command."""
+        return list({one.model.name: one.model for one in reversed(self._named)}.values())[::-1]
+
     def of(self, name: str) -> list[Source]:
         """Return the sources with a name.
 

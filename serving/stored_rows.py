@@ -65,6 +65,11 @@ class StoredRows:
         """Mark of its file among all files."""
         return digest_of(self._scores.identity)
 
+    @property
+    def example(self) -> Mapping[str, Sequence[Any]] | None:
+        """A key in place of a real one, which nobody is shown; the store may lack it."""
+        return {self.columns[0]: [0 if self._is_integer else "KEY"]}
+
     def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
         """Return the rows of each request; one with an unknown key has the status 404, with no key 400."""
         return [self._rows(one) for one in requests]

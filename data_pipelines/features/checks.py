@@ -1,9 +1,11 @@
 """Checks of the options of features and labels, each of which raises :class:`FeatureSpecError`."""
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.storage import meant
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.features.kinds import TokenFeature
@@ -35,6 +37,16 @@ def check_ids(feature: "TokenFeature") -> None:
             f"feature '{feature.name}' has vocabulary_of and hash_buckets; leave one of them out (where the other "
             f"feature is hashed, so is this one)"
         )
+
+
+def known_kind(subject: str, kind: Any, known: Collection[str]) -> Any:
+    """Return the name of a kind of feature or label; ``number`` is another name of ``numeric``."""
+    name = "numeric" if kind == "number" else kind
+    if not isinstance(name, str) or name not in known:
+        raise FeatureSpecError(
+            f"{subject}: kind '{kind}' is unknown{meant(str(kind), known)}; use one of {sorted(known)}"
+        )
+    return name
 
 
 def check_encoder(name: str, encoder: Any) -> None:

@@ -236,7 +236,7 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
     """Return the label proposed for a column.
 
     An ordered categorical of more than two values makes it ``ordinal``, two values ``binary``, arrays ``multi_label``;
-    fractions, and more than 50 different whole numbers, ``number``; everything else ``multi_class``.
+    fractions, and more than 50 different whole numbers, ``numeric``; everything else ``multi_class``.
 
     Args:
         facts: Measurements of the column.
@@ -262,7 +262,7 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
         other = facts.order[-1] if set(facts.order) == set(values) else rarer
         return Label(facts.name, positive=yes[0] if len(yes) == 1 else other)
     if isinstance(kind, FractionalType) or (isinstance(kind, IntegralType) and facts.distinct > MOST_CODES):
-        return Label(facts.name, "number")
+        return Label(facts.name, "numeric")
     if isinstance(kind, StringType | IntegralType):
         # Whole numbers from 0 on are class numbers already; the number of distinct ones is approximate.
         classes = int(facts.maximum) + 1 if facts.minimum == 0 and facts.maximum is not None else 0
@@ -285,7 +285,7 @@ def reason_of_label(label: Label, facts: ColumnFacts) -> str:
         return label.kind
     return (
         f"multi_class: it has {facts.distinct} different whole numbers; if they are amounts or ratings, give "
-        f"{{'name': '{label.name}', 'kind': 'number'}} as label, or kind ordinal to learn their order"
+        f"{{'name': '{label.name}', 'kind': 'numeric'}} as label, or kind ordinal to learn their order"
     )
 
 

@@ -28,19 +28,19 @@ from mirrorspark.data_pipelines.features.checks import (
     check_order,
     check_truncate,
     is_finite,
+    known_kind,
 )
 from mirrorspark.data_pipelines.features.date_formats import DATE_ORDERS, DateOrder
 from mirrorspark.data_pipelines.features.text_rules import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
-from mirrorspark.storage import meant
 
 MISSING_ID = 0
 OUT_OF_VOCABULARY_ID = 1
 FIRST_VOCABULARY_ID = 2
 UNBOUNDED = 2**31 - 1
 
-LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "number", "ordinal"]
+LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "numeric", "ordinal"]
 
-LabelForm = Literal["binary", "candidate", "multi_class", "multi_label", "number"]
+LabelForm = Literal["binary", "candidate", "multi_class", "multi_label", "numeric"]
 """How a label is stored, scored and judged: its kind, and ``multi_class`` for an ordinal one."""
 
 Form = Literal["value", "id", "ids", "sparse", "vector"]
@@ -477,7 +477,7 @@ class Label:
         kind: ``binary`` (0 or 1, becomes float32 ``[batch]``), ``candidate`` (the label is the categorical feature
             of that name, which the query tower retrieves), ``multi_class`` (one of several classes, becomes int64
             ``[batch]`` from 0), ``multi_label`` (a list of classes, becomes float32 ``[batch, classes]`` of zeros
-            and ones), ``number`` (an amount or a rating, becomes float32 ``[batch]``) or ``ordinal`` (one of several
+            and ones), ``numeric`` (an amount or a rating, becomes float32 ``[batch]``) or ``ordinal`` (one of several
             classes that have an order, becomes its rank, int64 ``[batch]`` from 0).
         classes: Number of classes if the column holds class numbers from 0 on. Without it the column holds tokens,
             whose classes are learnt from the training rows, the most frequent first. Of kind ``ordinal`` all classes
@@ -495,11 +495,7 @@ class Label:
     rating: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(LabelKind):
-            raise FeatureSpecError(
-                f"label '{self.name}': kind '{self.kind}' is unknown{meant(str(self.kind), get_args(LabelKind))}; use "
-                f"{' or '.join(get_args(LabelKind))}"
-            )
+        object.__setattr__(self, "kind", known_kind(f"label '{self.name}'", self.kind, get_args(LabelKind)))
         if self.kind == "ordinal":
             check_order(self.name, self.classes, "classes")
         elif self.classes is not None:
@@ -542,8 +538,8 @@ class Label:
 
     @property
     def number(self) -> str | None:
-        """The column of numbers to predict: that of a label of kind ``number``, or the rating."""
-        return self.name if self.kind == "number" else self.rating
+        """The column of numbers to predict: that of a label of kind ``numeric``, or the rating."""
+        return self.name if self.kind == "numeric" else self.rating
 
     @property
     def prediction(self) -> str:
@@ -554,7 +550,7 @@ class Label:
             "candidate": f"candidates of {self.name}, best first",
             "multi_class": f"probability of each class of {self.name}",
             "multi_label": f"probability of each label in {self.name}",
-            "number": f"{self.name}, in its own unit",
+            "numeric": f"{self.name}, in its own unit",
         }
         return kinds[self.form]
 

@@ -33,7 +33,7 @@ class LabelError(ClearError, ValueError):
 def encode_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> EncodedLabel | None:
     """Return the label of every row, or None if the label is a feature (kind ``candidate``) without a rating.
 
-    ``binary``: float32 ``[rows]`` of zeros and ones. ``number`` and a rating: float32 ``[rows]``. ``multi_class`` and
+    ``binary``: float32 ``[rows]`` of zeros and ones. ``numeric`` and a rating: float32 ``[rows]``. ``multi_class`` and
     ``ordinal``: int64 ``[rows]``, classes from 0. ``multi_label``:
     :class:`data_pipelines.features.RaggedIds` of classes from 0; tokens that no training row has are left
     out, because no model can learn them.
@@ -116,7 +116,7 @@ def number_label(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
     """
     column = plain_column(table, name)
     if not (is_number(column.type) or pa.types.is_null(column.type)):
-        raise LabelError(f"label '{name}' has type {column.type}; a label of kind number is a number: cast it")
+        raise LabelError(f"label '{name}' has type {column.type}; a label of kind numeric is a number: cast it")
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
         values = numeric_values(column).astype(np.float32)
     wrong = np.flatnonzero(~np.isfinite(values))
@@ -172,7 +172,7 @@ _ENCODERS: Mapping[LabelForm, Callable[[Any, FittedFeatures], EncodedLabel | Non
     "candidate": _number,
     "multi_class": _multi_class,
     "multi_label": _multi_label,
-    "number": _number,
+    "numeric": _number,
 }
 
 

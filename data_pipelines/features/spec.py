@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
+from mirrorspark.data_pipelines.features.checks import known_kind
 from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
@@ -456,7 +457,10 @@ class FeatureSpec:
     @property
     def hash(self) -> str:
         """Sixteen hex digits that change with anything in the spec, including the order of the features."""
-        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:16]
+        document = self.to_dict()
+        if self.label.kind == "numeric":  # Specs from before features and labels shared this word keep their hash.
+            document["label"]["kind"] = "number"
+        return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:16]
 
 
 def _items_from_dict(items: Any) -> FeatureSpec:
@@ -472,11 +476,7 @@ def _items_from_dict(items: Any) -> FeatureSpec:
 def _feature_from_dict(name: str, options: Any) -> Feature:
     subject = f"feature '{name}'"
     _check_mapping(subject, options)
-    kind = options.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise FeatureSpecError(
-            f"{subject}: kind '{kind}' is unknown{meant(str(kind), _KINDS)}; use one of {sorted(_KINDS)}"
-        )
+    kind = known_kind(subject, options.get("kind"), _KINDS)
     given = {key: value for key, value in options.items() if key != "kind"}
     feature: Feature = _build(_KINDS[kind], subject, {"name": name} | given)
     return feature

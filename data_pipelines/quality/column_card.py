@@ -100,7 +100,7 @@ def rate_rows(column: ColumnProfile) -> list[tuple[str, int, float]]:
 
 def rate_name(label: ColumnProfile) -> str:
     """Return the heading of the mean label: a share of rows, or the mean of a number."""
-    return f"mean {label.name}" if label.feature_kind == "number" else f"rate of {label.name}"
+    return f"mean {label.name}" if label.feature_kind in ("numeric", "number") else f"rate of {label.name}"
 
 
 def percent(share: float) -> str:

@@ -94,7 +94,7 @@ def profile_columns(
     counts = counts or {split: SplitCounts(sample.num_rows) for split, sample in samples.items()}
     label = samples[TRAIN_SPLIT].schema.get_field_index(spec.label.name)
     # Each value of a label of numbers would be a class.
-    has_classes = label >= 0 and spec.label.kind != "number"
+    has_classes = label >= 0 and spec.label.kind != "numeric"
     classes = class_codes(samples[TRAIN_SPLIT].column(label).combine_chunks()) if has_classes else None
     numbers = _label_numbers(samples[TRAIN_SPLIT], spec) if label >= 0 else None
     columns: list[ColumnProfile] = []
@@ -122,7 +122,7 @@ def _label_numbers(train: pa.Table, spec: FeatureSpec) -> np.ndarray | None:
     try:
         if spec.label.kind == "binary":
             return labels.binary_label(train, spec.label.name, spec.label.positive)
-        return labels.number_label(train, spec.label.name) if spec.label.kind == "number" else None
+        return labels.number_label(train, spec.label.name) if spec.label.kind == "numeric" else None
     except labels.LabelError:  # Conversion or a finding says so.
         return None
 
@@ -152,7 +152,7 @@ def _profile_column(
         name=name,
         type=str(arrays[TRAIN_SPLIT].type),
         role=role,
-        feature_kind="number" if is_amount else _feature_kind(role, feature, spec),
+        feature_kind="numeric" if is_amount else _feature_kind(role, feature, spec),
         kind=kind,
         edges=edges,
         bins=bins,

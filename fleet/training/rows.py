@@ -119,7 +119,7 @@ def _features(
         return {name: _options(name, types[name]) for name in columns}
     for name, options in columns.items():
         kind = options.get("kind") if isinstance(options, Mapping) else None
-        if kind not in ("numeric", "categorical") or options.get("hash_buckets"):
+        if kind not in ("numeric", "number", "categorical") or options.get("hash_buckets"):
             raise FleetError(
                 f"column '{name}' has the options {options}; a fleet reads the kinds numeric and categorical"
             )
@@ -143,7 +143,7 @@ def converted(rows: FleetRows, folder: Path, name: str) -> Dataset:
                 TARGETS: {"kind": "vector", "size": (1 + rows.has_missing) * len(rows.targets)},
             },
             # A dataset needs a label; this one is not learnt, because the vector has those of the targets.
-            "label": {"name": _LABELS, "kind": "number"},
+            "label": {"name": _LABELS, "kind": "numeric"},
             "keys": list(rows.keys),
         }
     )

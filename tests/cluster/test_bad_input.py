@@ -106,12 +106,23 @@ def test_missing_column_in_the_file(say: Say, folder: Path) -> None:
     assert nothing_is_left(folder)
 
 
-@pytest.mark.full
-def test_missing_column_in_the_table(say: Say, folder: Path) -> None:
-    write_recipe(folder, RECIPE, SQL.replace("city, ", ""))
-    status, line = say()
-    assert status == 1
-    assert "city" in line
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("change", "sql", "text"),
+    [
+        ({}, SQL.replace("city, ", ""), "lacks the columns ['city']; it has ['id', 'age', 'bought', 'split']"),
+        ({"label": "bougt"}, SQL, "lacks the columns ['bougt']; it has ['id', 'age', 'city', 'bought', 'split'] (did"),
+        ({"label": "bougt", "null_labels": "drop"}, SQL, "lacks the columns ['bougt']"),
+        ({"keys": "no"}, SQL, "lacks the columns ['no']"),
+        ({}, SQL.replace("city", "town"), "town"),
+    ],
+)
+def test_missing_column_in_the_table(
+    say: Say, folder: Path, change: dict[str, Any], sql: str, text: str, flags: tuple[str, ...]
+) -> None:
+    write_recipe(folder, RECIPE | change, sql)
+    status, line = say(*flags)
+    assert (status, text in line) == (2, True), line
     assert nothing_is_left(folder)
 
 

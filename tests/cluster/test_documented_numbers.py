@@ -35,5 +35,5 @@ def test_the_page_of_shipping_cost_learns_means_an_interval_and_ratings(
     quotes = np.stack(made["quotes"]["quantiles"].to_numpy())
     assert (np.diff(quotes) >= 0).all()
     assert list(made["quotes"]["at_most"]) == list(quotes[:, 2])
-    assert made["stars"].spec.label.kind == "number"
+    assert made["stars"].spec.label.kind == "numeric"
     assert made["stars"].metrics["test"]["rmse"] < 1  # of a deviation of 1.4

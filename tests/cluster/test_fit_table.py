@@ -296,7 +296,7 @@ def evaluated(spark: "SparkSession", result: ms.FitResult, rows: pd.DataFrame, *
 @pytest.mark.parametrize(
     ("label", "kind", "metric", "at_least", "at_most"),
     [
-        ("price", "number", "rmse", 0, 3),
+        ("price", "numeric", "rmse", 0, 3),
         ("way", "multi_class", "accuracy", 0.95, 1),
         ("dear", "binary", "auc", 0.99, 1),
         ("size", "ordinal", "quadratic_kappa", 0.9, 1),
@@ -311,7 +311,7 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     settings = {"output": str(tmp_path), "epochs": 12, "learning_rate": 0.02}
     if kind == "binary":  # gradient boosting beats a network that has hardly learnt, and takes its place everywhere
         settings |= {"register": "better", "epochs": 1, "learning_rate": 1e-6, "workers": 2}
-    if kind == "number":
+    if kind == "numeric":
         settings |= {"model": {"name": "regression", "loss": "quantile"}, "optimizer": "adamw", "workers": 2}
     result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
     assert result.spec.label.kind == kind
@@ -348,7 +348,7 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     in_sql = spark.sql("SELECT parcel, from_sql(struct(*)) AS scored FROM parcels").select("parcel", f"scored.{column}")
     np.testing.assert_allclose(of(in_sql.toPandas()), scores, rtol=1e-5, atol=1e-6)
     assert result.explain(rows=60, repeats=1).importance["feature"][0] in ("region", "weight")
-    if kind == "number":
+    if kind == "numeric":
         assert result.metrics["test"]["interval_coverage"] > 0.7
         quantiles = np.stack(result.score(rows).sort_values("parcel")["quantiles"].to_numpy())
         np.testing.assert_array_equal(quantiles[:, 1], scores)

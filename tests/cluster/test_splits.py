@@ -191,7 +191,7 @@ def test_rows_without_a_label_are_counted_and_left_out(spark: "SparkSession", ca
         "label size: 2 rows have no value; they are left out",
         "label a.b: 2 rows have no value; they are left out",
     ]
-    assert without_null_labels(table, Label("id", "number")) is table
+    assert without_null_labels(table, Label("id", "numeric")) is table
 
 
-_LABELS: tuple[tuple[str, Any], ...] = (("size", "number"), ("a.b", "multi_class"))
+_LABELS: tuple[tuple[str, Any], ...] = (("size", "numeric"), ("a.b", "multi_class"))

@@ -21,7 +21,7 @@ OPTIMIZER = "adam"
 _TABLES: Mapping[str, str] = {
     "binary": "multi_field",
     "multi_class": "multi_class",
-    "number": "regression",
+    "numeric": "regression",
     "ordinal": "ordinal",
 }
 _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
@@ -50,7 +50,7 @@ _FEWEST_UPDATES = 100
 def default_model(kind: str) -> dict[str, Any]:
     """Return the architecture that learns a kind of label, and its settings.
 
-    Labels of the kinds ``binary``, ``multi_class``, ``number`` and ``ordinal`` get the ensemble that does best on the
+    Labels of the kinds ``binary``, ``multi_class``, ``numeric`` and ``ordinal`` get the ensemble that does best on the
     tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
     decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
     ``multi_label`` and ``candidate`` get an architecture with its own defaults.
@@ -105,7 +105,7 @@ def default_baseline(spec: FeatureSpec) -> str:
     """Return the baseline of the label's kind.
 
     It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class``,
-    ``number`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
+    ``numeric`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
     take, logistic or ridge regression.
     """
     if spec.label.kind == "candidate":

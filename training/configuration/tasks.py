@@ -65,7 +65,7 @@ TASKS: Mapping[str, Task] = {
     "multi_class": Task(
         "multi_class", {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"}, _OF_ROWS["multi_class"]
     ),
-    "regression": Task("number", {"val_rmse": "min", "val_mae": "min", "val_loss": "min"}, _OF_ROWS["regression"]),
+    "regression": Task("numeric", {"val_rmse": "min", "val_mae": "min", "val_loss": "min"}, _OF_ROWS["regression"]),
     # Lists of any other length, too.
     "retrieval": Task(
         "candidate",

@@ -59,7 +59,7 @@ def check_arguments(
         raise ConfigError(f"null_labels '{null_labels}' is unknown{meant(str(null_labels), choices)}; use {choices}")
     if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
         raise kinds.FeatureSpecError(
-            f"label must be a column's name, or its name and kind as {{'name': 'stars', 'kind': 'number'}}, not "
+            f"label must be a column's name, or its name and kind as {{'name': 'stars', 'kind': 'numeric'}}, not "
             f"{label!r}"
         )
     if callbacks and (model is None or isinstance(model, str | Mapping)):

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines import require_columns
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.spark_session import open_session
@@ -139,7 +138,7 @@ def dry_run(config: RunConfig) -> list[preflight.Check]:
     """Return the results of the preflight; start nothing but a Spark session, and read no rows.
 
     Raises:
-        ColumnError: The recipe's query lacks a column that the features, the label, the keys or the split need.
+        ConfigError: The recipe's table cannot be built, or lacks a column.
     """
     tracking = Tracking.find(config)
     checks = check_driver(config, tracking)
@@ -147,7 +146,7 @@ def dry_run(config: RunConfig) -> list[preflight.Check]:
         sources = SourceTables.find(config)
         find_model(config, tracking.store)
         spark = open_session(config.master, config.slots, verbose=config.verbose)
-        require_columns(sources.table(spark, config), config.spec, config.conversion.split_column)
+        sources.table(spark, config)
         checks += check_cluster(spark, config)
     return checks
 

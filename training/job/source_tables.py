@@ -17,9 +17,11 @@ from mirrorspark.data_pipelines import (
     dataset_address,
     quoted,
     read_profile,
+    require_columns,
     tables,
 )
 from mirrorspark.data_pipelines.dataset import DatasetError, is_published
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.quality import DatasetProfile, without_null_labels
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.embedding import Embedder
@@ -81,7 +83,7 @@ class SourceTables:
         """Return the table that the recipe's query builds from the source tables.
 
         Raises:
-            ConfigError: A table cannot be read, or the query cannot be run.
+            ConfigError: A table cannot be read, the query cannot be run, or the table lacks a column.
         """
         return _table(spark, config, self.files)
 
@@ -160,6 +162,7 @@ def _table(spark: SparkSession, config: RunConfig, files: Mapping[str, Location]
     with _as_bad_usage():
         tables.register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
         table = tables.query(spark, config.sql, SQL_FILE)
+        require_columns(table, config.spec, config.conversion.split_column)
         return without_null_labels(table, config.spec.label) if config.null_labels == "drop" else table
 
 
@@ -168,5 +171,5 @@ def _as_bad_usage() -> Iterator[None]:
     """Make errors of the given data and of the recipe's query those of a wrong command."""
     try:
         yield
-    except (tables.SourceError, lakes.LakeTableError, DatasetError) as error:
+    except (tables.SourceError, lakes.LakeTableError, DatasetError, raw_columns.ColumnError) as error:
         raise ConfigError(str(error)) from error

@@ -433,7 +433,7 @@ class TrackedRun:
         manifest, spec = dataset.manifest, dataset.spec
         forms = {name: form for feature in spec for name, form in feature.raw.items()}
         types = {name: {"number": "double", "bytes": "binary"}.get(form, "string") for name, form in forms.items()}
-        types[spec.label.name] = "double" if spec.label.kind in ("binary", "number") else "string"
+        types[spec.label.name] = "double" if spec.label.kind in ("binary", "numeric") else "string"
         schema = [{"name": name, "type": type_, "required": False} for name, type_ in types.items()]
         self._buffer.call(
             metric_requests.LogInput(

@@ -87,7 +87,10 @@ def test_rows_are_found_by_key_and_unknown_keys_have_the_fallback(tmp_path: Path
         for path, message in (("/rows/seven", "key 'seven' is not a whole number"), ("/rows", "no key is given")):
             status, answer = ask(port, path)
             assert (status, message in answer["error"]) == (400, True)
-        assert ask(port, "/")[0] == 404
+        status, front = ask(port, "/")
+        assert (status, front["serves"]) == (200, {"rows": "2"})
+        assert front["example"] == {"url": f"http://127.0.0.1:{port}/rows/KEY", "body": None}
+        assert ask(port, "/other")[0] == 404
         assert len(ask(port, "/rows?" + "&".join(["key=7"] * 256))[1]["rows"]) == 256
         assert "257 keys are given; ask for at most 256" in ask(port, "/rows?" + "&".join(["key=7"] * 257))[1]["error"]
 

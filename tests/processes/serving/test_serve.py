@@ -3,10 +3,13 @@
 import base64
 import contextlib
 import gzip
+import html
 import http.client
 import json
 import re
+import shlex
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.scoring.predictor import Predictor
-from tests.processes.serving.served import SECONDS, ask, serving
+from tests.processes.serving.served import SECONDS, ask, said, serving
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, log_flights
 
 ROWS = [{**row, "distance": 100.0} for row in FLIGHTS.to_pylist()]
@@ -143,6 +146,30 @@ def check_what_clients_get_wrong(port: int, name: str, expected: list[float]) ->
     names = [{"name": ["carrier"], "shape": [1], "datatype": "BYTES", "data": ["UA"]}]
     status, answer, _ = ask(port, "POST", f"/v2/models/{name}/infer", {"inputs": names})
     assert (status, "'inputs' lacks ['carrier'" in answer["error"]) == (400, True)
+
+
+def test_the_front_page_lists_the_routes_with_a_request_that_works_as_it_is(
+    flights_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").write_text("TOKEN\n")
+    flags = ("--token-file", str(tmp_path / "tokens"), "--processes", "2")
+    with serving("--model", str(flights_model), *flags) as (port, process):
+        assert ask(port, "GET", "/")[0] == 401
+        token = {"Authorization": "Bearer TOKEN"}
+        status, front, _ = ask(port, "GET", "/", **token)
+        assert (status, list(front["serves"])) == (200, [flights_model.name])
+        path = front["example"]["url"].removeprefix(f"http://127.0.0.1:{port}")
+        status, answer, _ = ask(port, "POST", path, front["example"]["body"], **token)
+        assert (status, 0 <= answer["predictions"][0] <= 1) == (200, True)
+        for route in front["routes"]:
+            method, path = route.replace("NAME", flights_model.name).split()
+            assert ask(port, method, path, {}, **token)[0] in (200, 400, 415), route
+        page = ask(port, "GET", "/", Accept="text/html,*/*;q=0.8", **token)[1]
+        assert page.startswith("<!doctype html>")
+        command = shlex.split(html.unescape(re.findall("<pre>(.*)</pre>", page)[0]))
+        done = subprocess.run([*command, "-sS"], capture_output=True, check=True, timeout=SECONDS)
+        assert json.loads(done.stdout) == answer
+        assert "tensorflow" not in (told := said(process.stderr)).lower(), told
 
 
 def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: Path) -> None:

@@ -300,10 +300,20 @@ def test_a_binary_label_has_no_candidate() -> None:
         _ = SPEC.candidate
 
 
+def test_number_is_another_name_of_the_kind_numeric(tmp_path: Path) -> None:
+    given = {"features": {"x": {"kind": "number"}}, "label": {"name": "y", "kind": "number"}, "keys": ["id"]}
+    spec = FeatureSpec.from_dict(given)
+    assert spec == FeatureSpec((Numeric("x"),), Label("y", "numeric"), ("id",))
+    assert (spec.hash, spec.label.form) == ("b676aebf97a5a7d2", "numeric")  # as before the kinds had one name
+    spec.save(tmp_path / "spec.yaml")
+    assert "number" not in (tmp_path / "spec.yaml").read_text()
+    assert FeatureSpec.load(tmp_path / "spec.yaml") == spec
+
+
 FEATURE_MISTAKES = {
     "unknown kind": (
-        {"kind": "number"},
-        r"kind 'number' is unknown \(did you mean 'numeric'\?\); use one of .*'numeric'",
+        {"kind": "numerical"},
+        r"kind 'numerical' is unknown \(did you mean 'numeric'\?\); use one of .*'numeric'",
     ),
     "no kind": ({"impute": 0}, "feature 'x': kind 'None' is unknown"),
     "a kind that is not a text": ({"kind": ["numeric"]}, "feature 'x': kind .* is unknown"),
@@ -420,8 +430,7 @@ SPEC_MISTAKES = {
     ),
     "label of an unknown kind": (
         {"label": {"name": "late", "kind": "ranked"}},
-        "label 'late': kind 'ranked' is unknown; use binary or candidate or multi_class or multi_label or number or "
-        "ordinal",
+        "label 'late': kind 'ranked' is unknown; use one of .*'multi_label', 'numeric', 'ordinal'",
     ),
     "unknown option of the label": ({"label": {"name": "late", "threshold": 1}}, r"label: option \['threshold'\]"),
     "label as feature": ({"label": "distance"}, "label 'distance' is also a feature or key; a model must not see"),

@@ -114,8 +114,8 @@ def test_a_column_that_can_be_no_feature_is_left_out_for_a_reason(column: Column
         (facts(LongType(), distinct=10, minimum=0, maximum=9), Label("x", "multi_class", classes=10)),
         (facts(LongType(), distinct=3, minimum=100, maximum=300), Label("x", "multi_class")),
         (facts(ArrayType(StringType())), Label("x", "multi_label")),
-        (facts(DoubleType(), distinct=900, minimum=0.0, maximum=7.5), Label("x", "number")),
-        (facts(LongType(), distinct=900, minimum=3, maximum=5000), Label("x", "number")),
+        (facts(DoubleType(), distinct=900, minimum=0.0, maximum=7.5), Label("x", "numeric")),
+        (facts(LongType(), distinct=900, minimum=3, maximum=5000), Label("x", "numeric")),
     ],
 )
 def test_a_label_finds_its_kind(column: ColumnFacts, expected: Label) -> None:
@@ -126,7 +126,7 @@ def test_ratings_are_classes_and_the_log_names_the_way_to_make_them_numbers() ->
     ratings = facts(IntegerType(), "stars", distinct=5, minimum=1, maximum=5)
     assert reason_of_label(propose_label(ratings), ratings) == (
         "multi_class: it has 5 different whole numbers; if they are amounts or ratings, give "
-        "{'name': 'stars', 'kind': 'number'} as label, or kind ordinal to learn their order"
+        "{'name': 'stars', 'kind': 'numeric'} as label, or kind ordinal to learn their order"
     )
     words = facts(StringType(), "way", distinct=5)
     assert reason_of_label(propose_label(words), words) == "multi_class"

@@ -99,7 +99,7 @@ def test_no_row_has_a_positive_value_that_its_type_does_not_have(values: pa.Arra
 
 
 def test_a_number_is_learnt_as_it_is() -> None:
-    label = encoded(Label("price", "number"), pa.array([1, 250], pa.int16()))
+    label = encoded(Label("price", "numeric"), pa.array([1, 250], pa.int16()))
     assert (label.dtype, label.tolist()) == (np.float32, [1.0, 250.0])
     for values, shown in (
         (pa.array([1.0, None]), "None"),
@@ -107,9 +107,9 @@ def test_a_number_is_learnt_as_it_is() -> None:
         (pa.array([1e39]), "1e+39"),
     ):
         with pytest.raises(LabelError, match=f"label 'price' has the value {re.escape(shown)}, which is not a finite"):
-            encoded(Label("price", "number"), values)
-    with pytest.raises(LabelError, match="label 'price' has type string; a label of kind number is a number: cast it"):
-        encoded(Label("price", "number"), pa.array(["1"]))
+            encoded(Label("price", "numeric"), values)
+    with pytest.raises(LabelError, match="label 'price' has type string; a label of kind numeric is a number: cast it"):
+        encoded(Label("price", "numeric"), pa.array(["1"]))
 
 
 def test_a_candidate_is_no_label_of_its_own() -> None:

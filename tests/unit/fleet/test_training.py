@@ -263,7 +263,7 @@ SPEC = FeatureSpec(
         Numeric("b", clip=(-1.0, 2.0), log=True),
         Vector(TARGETS, size=6),
     ),
-    Label("labels", "number"),
+    Label("labels", "numeric"),
     keys=("row",),
 )
 FITTED = FittedFeatures(

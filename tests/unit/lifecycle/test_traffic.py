@@ -298,6 +298,7 @@ class Scripted:
     """A servable whose answer to a row is the row's own: a score, or the status of an error."""
 
     inputs = outputs = (Field("x", "double"),)
+    example = None
     columns, labels, task, catalogues = ("x",), {}, None, {}  # type: ignore[var-annotated]
 
     def __init__(self, version: str, statuses: Mapping[float, int]) -> None:

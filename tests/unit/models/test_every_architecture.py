@@ -113,7 +113,7 @@ LABELS = {
     "binary": Label("again"),
     "multi_class": Label("genre", "multi_class", classes=3),
     "multi_label": Label("genres", "multi_label", classes=3),
-    "regression": Label("price", "number"),
+    "regression": Label("price", "numeric"),
     "retrieval": Label("movie", "candidate", rating="stars"),
 }
 # Of architectures that learn another kind of label of their task.

@@ -20,7 +20,7 @@ ROWS = 4_000
 
 def learnt(labels: np.ndarray, feature: np.ndarray, **settings: Any) -> dict[str, np.ndarray]:
     """Return a model's predictions for the rows that it was trained on."""
-    spec = FeatureSpec((Numeric("size"),), Label("cost", "number"), ("id",))
+    spec = FeatureSpec((Numeric("size"),), Label("cost", "numeric"), ("id",))
     of_label = NumericStatistics(
         float(labels.mean()), float(labels.std()), float(labels.min()), float(labels.max()), len(labels)
     )

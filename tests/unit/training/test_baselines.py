@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.training.configuration.tasks import BOOSTED_BASELINES
-from mirrorspark.training.results.evaluation import boosting, linear
+from mirrorspark.training.results.evaluation import baselines, boosting, linear
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, split_rows
 from mirrorspark.training.results.evaluation.boosting import MAX_ITERATIONS, FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.linear import linear_model
@@ -139,6 +140,20 @@ def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < counts[-1] <= fitted.model.n_iter_
 
 
+@pytest.mark.parametrize("has_validation", [True, False])
+@pytest.mark.parametrize("library", BOOSTED_BASELINES)
+def test_boosting_ends_in_time_and_says_what_it_left_out(
+    monkeypatch: pytest.MonkeyPatch, library: str, *, has_validation: bool
+) -> None:
+    split = split_rows(columns(600, 1), columns(200, 2), FEATURES, "late")
+    split = split if has_validation else replace(split, held_back=None)
+    assert gradient_boosting(split, seed=0, library=library).left_out == ""
+    monkeypatch.setattr(baselines, "SECONDS", 0.0)
+    fitted = gradient_boosting(split, seed=0, library=library)
+    assert fitted.left_out == "It had 0 seconds, which left out the iterations after 1 of 300"
+    assert np.isfinite(fitted.predict(columns(50, 3))).all()
+
+
 def test_boosting_stops_early_on_the_validation_split() -> None:
     train, validation = columns(2_000, 1), columns(1_000, 2)
     generator = np.random.default_rng(0)
@@ -247,7 +262,7 @@ def test_a_linear_model_of_several_labels_ends_in_time_and_says_what_it_left_out
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """574 s next to 31 s of training."""
-    monkeypatch.setattr(linear, "SECONDS", 0.0)
+    monkeypatch.setattr(baselines, "SECONDS", 0.0)
     rows, validation = several_labels()
     fitted = linear_model(rows)
     assert fitted.left_out == (

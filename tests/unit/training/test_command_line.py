@@ -145,7 +145,7 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--model.name=nope"], ModelSettingsError, ["model 'nope' is unknown", "'multi_field', 'multi_label'"]),
         (["--model.width=3"], ModelSettingsError, ["has no setting ['width']", "embedding_dim"]),
         (["--model.embedding_dim=wide"], ModelSettingsError, ["embedding_dim is 'wide'", "int"]),
-        (["--features.distance.kind=number"], FeatureSpecError, ["feature 'distance': kind 'number' is unknown"]),
+        (["--features.distance.kind=numbers"], FeatureSpecError, ["feature 'distance': kind 'numbers' is unknown"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and str(value[0]).startswith("-") else "",
 )

@@ -45,7 +45,7 @@ def test_a_batch_is_the_power_of_two_nearest_to_a_hundredth_of_the_rows(rows: in
     [
         ("binary", "multi_field", None),
         ("multi_class", "multi_class", 3),
-        ("number", "regression", None),
+        ("numeric", "regression", None),
         ("ordinal", "ordinal", ("S", "M", "L")),
     ],
 )
@@ -78,7 +78,7 @@ def test_gradient_boosting_is_no_baseline_of_sparse_columns() -> None:
     assert default_baseline(SPEC) == "hist_gradient_boosting"
     wide = (Sparse("words", size=9),)
     assert default_baseline(FeatureSpec(wide, Label("late"), ("id",))) == "logistic_regression"
-    assert default_baseline(FeatureSpec(wide, Label("late", kind="number"), ("id",))) == "ridge"
+    assert default_baseline(FeatureSpec(wide, Label("late", kind="numeric"), ("id",))) == "ridge"
 
 
 def test_settings_are_refused_before_rows_are_converted_only_if_no_number_of_workers_takes_them() -> None:
@@ -100,7 +100,7 @@ def test_a_recipe_that_is_silent_trains_as_fit_does(new_config: NewConfig) -> No
     of_fit = default_config(new_config().spec, rows=9_770, slots=1, name="late")
     assert [getattr(of_recipe, name) for name in settings] == [getattr(of_fit, name) for name in settings]
     assert of_recipe.global_batch_size == 128
-    label = {"name": "delay", "kind": "number"}
+    label = {"name": "delay", "kind": "numeric"}
     assert new_config(label=label).model["name"] == "regression"
 
 

@@ -124,9 +124,9 @@ def test_results_with_other_test_rows_are_not_compared() -> None:
 
 def test_results_for_different_labels_are_not_compared() -> None:
     with pytest.raises(
-        ValueError, match=r"predicts late \(binary\), the other delay \(number\); compare two models of one"
+        ValueError, match=r"predicts late \(binary\), the other delay \(numeric\); compare two models of one"
     ):
-        result(1, auc=0.7).compare(result(1, "other", Label("delay", kind="number"), rmse=0.8))
+        result(1, auc=0.7).compare(result(1, "other", Label("delay", kind="numeric"), rmse=0.8))
 
 
 def test_a_result_is_a_few_lines_with_its_verdict_and_places(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--recipe"], ["--recipe", "expected one argument"]),
         (["--no-such-flag"], ["unrecognized arguments: --no-such-flag"]),
         (["--model.width=3"], ["model 'multi_field' has no setting ['width']"]),
-        (["--features.distance.kind=number"], ["feature 'distance': kind 'number' is unknown"]),
+        (["--features.distance.kind=numbers"], ["feature 'distance': kind 'numbers' is unknown"]),
         (["--monitor=val_loss", "--mode=max"], ["mode 'max' does not fit monitor 'val_loss'; set mode to min"]),
         (["--summary", "."], ["summary . cannot be written (it is not a file); give another file"]),
     ],
@@ -126,6 +126,7 @@ def test_data_that_is_not_given_or_not_there_is_bad_usage(
     assert main(arguments) == EXIT_USAGE
     assert only_line(capsys).startswith(f"mirrorspark: {message}")
     assert main([*arguments, "--dry-run"]) == EXIT_USAGE
+    assert only_line(capsys).startswith(f"mirrorspark: {message}")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -23,7 +23,7 @@ from mirrorspark.training.results.export import _write_model
 def test_a_regression_of_any_number_of_quantiles_is_loaded_and_scores(
     tmp_path: Path, quantiles: tuple[float, ...], outputs: set[str]
 ) -> None:
-    spec = FeatureSpec((Numeric("size"),), Label("cost", "number"), ("id",))
+    spec = FeatureSpec((Numeric("size"),), Label("cost", "numeric"), ("id",))
     statistics = NumericStatistics(0.0, 1.0, -4.0, 4.0, 100)
     fitted = FittedFeatures(spec, {}, {"size": statistics, "cost": statistics})
     model = regression.build(regression.Settings(loss="quantile", quantiles=quantiles), fitted, 1)

@@ -7,6 +7,7 @@ Which ones there are is in :mod:`training.configuration.tasks`; :mod:`training.r
 from __future__ import annotations
 
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from mirrorspark.data_pipelines.features import SparseRows, kinds
 from mirrorspark.evaluation import check_binary_label
 
 MAX_THREADS = 2
+
+# Time of a fit of a baseline.
+SECONDS = 120.0
 
 # Time in which the machine is watched for processors in use by others.
 _WATCH_SECONDS = 0.2
@@ -80,6 +84,27 @@ class Split:
     train: Rows
     held_back: Rows | None
     class_numbers: NDArray[np.int64] | None
+
+
+class TimeLimit:
+    """The time of a fit, which begins now.
+
+    Attributes:
+        left_out: Parts of the fit that were left out to end in time.
+    """
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + SECONDS
+        self.left_out: list[str] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self._until - time.monotonic()
+
+    def in_words(self) -> str:
+        """Return a sentence about the parts that were left out; nothing if there are none."""
+        return f"It had {SECONDS:g} seconds, which left out {' and '.join(self.left_out)}" if self.left_out else ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mirrorspark.training.results.evaluation.baselines import (
     FittedBaseline,
     Rows,
     Split,
+    TimeLimit,
     feature_columns,
     free_threads,
 )
@@ -30,6 +31,7 @@ PATIENCE = 15
 _LEARNING_RATE = 0.1
 
 _REPORT_SECONDS = 0.5
+_IS_OVER = "_check_early_stopping_loss"
 
 # scikit-learn bins every feature into at most 255 values, and refuses a categorical one with more.
 _MAX_CATEGORIES = 255
@@ -72,6 +74,14 @@ class _Fit:
     seed: int
     threads: int
     on_progress: OnProgress
+    limit: TimeLimit
+
+    def is_late(self, done: int) -> bool:
+        """Return whether the fit must end after ``done`` iterations, and note what is left out."""
+        is_late = self.limit.left <= 0 and 0 < done < MAX_ITERATIONS
+        if is_late:
+            self.limit.left_out.append(f"the iterations after {done:,} of {MAX_ITERATIONS:,}")
+        return is_late
 
 
 def gradient_boosting(
@@ -109,28 +119,36 @@ def gradient_boosting(
     rest = split.held_back
     held_back = None if rest is None else inputs(rest, _matrix(rest.columns, split.features))
     with free_threads() as threads:
-        fit = _Fit(
-            inputs(split.train, matrix), held_back, native, split.task == "regression", seed, threads, on_progress
-        )
+        limit, is_regression = TimeLimit(), split.task == "regression"
+        fit = _Fit(inputs(split.train, matrix), held_back, native, is_regression, seed, threads, on_progress, limit)
         model = _LIBRARIES[library](fit)
-    return FittedBoosting(model, split.features, split.class_numbers, native)
+    return FittedBoosting(model, split.features, split.class_numbers, native, left_out=limit.in_words())
 
 
 def _hist_gradient_boosting(fit: _Fit) -> Any:
     kind = HistGradientBoostingRegressor if fit.is_regression else HistGradientBoostingClassifier
+    # Without validation rows the loss is that of the training rows, and only the time stops the fit.
+    stopping = {"n_iter_no_change": PATIENCE} if fit.held_back else {"n_iter_no_change": MAX_ITERATIONS}
     model = kind(
         max_iter=MAX_ITERATIONS,
-        early_stopping=fit.held_back is not None,
-        n_iter_no_change=PATIENCE,
+        early_stopping=True,
+        **stopping | ({} if fit.held_back else {"validation_fraction": None}),
         categorical_features=list(fit.native_categorical),
         random_state=fit.seed,
     )
     held_back: dict[str, Any] = {}
     if (rest := fit.held_back) is not None and "X_val" in inspect.signature(model.fit).parameters:
         held_back = {"X_val": rest.matrix, "y_val": rest.wanted, "sample_weight_val": rest.weight}
-    # scikit-learn has no callback; its model grows in a private attribute.
-    with _reporting(lambda: len(getattr(model, "_predictors", ())), fit.on_progress):
+
+    # scikit-learn has no callback; its model grows in a private attribute, and asks a private method for the end.
+    def done() -> int:
+        return len(getattr(model, "_predictors", ()))
+
+    usual = getattr(model, _IS_OVER, lambda *_, **__: False)
+    setattr(model, _IS_OVER, lambda *loss, **named: usual(*loss, **named) or fit.is_late(done()))
+    with _reporting(done, fit.on_progress):
         model.fit(fit.train.matrix, fit.train.wanted, sample_weight=fit.train.weight, **held_back)
+    delattr(model, _IS_OVER)
     return model
 
 
@@ -143,7 +161,7 @@ def _xgboost(fit: _Fit) -> Any:
         def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
             nonlocal done
             done = epoch + 1
-            return False
+            return fit.is_late(done)
 
     rest = fit.held_back
     model = (xgboost.XGBRegressor if fit.is_regression else xgboost.XGBClassifier)(
@@ -176,6 +194,8 @@ def _lightgbm(fit: _Fit) -> Any:
     def count(environment: Any) -> None:
         nonlocal done
         done = environment.iteration + 1
+        if fit.is_late(done):
+            raise lightgbm.callback.EarlyStopException(environment.iteration, environment.evaluation_result_list)
 
     rest = fit.held_back
     model = (lightgbm.LGBMRegressor if fit.is_regression else lightgbm.LGBMClassifier)(

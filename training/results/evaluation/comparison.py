@@ -51,7 +51,7 @@ def paired_differences(model: Tested, other: Tested) -> dict[str, dict[str, floa
     theirs = _in_order_of(model, other)
     if kind == "candidate":
         return _of_lists(model, theirs)
-    if kind in ("binary", "number"):
+    if kind in ("binary", "numeric"):
         columns = [weighed_columns(table) for table in (model.predictions, theirs)]
     else:
         names = [list(of.dataset.features.class_names) for of in (model, other)]
@@ -69,7 +69,7 @@ def paired_differences(model: Tested, other: Tested) -> dict[str, dict[str, floa
         raise ValueError(f"the test rows of {model.name} and {other.name} have {_REMEDY}")
     statistics: Mapping[str, Callable[[np.ndarray, np.ndarray], bootstrap.Statistics]] = {
         "binary": bootstrap.binary_statistics,
-        "number": bootstrap.regression_statistics,
+        "numeric": bootstrap.regression_statistics,
         "multi_class": partial(bootstrap.multi_class_statistics, is_ordinal=order is not None),
         "multi_label": bootstrap.multi_label_statistics,
     }

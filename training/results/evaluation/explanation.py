@@ -349,6 +349,6 @@ def _class_log_loss(label: np.ndarray, scores: np.ndarray) -> np.ndarray:
 _LOSSES: Mapping[str, tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
     "binary": ("log loss", _log_loss),
     "multi_class": ("log loss", _class_log_loss),
-    "number": ("squared error", lambda label, score: (label.astype(np.float64) - score) ** 2),
+    "numeric": ("squared error", lambda label, score: (label.astype(np.float64) - score) ** 2),
     "multi_label": ("log loss", lambda label, scores: _log_loss(label, scores).mean(axis=1)),
 }

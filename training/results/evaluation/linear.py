@@ -31,6 +31,7 @@ from mirrorspark.training.results.evaluation.baselines import (
     FittedBaseline,
     Rows,
     Split,
+    TimeLimit,
     feature_columns,
 )
 
@@ -40,8 +41,6 @@ _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _INVERSE_STRENGTHS_OF_LABELS = (1.0, 10.0, 100.0)
 # A baseline need not be exact: where the last digits take longer, they are left.
 _MAX_ITERATIONS = 200
-# Time of a fit: another strength is tried only if the last one took less than what is left.
-SECONDS = 120.0
 # Weights of all classes; the optimiser holds some twenty times as many numbers.
 _MOST_WEIGHTS = 10_000_000
 # Validation rows of several labels whose losses are in memory together.
@@ -98,15 +97,14 @@ def linear_model(split: Split, *, on_progress: OnProgress = lambda doing, done=0
     matrix = matrix if kept is None else matrix[:, kept]
     rest = None if held_back is None else fitted.inputs(held_back.columns)
     model = _MODELS[split.task]()
-    best, least, began = None, np.inf, time.monotonic()
-    left_out: list[str] = []
+    best, least, limit = None, np.inf, TimeLimit()
     strengths = _INVERSE_STRENGTHS_OF_LABELS if split.task == "multi_label" else _INVERSE_STRENGTHS
     tried = (1.0,) if rest is None else strengths
     for place, inverse in enumerate(tried):
-        lap, left = time.monotonic(), began + SECONDS - time.monotonic()
+        before = limit.left
         on_progress("strengths of the regularisation", place, len(tried))
         if isinstance(model, _OneVsRest):
-            model.seconds, labels = left, split.train.wanted.shape[1]
+            model.seconds, labels = before, split.train.wanted.shape[1]
             model.on_label = partial(_report_label, on_progress, place * labels, len(tried) * labels)
         model.set_params(**({"alpha": 1 / inverse} if split.task == "regression" else {"C": inverse}))
         with warnings.catch_warnings():
@@ -115,21 +113,18 @@ def linear_model(split: Split, *, on_progress: OnProgress = lambda doing, done=0
         error = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, split.task)
         if best is None or error < least:
             best, least = copy.copy(model) if isinstance(model, _OneVsRest) else copy.deepcopy(model), error
-        if (rest_of := tried[place + 1 :]) and time.monotonic() - lap > began + SECONDS - time.monotonic():
+        # Another strength is tried only if the last one took less than what is left.
+        if (rest_of := tried[place + 1 :]) and before - limit.left > limit.left:
             untried = ", ".join(f"{one:g}" for one in rest_of)
-            left_out.append(f"the strengths C = {untried} of the regularisation")
+            limit.left_out.append(f"the strengths C = {untried} of the regularisation")
             break
     if unfinished := getattr(best, "unfinished_", 0):
-        left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")
-    return replace(fitted, model=best, left_out=_in_words(left_out))
+        limit.left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")
+    return replace(fitted, model=best, left_out=limit.in_words())
 
 
 def _report_label(on_progress: OnProgress, before: int, total: int, done: int) -> None:
     on_progress("labels, times strengths of the regularisation", before + done, total)
-
-
-def _in_words(left_out: list[str]) -> str:
-    return f"It had {SECONDS:g} seconds, which left out {' and '.join(left_out)}" if left_out else ""
 
 
 class _OneVsRest(BaseEstimator):
@@ -140,7 +135,7 @@ class _OneVsRest(BaseEstimator):
 
     def __init__(self, C: float = 1.0) -> None:  # noqa: N803 - as scikit-learn's
         self.C = C
-        self.seconds = SECONDS
+        self.seconds = np.inf
         self.on_label: Callable[[int], None] = lambda done: None
 
     def fit(

@@ -430,7 +430,7 @@ def test_the_rate_of_the_label_is_measured_by_value_and_by_range() -> None:
     assert size is not None
     assert rate_rows(town) == [("a", 4, 0.25), ("b", 2, 1.0), ("missing", 2, 0.5)]
     assert rate_rows(size) == [("up to 1", 4, 0.25), ("above 1 to 2", 3, 1.0), ("missing", 1, 0.0)]
-    of_numbers = FeatureSpec((Categorical("town"),), Label("size", "number"), ("id",))
+    of_numbers = FeatureSpec((Categorical("town"),), Label("size", "numeric"), ("id",))
     numbers = profile_columns({"train": sample.slice(0, 6)}, of_numbers).column("town")
     assert numbers is not None
     assert rate_rows(numbers) == [("a", 4, 1.0), ("b", 2, 2.0)]

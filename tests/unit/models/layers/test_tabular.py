@@ -41,7 +41,7 @@ LABELS = {
     "multi_field": Label("late"),
     "multi_label": Label("late", kind="multi_label", classes=5),
     "multi_class": Label("late", kind="multi_class", classes=5),
-    "regression": Label("late", kind="number"),
+    "regression": Label("late", kind="numeric"),
 }
 
 
