@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +160,18 @@ def numbered(table: Any) -> pa.Table:
     return arrow.append_column(ROW_NUMBER, pa.array(range(arrow.num_rows), pa.int64()))
 
 
-def in_arrow(table: Any) -> pa.Table:
+def in_arrow(table: Any, needed: Collection[str] = ()) -> pa.Table:
     """Return a table in memory with types that Spark takes.
 
     A column of another type, such as a time of day, is left out with a warning.
 
+    Args:
+        table: The table.
+        needed: Columns that may not be left out.
+
     Raises:
-        TableError: It is not a table, its columns have no names that can be told apart, or no column can be held.
+        TableError: It is not a table, its columns have no names that can be told apart, or no column can be held, or
+            not one that is needed.
     """
     reasons: dict[str, str] = {}
     if isinstance(table, pa.Table):
@@ -195,6 +200,8 @@ def in_arrow(table: Any) -> pa.Table:
             f"no column of the table can be used: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}; "
             f"make them text or numbers, for example df[column].astype(str)"
         )
+    if name := next((name for name in needed if name in reasons), None):
+        raise TableError(f"column '{name}' cannot be used: {reasons[name]}; make it text or numbers")
     held_columns.warn_of(reasons)
     return held
 

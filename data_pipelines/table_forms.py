@@ -61,6 +61,8 @@ def with_columns(table: Any, added: pa.Table, rows: np.ndarray | None = None) ->
     if _is_polars(table):
         import polars  # only a user who has it gives its tables
 
+        if not table.columns:  # and so no rows
+            return polars.DataFrame(added)
         return (table if rows is None else table[rows]).hstack(polars.DataFrame(added))
     import pandas as pd
 

@@ -69,7 +69,7 @@ def score_in_memory(
     plan.check_names(names, needs_keys=False)
     plan.check_extra(names, extra_columns)
     kept = table_forms.selected(table, keys)
-    rows = any_table.in_arrow(table_forms.selected(table, plan.columns))
+    rows = _without_types_of_nothing(any_table.in_arrow(table_forms.selected(table, plan.columns), plan.inputs.columns))
     why = _needs_tasks(rows, plan) if in_this_process else "its result is not that of the model alone"
     if why is None:
         scored, places = _scored_here(_as_sent(rows, plan), plan, counters)
@@ -86,6 +86,14 @@ def _keys_among_columns(keys: Sequence[str], columns: Sequence[str], index: Sequ
         hint = raw_columns.meant(missing[0], [name for name in columns if isinstance(name, str)])
         raise ScoringError(f"key columns {missing} are missing; the table has {list(columns)}{hint}")
     return tuple(key for key in keys if key in columns)
+
+
+def _without_types_of_nothing(rows: pa.Table) -> pa.Table:
+    """Return rows whose columns without any value have no type, because pandas has its own for them."""
+    for place, column in enumerate(rows.columns):
+        if 0 < rows.num_rows == column.null_count:
+            rows = rows.set_column(place, rows.column_names[place], pa.nulls(rows.num_rows))
+    return rows
 
 
 def _needs_tasks(rows: pa.Table, plan: ScoringPlan) -> str | None:

@@ -192,7 +192,9 @@ def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
         raise ScoringError("keys is empty; name the columns that identify a row, or its score belongs to no row")
     missing = [key for key in keys if key not in names]
     if missing:
-        raise ScoringError(f"key columns {missing} are missing; the table has {list(names)}")
+        raise ScoringError(
+            f"key columns {missing} are missing; the table has {list(names)}{raw_columns.meant(missing[0], names)}"
+        )
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Scoring of single rows in this process, without Spark, a server or the network."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mirrorspark.data_pipelines import any_table, table_forms
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import RowErrors
@@ -26,6 +26,7 @@ from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import Entries
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import OtherVersions, ScoringOptions
+from mirrorspark.storage import each_meant
 
 
 class Predictor:
@@ -91,21 +92,31 @@ class Predictor:
         """Return the model's outputs for one row, and ``model_version``.
 
         Args:
-            row: Raw columns by name, as in a table. A sparse vector is a mapping of indices to values (in JSON they are
-                texts), and None is a missing value. Columns that the model does not read are ignored.
+            row: Raw columns by name, as in a table; a row of pandas is one, too. A sparse vector is a mapping of
+                indices to values (in JSON they are texts), and None, NaN, NA and NaT are missing values. Columns that
+                the model does not read are ignored.
 
         Raises:
-            ColumnError: A column is missing, or has a value that its feature does not accept.
+            ColumnError: Columns are missing, or one has a value that its feature does not accept.
+            ScoringError: It is not a row.
         """
         return self.predict_rows([row])[0]
 
-    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def predict_rows(self, rows: Sequence[Mapping[str, Any]] | Any) -> list[dict[str, Any]]:
         """Return the result of :meth:`predict` for each row, from one call of the model if it takes any number of rows.
+
+        Args:
+            rows: Rows, or a table in memory: pandas, Polars or PyArrow.
 
         Raises:
             ColumnError: See :meth:`predict`.
+            ScoringError: One is not a row.
         """
-        batch = self.batch({name: [row.get(name, _ABSENT) for row in rows] for name in self.columns})
+        if table_forms.is_table(rows):
+            rows = any_table.in_arrow(rows, needed=self.columns).to_pylist()
+        for row in rows:
+            self._check_row(row)
+        batch = self.batch({name: [row[name] for row in rows] for name in self.columns})
         entries = Entries(len(rows), None, self.label, {})
         added = {column.name: column.values(entries) for column in self._added}
         columns = {name: column.to_pylist() for name, column in (self.outputs(batch) | added).items()}
@@ -115,16 +126,27 @@ class Predictor:
         """Return rows for :meth:`outputs`, after a check of their types; their values are read when they are scored.
 
         Args:
-            columns: The values of each row by column, all equally many. Columns that the model does not read are
-                ignored.
+            columns: The values of each row by column, all equally many, and of each column that the model reads.
 
         Raises:
-            ColumnError: A column is missing, or has values that its feature does not accept.
+            ColumnError: A column has values that its feature does not accept.
         """
-        arrays = [_column(name, columns.get(name, (_ABSENT,)), self._types.get(name)) for name in self.columns]
+        arrays = [_column(name, columns[name], self._types.get(name)) for name in self.columns]
         batch = pa.RecordBatch.from_arrays(arrays, names=self.columns)
         self._check(batch.schema)
         return batch
+
+    def _check_row(self, row: Any) -> None:
+        if not hasattr(row, "keys") or table_forms.is_table(row):
+            raise ScoringError(
+                f"a row is a mapping of columns to values, not a {type(row).__name__}; give predict one, and "
+                f"predict_rows a list of them or a table"
+            )
+        if missing := [name for name in self.columns if name not in row]:
+            others = [name for name in map(str, row.keys()) if name not in self.columns]
+            raise raw_columns.ColumnError(
+                f"a row lacks the columns {each_meant(missing, others)}; give None for unknown values"
+            )
 
     def outputs(self, batch: pa.RecordBatch | pa.Table) -> dict[str, pa.Array]:
         """Return the model's outputs by name, ``[rows]`` each, for one or several results of :meth:`batch`.
@@ -144,7 +166,6 @@ class Predictor:
         return self._model.row_errors(batch)
 
 
-_ABSENT = object()
 _VECTOR = pa.map_(pa.int64(), pa.float64())
 _SCHEMAS = 128
 # Types of values that Arrow takes as they are.
@@ -153,15 +174,10 @@ _PLAIN = frozenset((float, int, str, bool, bytes, list, type(None)))
 
 def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.Array:
     if not _PLAIN.issuperset(map(type, values)):
-        if any(value is _ABSENT for value in values):
-            raise raw_columns.ColumnError(
-                f"column '{name}' is missing in a row; give it, with None where its value is not known"
-            )
         values = [_plain_value(name, value) for value in values]
-    if values and all(map(_is_nan, values)):  # pandas has NaN where a text is missing
-        values = [None] * len(values)
     try:
-        return _array(values, type_)
+        # As of pandas: NaN, NA and NaT, also in lists, and the NaN of decimals are missing values.
+        return pa.array(values, type_, from_pandas=True)
     except UnicodeEncodeError as error:
         raise raw_columns.ColumnError(
             f"column '{name}' has a text with {error.object[error.start]!r}, half of a character, which UTF-8 cannot "
@@ -171,24 +187,11 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
         raise raw_columns.ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
 
 
-def _array(values: Sequence[Any], type_: pa.DataType | None) -> pa.Array:
-    try:
-        return pa.array(values, type_)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if _is_nan(value) else value for value in values], type_)
-
-
 def _plain_value(name: str, value: Any) -> Any:
     """Return a value that Arrow takes, of one that NumPy or pandas has in a row."""
     if isinstance(value, Mapping):
         return _pairs(name, value)
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' own, which a process that has none need not import
-        return None
     return value.item() if isinstance(value, np.generic) and not isinstance(value, np.datetime64) else value
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def _pairs(name: str, vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:

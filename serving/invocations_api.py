@@ -6,6 +6,7 @@ Sources: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inferen
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from mirrorspark.serving.rows import (
     check_values,
     check_vectors,
     document_of,
+    lacking,
     of_columns,
     predicted_rows,
     problems_text,
@@ -36,11 +38,13 @@ HEALTH = "/health"
 """Both are answered without a token, because probes have none; MLflow's server has both."""
 
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+# pandas writes whole numbers and booleans as floats where one of their column is missing.
+_WHOLE_END = re.compile(r"(?<=\d)\.0+$")
 # How a cell of CSV is read, by the type of its column. Python would read 1_000 as a number, too.
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "boolean": lambda text: _BOOLEANS[text.lower()],
-    **dict.fromkeys(("int", "bigint"), lambda text: int(text.replace("_", "?"))),
+    **dict.fromkeys(("int", "bigint"), lambda text: int(_WHOLE_END.sub("", text.replace("_", "?")))),
     **dict.fromkeys(("float", "double"), lambda text: float(text.replace("_", "?"))),
     "string": str,
     SPARSE_VECTOR: vector_of,
@@ -128,9 +132,7 @@ def csv_rows(
     except (ValueError, csv.Error) as error:
         raise RequestError(400, f"the body is not CSV in UTF-8 with a line of columns: {error}") from None
     if missing := [field.name for field in fields if field.name not in head]:
-        raise RequestError(
-            400, f"the first line lacks the columns {missing}; the model reads {[f.name for f in fields]}"
-        )
+        raise RequestError(400, lacking("the first line", missing, head, [field.name for field in fields]))
     check_rows(len(lines))
     wrong = [row for row, line in enumerate(lines) if len(line) != len(head)]
     problems = [f"row[{row}] has {len(lines[row])} cells, and the first line {len(head)} columns" for row in wrong]
@@ -163,5 +165,7 @@ def _split_rows(table: Any, columns: Sequence[str]) -> Rows:
         raise RequestError(400, problems_text([f"data[{row}] is not a list of {len(names)} values" for row in wrong]))
     # The first of two equal names, as in CSV; columns that the model does not read are ignored.
     places = {str(name): place for place, name in reversed([*enumerate(names)])}
-    given = {name: [line[places[name]] for line in lines] for name in columns if name in places}
+    if missing := [name for name in columns if name not in places]:
+        raise RequestError(400, lacking("'data'", missing, places, columns))
+    given = {name: [line[places[name]] for line in lines] for name in columns}
     return of_columns(given, columns, "data")

@@ -158,7 +158,7 @@ class ServedModel:
             for name in self.columns:
                 value = rows.columns[name][row]
                 try:
-                    type_ = pa.array([value]).type
+                    type_ = pa.array([value], from_pandas=True).type
                 except (pa.ArrowException, TypeError, ValueError, OverflowError):
                     type_ = None
                 if type_ is None or isinstance(value, Mapping):

@@ -1,9 +1,10 @@
 """The rows of a request of TensorFlow Serving's REST API: instances, columns and examples, as JSON has them."""
 
 import base64
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.fields import Field
+from mirrorspark.storage import meant
 
 SIGNATURE = "serving_default"
 MOST_PROBLEMS = 5
@@ -26,6 +28,7 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
 # The largest float has 309.
 _DIGITS = 310
 _CHARACTERS = 60
+_MOST_NAMES = 100
 _ABSENT = object()
 
 
@@ -189,7 +192,7 @@ def of_columns(given: Mapping[str, Any], columns: Sequence[str], place: str) -> 
         RequestError: A column is missing or no list, or the columns have different lengths.
     """
     if missing := [name for name in columns if name not in given]:
-        raise RequestError(400, f"'{place}' lacks {_named(missing)}; the model reads {list(columns)}")
+        raise RequestError(400, lacking(f"'{place}'", missing, given, columns))
     for name in columns:
         if not isinstance(given[name], list):
             raise RequestError(400, f"column '{name}' of '{place}' is {_kind(given[name])}, not a list of values")
@@ -284,8 +287,10 @@ def _of_objects(rows: list[Any], columns: Sequence[str], place: str) -> Rows:
     ]
     if not problems:
         found = {name: [row.get(name, _ABSENT) for row in rows] for name in columns}
-        lacking = sorted({number for values in found.values() for number, one in enumerate(values) if one is _ABSENT})
-        problems = [f"{place}[{number}] {_lacks(rows[number], columns)}" for number in lacking]
+        without = sorted({number for values in found.values() for number, one in enumerate(values) if one is _ABSENT})
+        # Hints take time, and a message has no more of them.
+        problems = [f"{place}[{number}] {_lacks(rows[number], columns)}" for number in without[:MOST_PROBLEMS]]
+        problems += [""] * (len(without) - MOST_PROBLEMS)
     if problems:
         raise RequestError(400, problems_text(problems))
     return Rows({name: _column(name, values, place) for name, values in found.items()}, len(rows), place)
@@ -325,11 +330,23 @@ def _lacks(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     others = [name for name in row if name not in columns]
     unread = f"; the model does not read {_named(others)}" if others else ""
     missing = [name for name in columns if name not in row]
-    return f"lacks {_named(missing)}: give null where a value is not known{unread}"
+    return f"lacks {_named(missing, _near(row, columns))}: give null where a value is not known{unread}"
 
 
-def _named(names: Sequence[str]) -> str:
-    listed, left = ", ".join(map(shown, names[:MOST_PROBLEMS])), len(names) - MOST_PROBLEMS
+def lacking(what: str, missing: Sequence[str], given: Iterable[str], columns: Sequence[str]) -> str:
+    """Return the message about ``what`` a request lacks; other columns that are given may be misspelt."""
+    return f"{what} lacks {_named(missing, _near(given, columns))}; the model reads {list(columns)}"
+
+
+def _near(given: Iterable[str], columns: Sequence[str]) -> list[str]:
+    """Return the names that may be misspelt, as many as are compared within a millisecond or two."""
+    known = frozenset(columns)
+    return [name for name in itertools.islice(given, _MOST_NAMES) if name not in known and len(name) <= _CHARACTERS]
+
+
+def _named(names: Sequence[str], near: Sequence[str] = ()) -> str:
+    listed = ", ".join(f"{shown(name)}{meant(name, near)}" for name in names[:MOST_PROBLEMS])
+    left = len(names) - MOST_PROBLEMS
     return f"the column{'s' if len(names) > 1 else ''} {listed}{f' and {left} more' if left > 0 else ''}"
 
 

@@ -11,7 +11,16 @@ from typing import Any
 from mirrorspark.scoring.input import column_types
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.fields import SPARSE_VECTOR, DataType, Field
-from mirrorspark.serving.rows import MOST_VALUES, Rows, bytes_of, check_vectors, problems_text, shown, vector_of
+from mirrorspark.serving.rows import (
+    MOST_VALUES,
+    Rows,
+    bytes_of,
+    check_vectors,
+    lacking,
+    problems_text,
+    shown,
+    vector_of,
+)
 
 _BITS = {"INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64, "UINT8": 8, "UINT16": 16, "UINT32": 32, "UINT64": 64}
 _NUMBERS = ("FP16", "FP32", "FP64", "BF16")
@@ -64,7 +73,7 @@ def tensor_rows(
         raise RequestError(400, "'inputs' is not a list of tensors, each with name, shape, datatype and data")
     by_name = {name: one for one in inputs if isinstance(name := one.get("name"), str)}
     if missing := [field.name for field in fields if field.name not in by_name]:
-        raise RequestError(400, f"'inputs' lacks {missing}; the model reads {[field.name for field in fields]}")
+        raise RequestError(400, lacking("'inputs'", missing, by_name, [field.name for field in fields]))
     counts: dict[str, int] = {}
     columns: dict[str, list[Any]] = {}
     for field in fields:

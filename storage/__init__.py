@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         renewed,
         running_seconds,
     )
-    from mirrorspark.storage.near_names import likely_meant, meant, nearest
+    from mirrorspark.storage.near_names import each_meant, likely_meant, meant, nearest
     from mirrorspark.storage.paths import (
         Location,
         StorageError,
@@ -64,6 +64,7 @@ __all__ = [
     "abilities",
     "atomic_file",
     "clean",
+    "each_meant",
     "encoding_of",
     "file_lock",
     "file_names",

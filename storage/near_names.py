@@ -1,12 +1,14 @@
 """The known name that an unknown one was probably meant to be."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Least similarity, from 0 to 1: ``batch_size`` suggests ``global_batch_size``.
 _LIKENESS = 0.7
 # Letters of a beginning, such as that of ``validation``, that one known name alone has.
 _LEAST_BEGINNING = 3
+# Names that a message lists; of more it says how many.
+_LISTED = 5
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -25,6 +27,13 @@ def meant(name: str, known: Iterable[str]) -> str:
     if found is None:
         return ""
     return f" (did you mean '{found}'?{' Upper and lower case count' if found.lower() == name.lower() else ''})"
+
+
+def each_meant(names: Sequence[str], known: Iterable[str]) -> str:
+    """Return the unknown ``names``, five at most, each with the hint of :func:`meant`."""
+    candidates, left = list(known), len(names) - _LISTED
+    listed = ", ".join(f"'{name}'{meant(name, candidates)}" for name in names[:_LISTED])
+    return f"{listed} and {left} more" if left > 0 else listed
 
 
 def likely_meant(unknown: Iterable[str], known: Iterable[str], otherwise: str) -> str:

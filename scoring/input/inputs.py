@@ -1,7 +1,7 @@
 """Input columns of a model, as plain data that is pickled with a task: features, or columns as they are."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.input.column_types import COLUMN_TYPES, ELEMENT_TYPES, ElementType, element_name, is_array
+from mirrorspark.storage import each_meant
 
 TokenFamily = Literal["boolean", "integer", "string"]
 
@@ -66,10 +67,29 @@ class FeatureInputs:
             ColumnError: A column is missing, has a type that its feature does not accept, or has tokens of another
                 family than in training.
         """
+        _check_present(self._wanted(frozenset(schema.names)), schema.names)
         no_rows = as_trained(schema.empty_table(), trained_types(self.features, self.column_types))
         for feature in self.features:
             raw_columns.raw_column(no_rows, feature)
         check_token_families(no_rows.schema, self.features, self.column_types)
+
+    def _wanted(self, given: frozenset[str]) -> list[str]:
+        """Return the columns that the features are read from, where a vector may be given as its parts."""
+        return [name for one in self.features for name in (one.raw if given >= one.raw.keys() else one.columns)]
+
+
+def _check_present(names: Iterable[str], table: Sequence[str]) -> None:
+    """Check that a table lacks at most one column, which the reader of that column names: several are named together.
+
+    Raises:
+        ColumnError: Several are missing.
+    """
+    known = set(table)
+    missing = [name for name in dict.fromkeys(names) if name not in known]
+    if len(missing) > 1:
+        raise raw_columns.ColumnError(
+            f"the columns {each_meant(missing, table)} are missing; the table has {list(table)}: add them"
+        )
 
 
 def trained_types(features: Sequence[kinds.Feature], column_types: Mapping[str, str]) -> dict[str, pa.DataType]:
@@ -396,6 +416,7 @@ class ColumnInputs:
         Raises:
             ColumnError: A column is missing or has another type.
         """
+        _check_present(self.columns, schema.names)
         no_rows = schema.empty_table()
         for column in self.given:
             column.check(no_rows)

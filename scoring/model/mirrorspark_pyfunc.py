@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,18 @@ class RawColumnsModel:
             raise ValueError(
                 f"the columns {missing} are missing; the table has {sorted(map(str, model_input.columns))}"
             )
-        outputs = self._signature(
-            **{name: tf.constant(self._raw(name, columns[name], spec)) for name, spec in self._specs.items()}
-        )
+        inputs = {name: self._read(name, columns[name], spec) for name, spec in self._specs.items()}
+        outputs = self._signature(**{name: tf.constant(values) for name, values in inputs.items()})
         return pd.DataFrame(
             {name: _column(value.numpy()) for name, value in sorted(outputs.items())}, index=model_input.index
         )
+
+    def _read(self, name: str, column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
+        try:
+            return self._raw(name, column, spec)
+        except (TypeError, ValueError, OverflowError) as error:
+            trained = f"; the model was trained with {self._types[name]}" if name in self._types else ""
+            raise ValueError(f"column '{self._names.get(name, name)}' cannot be read: {error}{trained}") from error
 
     def _raw(self, name: str, column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
         if spec.shape.rank == 1 and spec.dtype == tf.float64:
@@ -84,7 +91,7 @@ class RawColumnsModel:
         if spec.shape.rank == 1:
             return np.array([read(value) for value in column], dtype=object)
         # The value for a missing element also pads a shorter list: no token, NaN, or an invalid index.
-        lists = [[] if value is None or np.isscalar(value) or value is pd.NA else list(value) for value in column]
+        lists = [[] if _is_missing(value) else _list(value) for value in column]
         padded = np.full((len(lists), max(map(len, lists), default=0)), missing, dtype=object)
         for row, values in enumerate(lists):
             padded[row, : len(values)] = [read(value) for value in values]
@@ -101,9 +108,15 @@ def _plain_name(name: str) -> str:
 
 
 def _numbers(column: pd.Series) -> np.ndarray:
-    if column.dtype == object or isinstance(column.dtype, pd.CategoricalDtype):
-        return np.array([np.nan if _is_missing(value) else float(value) for value in column], np.float64)
-    return np.asarray(column.to_numpy(dtype="float64", na_value=np.nan))
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return np.asarray(column.to_numpy(dtype="float64", na_value=np.nan))
+    return np.array([np.nan if _is_missing(value) else _number(value) for value in column], np.float64)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
 
 
 def _token_of(trained: str) -> Callable[[Any], str | bytes]:
@@ -112,10 +125,34 @@ def _token_of(trained: str) -> Callable[[Any], str | bytes]:
     pandas has whole numbers and booleans as floats where one of them is missing.
     """
     if "int" in trained:
-        return lambda value: _token(value if isinstance(value, str) or value != int(value) else int(value))
+        return lambda value: value if isinstance(value, str) else str(_whole(value))
     if "bool" in trained:
-        return lambda value: _token(value if isinstance(value, str) or value not in (0, 1) else bool(value))
-    return _token
+        return lambda value: value if isinstance(value, str) else _boolean(value)
+    return _text if "string" in trained else _token
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool | np.bool_) or value != int(value):
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _boolean(value: Any) -> str:
+    if value not in (0, 1):
+        raise ValueError(f"{value!r} is not a boolean")
+    return str(bool(value)).lower()
+
+
+def _text(value: Any) -> str | bytes:
+    if not isinstance(value, str | bytes | bytearray):
+        raise TypeError(f"{value!r} is not a text")
+    return _token(value)
+
+
+def _list(value: Any) -> list[Any]:
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{value!r} is not a list")
+    return list(value)
 
 
 def _token(value: Any) -> str | bytes:
@@ -158,7 +195,7 @@ def _entries(vector: Any) -> tuple[list[int], list[float]]:
 
 
 def _is_missing(value: Any) -> bool:
-    is_nan = isinstance(value, float | np.floating) and bool(np.isnan(value))
+    is_nan = isinstance(value, float | np.floating | Decimal) and value != value
     return value is None or value is pd.NA or value is pd.NaT or is_nan
 
 

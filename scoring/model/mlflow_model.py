@@ -1,18 +1,16 @@
 """MLflow's description of an exported model: its signature, an example of its input, and the packages it needs."""
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.data_pipelines.features import FeatureSpec, kinds, raw_columns
+from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import taken_as_vectors
 from mirrorspark.scoring.input import element_name, is_array
@@ -22,13 +20,6 @@ from mirrorspark.scoring.model.loading import PYTHON
 # The modules that load a model for MLflow: one of TensorFlow alone, whose file goes along, and one of ours.
 _TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"
 _PACKAGED_LOADER = "mirrorspark.scoring.model.packaged_pyfunc"
-
-
-# Arrow types at training for which MLflow accepts every representation in pandas and Spark.
-_STRICT_TYPES: Mapping[kinds.RawForm, tuple[str, ...]] = defaultdict(
-    tuple,
-    {"number": ("double", "float", "halffloat"), "token": ("string",), "date": ("string",), "bytes": ("binary",)},
-)
 
 
 def mlflow_flavour(directory: ModelDirectory) -> dict[str, Any]:
@@ -47,56 +38,34 @@ def mlflow_flavour(directory: ModelDirectory) -> dict[str, Any]:
     return {
         "loader_module": _TRAINED_LOADER.rpartition(".")[2],
         "code_paths": [str(loader.origin)],
-        "signature": mlflow_signature(
-            directory.path,
-            fitted.spec,
-            description.outputs,
-            column_types=fitted.column_types,
-            categories=fitted.categories,
-        ),
+        "signature": mlflow_signature(directory.path, fitted.spec, description.outputs),
         "pip_requirements": _trained_requirements(directory.path),
         "metadata": {"features_hash": fitted.hash, "column_types": dict(fitted.column_types)},
     }
 
 
-def mlflow_signature(
-    folder: Path,
-    spec: FeatureSpec,
-    outputs: Mapping[str, str],
-    *,
-    column_types: Mapping[str, str] = MappingProxyType({}),
-    categories: Collection[str] = (),
-) -> Any:
+def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]) -> Any:
     """Return MLflow's signature of the model in ``folder``: columns of the table to outputs.
 
-    MLflow would refuse what a table of the training has in pandas or Spark: whole numbers with a gap, which are floats
-    there, or those of a numeric feature; nullable types, categoricals, dates, decimals, lists, vectors. Such columns
-    have any type, and the loader reads them by their type in training.
+    Columns have any type, but for images, which MLflow decodes from base64, and the loader reads them by their type in
+    training. For each type of its own, MLflow would refuse what the table of the training may have in pandas or Spark:
+    whole numbers where one is missing, which are floats; whole numbers in a column of floats; a column of texts or
+    floats with nothing but missing values, as a single row may be; nullable types, categoricals, dates, decimals.
 
     Args:
         folder: The folder of the model.
         spec: Its feature specification.
         outputs: Spark type by output.
-        column_types: Arrow type by column at training; without it numbers are doubles and tokens text.
-        categories: The columns that were categoricals in training.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
-    strict: Mapping[kinds.RawForm, Any] = {
-        "number": DataType.double,
-        "token": DataType.string,
-        "date": DataType.string,
-        "bytes": DataType.binary,
-    }
     features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
     types: dict[str, Any] = {}
     for feature in features:
         # A sparse vector comes in its own column, or as its two parts.
         types |= {name: AnyType() for name in feature.columns}
-        for name, form in feature.raw.items():
-            is_strict = column_types.get(name) in (None, *_STRICT_TYPES[form]) and name not in categories
-            types[name] = strict[form] if form in strict and is_strict else AnyType()
+        types |= {name: DataType.binary if form == "bytes" else AnyType() for name, form in feature.raw.items()}
     types |= dict.fromkeys(taken_as_vectors(folder), Array(DataType.double))
     inputs: list[Any] = [ColSpec(type_, name, required=False) for name, type_ in types.items()]
     given: Mapping[str, Any] = {

@@ -8,7 +8,6 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse, urlsplit
@@ -34,7 +33,7 @@ from mirrorspark.scoring.model.stored.pinned import (
     find_model_directory,
     pinned_folder,
 )
-from mirrorspark.storage import without_credentials
+from mirrorspark.storage import meant, without_credentials
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
     from mlflow import MlflowClient
@@ -319,11 +318,11 @@ def _existing(client: "MlflowClient", name: str) -> str:
         if error.error_code not in _ABSENT:
             raise
         models = sorted(model.name for model in client.search_registered_models(max_results=100))
-        near = get_close_matches(name, models, n=_NAMES_IN_MESSAGE)
-        shown = [*near, *(model for model in models if model not in near)][:_NAMES_IN_MESSAGE]
-        more = f" or {len(models) - len(shown)} more" if len(models) > len(shown) else ""
-        known = f"use one of {shown}{more}" if models else f"no model is registered there; {_ELSEWHERE}"
-        return f"the registry at {without_credentials(client.tracking_uri)} has no model '{name}': {known}"
+        shown, more = models[:_NAMES_IN_MESSAGE], len(models) - _NAMES_IN_MESSAGE
+        others = f" or {more} more" if more > 0 else ""
+        known = f"use one of {shown}{others}" if models else f"no model is registered there; {_ELSEWHERE}"
+        registry = without_credentials(client.tracking_uri)
+        return f"the registry at {registry} has no model '{name}'{meant(name, models)}: {known}"
     versions = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
     aliases = sorted(registered.aliases)
     return f"'{name}' has the versions {versions[-_NAMES_IN_MESSAGE:]} and the aliases {aliases}: use one of them"

@@ -82,7 +82,7 @@ def check_csv(port: int) -> None:
             "x\n1\na\n1_0\n",
             "row[1]: column 'x' is 'a', which is not of type double; row[2]: column 'x' is '1_0', which is not",
         ),
-        ("y\n1\n", "the first line lacks the columns ['x']"),
+        ("y\n1\n", "the first line lacks the column 'x'"),
         ("x,y\n1\n", "row[0] has 1 cells, and the first line 2 columns"),
         ("x\n", "the request has 0 rows"),
         ("", "the body is not CSV in UTF-8 with a line of columns"),

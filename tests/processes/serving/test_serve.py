@@ -97,10 +97,13 @@ def check_invocations(port: int, expected: list[float], version: str) -> None:
         ),
         (
             {"dataframe_records": [{"carier": "UA", "hour": 5, "stops": [], "distance": 1.0}]},
-            "dataframe_records[0] lacks the column 'carrier': give null where a value is not known; the model does not "
-            "read the column 'carier'",
+            "dataframe_records[0] lacks the column 'carrier' (did you mean 'carier'?): give null where a value is not "
+            "known; the model does not read the column 'carier'",
         ),
-        ({"dataframe_split": {"columns": ["carrier"], "data": [["UA"]]}}, "'data' lacks the columns 'hour'"),
+        (
+            {"dataframe_split": {"columns": ["carrier", "stop"], "data": [["UA", []]]}},
+            "'data' lacks the columns 'hour', 'stops' (did you mean 'stop'?), 'distance'; the model reads",
+        ),
         ({"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, "data[0] is not a list of 2 values"),
         ({"dataframe_split": split, "instances": ROWS}, "give one of ['dataframe_split'"),
         ({"instances": ROWS, "params": {"k": 1}}, "no model here takes 'params'"),
@@ -145,7 +148,7 @@ def check_what_clients_get_wrong(port: int, name: str, expected: list[float]) ->
                 assert text["predictions"] == pytest.approx(expected[:1], abs=1e-6)
     names = [{"name": ["carrier"], "shape": [1], "datatype": "BYTES", "data": ["UA"]}]
     status, answer, _ = ask(port, "POST", f"/v2/models/{name}/infer", {"inputs": names})
-    assert (status, "'inputs' lacks ['carrier'" in answer["error"]) == (400, True)
+    assert (status, "'inputs' lacks the column 'carrier'" in answer["error"]) == (400, True)
 
 
 def test_the_front_page_lists_the_routes_with_a_request_that_works_as_it_is(

@@ -92,6 +92,10 @@ def test_rows_that_cannot_be_scored_are_named_or_marked(flights_model: Path) -> 
 def test_mistakes_are_named(flights_model: Path) -> None:
     with pytest.raises(ColumnError, match=r"column 'hour' \(categorical\) is missing"):
         score(flights().drop(columns="hour"), flights_model)
+    with pytest.raises(ColumnError, match=r"the columns 'hour' \(did you .*\), 'stops' are missing; the table"):
+        score(flights().drop(columns="stops").rename(columns={"hour": "Hour"}), flights_model)
+    with pytest.raises(TableError, match="column 'hour' cannot be used: its values have several types"):
+        score(flights().assign(hour=["5", 6, None, 7.5, "a", 1]), flights_model)
     with pytest.raises(ScoringError, match=r"the table has the columns \['flight_id', 'unused'\], which the model's"):
         score(flights(), flights_model, extra_columns="refuse")
     with pytest.raises(ScoringError, match=r"the table has the columns \['hour'\] twice"):

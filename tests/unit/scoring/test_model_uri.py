@@ -159,7 +159,10 @@ def test_a_local_folder_needs_no_store(flights_model: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/flihgts/1", r"the registry at sqlite:.* has no model 'flihgts': use one of \['flights'\]"),
+        (
+            "models:/flihgts/1",
+            r"the registry at sqlite:.* has no model 'flihgts' \(did you mean 'flights'\?\): use one of \['flights'\]",
+        ),
         (
             "models:/flights/9",
             r"'flights' has the versions \[1, 2\] and the aliases \[.*'champion'.*\]: use one of them",

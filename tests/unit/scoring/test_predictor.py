@@ -49,7 +49,11 @@ def test_each_row_has_the_score_of_the_table(predictor: Predictor, flights_model
 def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Path) -> None:
     row = FLIGHTS.to_pylist()[0]
     for wrong, message in (
-        ({name: value for name, value in row.items() if name != "hour"}, "column 'hour' is missing in a row"),
+        ({name: value for name, value in row.items() if name != "hour"}, "a row lacks the columns 'hour'; give"),
+        (
+            {"carrier": "UA", "Hour": 5, "stop": [], "distance": 1.0},
+            r"a row lacks the columns 'hour' \(did you mean 'Hour'\? .*\), 'stops' \(did you mean 'stop'\?\); give",
+        ),
         (row | {"distance": "far"}, "column 'distance' has type string"),
         (row | {"hour": 5.5}, "column 'hour' has type double and the value 5.5; the model was trained with int64"),
         (row | {"stops": "EWR"}, "column 'stops' has type string"),
@@ -58,6 +62,9 @@ def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Pa
     ):
         with pytest.raises(ColumnError, match=message):
             predictor.predict(wrong)
+    for no_row in ([row], FLIGHTS.to_pandas()):
+        with pytest.raises(ScoringError, match=f"a row is a mapping of .*, not a {type(no_row).__name__};"):
+            predictor.predict(no_row)  # type: ignore[arg-type]
     members = Predictor(export_members(tmp_path))
     with pytest.raises(ColumnError, match="column 'member' has type int64, the model was trained with bool"):
         members.predict(MEMBERS.to_pylist()[0] | {"member": 1})

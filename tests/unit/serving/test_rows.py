@@ -74,8 +74,9 @@ def test_json_is_counted_before_it_is_read(body: str | bytes, status: int | None
         ({"shape": [1] * 9}, "input 'a' has the shape [1, 1, 1, 1, 1, 1, 1, 1, 1]; give [rows]"),
         ({"shape": [10**400]}, "input 'a' has the shape [1000"),
         ({"datatype": "FP32", "data": [10**309]}, "row[0]: input 'a' has 1000"),
-        ({"name": ["a"]}, "'inputs' lacks ['a']; the model reads ['a']"),
-        ({"name": {"a": 1}}, "'inputs' lacks ['a']"),
+        ({"name": ["a"]}, "'inputs' lacks the column 'a'; the model reads ['a']"),
+        ({"name": {"a": 1}}, "'inputs' lacks the column 'a'"),
+        ({"name": "A"}, "'inputs' lacks the column 'a' (did you mean 'A'? Upper and lower case count); the model"),
     ],
 )
 def test_a_tensor_that_no_model_reads_is_refused_by_its_name(change: dict[str, Any], message: str) -> None:

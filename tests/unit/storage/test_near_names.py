@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrorspark.storage.near_names import likely_meant, meant, nearest
+from mirrorspark.storage.near_names import each_meant, likely_meant, meant, nearest
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,7 @@ def test_hints_read_as_parts_of_a_message() -> None:
     assert meant("twn", ["town"]) == " (did you mean 'town'?)"
     assert meant("Town", ["town"]) == " (did you mean 'town'? Upper and lower case count)"
     assert meant("zzz", ["town"]) == ""
+    assert each_meant(["twn", "zzz"], ["town"]) == "'twn' (did you mean 'town'?), 'zzz'"
+    assert each_meant(list("abcdefg"), []) == "'a', 'b', 'c', 'd', 'e' and 2 more"
     assert likely_meant(["epoch", "sed", "epohcs"], ["epochs", "seed"], "no") == "did you mean epochs and seed?"
     assert likely_meant(["zzz"], ["epochs"], "use some") == "use some"
