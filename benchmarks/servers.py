@@ -44,7 +44,7 @@ class Daemon:
     @classmethod
     def start(cls, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> "Daemon":
         """Start ``command`` in the folder of ``log``, with ``environment`` added to this process's own."""
-        # MLflow starts uvicorn by its name, which stands beside this Python.
+        # MLflow starts uvicorn by its name; it is in the folder of this Python.
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
         with log.open("wb") as file:
             process = subprocess.Popen(

@@ -238,7 +238,7 @@ class Encoder:
         return self.encode_column(feature, plan.read(table))
 
     def encode_column(self, feature: Feature, column: pa.Array) -> Encoded:
-        """Return the input of ``feature`` from the array of :func:`raw_column`."""
+        """Return the input of ``feature`` from the array of :func:`data_pipelines.features.raw_columns.raw_column`."""
         return _ENCODERS[type(feature)](self.fitted, feature, column)
 
 
@@ -261,7 +261,7 @@ def measured_values(feature: MeasuredFeature, column: pa.Array) -> np.ndarray:
 
     Args:
         feature: A feature of numbers.
-        column: Its array from :func:`raw_column`.
+        column: Its array from :func:`data_pipelines.features.raw_columns.raw_column`.
     """
     values = numeric_values(column)
     # Infinite and denormal numbers have defined results, so they need no warning.
@@ -276,7 +276,7 @@ def counted_tokens(feature: TokenFeature, column: pa.Array) -> pa.StringArray:
 
     Args:
         feature: A feature of tokens.
-        column: Its array from :func:`raw_column`.
+        column: Its array from :func:`data_pipelines.features.raw_columns.raw_column`.
     """
     tokens = _tokens(feature, column)
     flat = tokens.flatten() if pa.types.is_list(tokens.type) else tokens

@@ -159,7 +159,7 @@ def get_ready(threads: int | None, verbose: bool, _partition: Iterable[Any]) -> 
 
 
 def _lasting_environment(threads: int | None, *, verbose: bool) -> dict[str, str]:
-    """Return what all workers of a fork server share; without a number of threads, that of the task's CPUs."""
+    """Return the environment that the workers of a fork server share; by default a thread per CPU of the task."""
     return tensorflow_environment(threads or task_cores() or 1, verbose=verbose)
 
 
