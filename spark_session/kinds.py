@@ -10,6 +10,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.session import Session
+from mirrorspark.storage import terminal_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,9 +35,9 @@ def require_running(spark: SparkSession | None) -> None:
 
 
 def on_running_session(function: Callable[P, T]) -> Callable[P, T]:
-    """Return a function that refuses a stopped session, or a table of one, before it does anything.
+    """Return a function that refuses a stopped session, or a table of one, and that Ctrl-C ends without py4j's stack.
 
-    PySpark's own errors for one are an AssertionError without a message, or pages of Java.
+    PySpark's own errors for a stopped one are an AssertionError without a message, or pages of Java.
     """
 
     @functools.wraps(function)
@@ -46,7 +47,12 @@ def on_running_session(function: Callable[P, T]) -> Callable[P, T]:
                 require_running(value.sparkSession)
             elif isinstance(value, SparkSession):
                 require_running(value)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            if not terminal_text.is_interrupt(error):
+                raise
+        raise KeyboardInterrupt
 
     return checked
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
+@on_running_session
 def fit(
     table: Any,
     label: str | Mapping[str, Any],
