@@ -40,7 +40,7 @@ def blocks() -> list[str]:
 
 
 def test_a_missing_column_is_an_error_when_the_query_runs(spark: "SparkSession", tmp_path: Path) -> None:
-    """As the page says: Spark plans a call of a scorer without a look at the fields of its struct."""
+    """Spark plans a call of a scorer without a look at the fields of its struct."""
     model = ms.package_model({"coefficients": {"distance": 0.001}, "link": "logit"}, tmp_path / "linear")
     ms.register_sql(spark, "of_distance", model)
     planned = spark.sql("SELECT of_distance(named_struct('miles', 2586.0D)).score")
