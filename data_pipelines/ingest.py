@@ -25,7 +25,7 @@ from pyspark.sql import DataFrame, SparkSession
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of, refuse_lake_tables
 from mirrorspark.data_pipelines.stored_tables import path_for_spark
-from mirrorspark.spark_session import SPARK_ERRORS, first_line, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message
 from mirrorspark.storage import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
@@ -99,6 +99,7 @@ class ColumnRange:
         )
 
 
+@on_running_session
 def ingest_csv(
     spark: SparkSession,
     paths: str | Sequence[str],

@@ -21,6 +21,7 @@ from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, pi
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, scored_schema
 from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, ScoringOptions, Unknown, ship_all
+from mirrorspark.spark_session import on_running_session
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ _NAMED_IN_MESSAGE = 3
 _Model: TypeAlias = str | Path | PinnedModel
 
 
+@on_running_session
 def score_by_group(  # noqa: D417 - the others are those of score
     df: DataFrame,
     models: Mapping[Any, str | Path | PinnedModel],

@@ -10,6 +10,13 @@ EXIT_INTERRUPTED = 130
 """Exit status of a command that Ctrl-C has ended, as shells count it: 128 and the number of the signal."""
 
 
+def is_interrupt(error: BaseException | None) -> bool:
+    """Return True if Ctrl-C has led to an error: py4j may raise one of its own in the place of the interrupt."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def for_stream(text: str, stream: TextIO) -> str:
     """Return the text as ``stream`` gets it: broken to a terminal's width, with control characters written out."""
     text = visible(text)
