@@ -1,4 +1,4 @@
-"""#52: what pandas makes of a table with missing values has the scores of nulls on Spark, in files, SQL and streams."""
+"""#52: gaps in the types of pandas have the scores of nulls on Spark, in files, SQL and streams."""
 
 from collections.abc import Callable
 from pathlib import Path
