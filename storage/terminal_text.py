@@ -1,8 +1,11 @@
 """Text for people at a terminal: broken between words, where the terminal itself would break it anywhere."""
 
+import re
 import shutil
 import textwrap
 from typing import TextIO
+
+_NO_BREAK = "\x00"
 
 
 def for_stream(text: str, stream: TextIO) -> str:
@@ -20,4 +23,7 @@ def wrapped(text: str, width: int) -> str:
 
 def _broken(line: str, width: int) -> str:
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    # A number stays with its name where lines are rows of both, two blanks apart.
+    kept = re.sub(r"(?<=  )(\w+) (?=[\d.,]+(?:  |$))", rf"\1{_NO_BREAK}", line)
+    broken = textwrap.fill(kept, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return broken.replace(_NO_BREAK, " ")
