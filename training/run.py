@@ -89,7 +89,7 @@ def _run(config: RunConfig) -> int:
     folder = None if known.status == "finished" else summary.run_folder
     # The summary is written before it is shown: the reader of a pipe may have gone.
     status = end(summary, config.summary, EXIT_FINISHED, folder)
-    show(summary.as_text())
+    show(summary.as_text(sys.stdout))
     return status
 
 
