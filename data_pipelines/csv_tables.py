@@ -131,6 +131,9 @@ class CsvTable:
                 is_split = False
             found[replace(form, is_split=is_split)].append(file.path)
         folders = StructType() if base is None else from_arrow_schema(listing.partition_schema(files))
+        for form, paths in found.items():
+            if both := [name for name in form.header if name in folders.names]:
+                raise CsvError(f"{paths[0]} has the columns {both}, as its folders have; drop them from one of the two")
         return cls({form: tuple(paths) for form, paths in found.items()}, base, folders, tuple(given))
 
     @property

@@ -140,6 +140,11 @@ def test_a_csv_file_has_the_cells_that_pandas_finds(
             "timestamp_ntz",
             [datetime(2024, 2, 29), datetime(2024, 3, 1, 4, 5), None],
         ),
+        (
+            ["2024-02-29 03:04:05+00", "2024-02-29 03:04:05.5-01", "NULL"],
+            "timestamp",
+            [datetime(2024, 2, 29, 3, 4, 5), datetime(2024, 2, 29, 4, 4, 5, 500_000), None],
+        ),
         (["2024-02-30", "2024-02-29", "2024-03-01"], "string", ["2024-02-30", "2024-02-29", "2024-03-01"]),
         (["-", "?", "a"], "string", ["-", "?", "a"]),
         (["1d", "2", "3"], "string", ["1d", "2", "3"]),
@@ -252,6 +257,7 @@ def _packed(codec: str, **columns: list[int]) -> bytes:
         ({"t.csv": b"a,b\n1,2\n1,2,3\n"}, "more cells than its header"),
         ({"t.csv": b"a,a\n1,2\n"}, "several columns of one name"),
         ({"t.csv": b"sep=;\na;b\n"}, "Excel's line"),
+        ({"k=1/t.csv": b"a,k\n1,2\n", "k=2/t.csv": b"a,k\n1,2\n"}, r"t\.csv has the columns \['k'\], as its folders"),
         ({"t.csv": b"PK\x03\x04"}, "packed as zip"),
         ({"t.csv": b""}, "is empty"),
         ({"a.csv": b"x,y\n1,2\n", "b.csv": b"3,4\n"}, "no column of"),
@@ -286,6 +292,7 @@ def test_damaged_files_are_refused_in_a_line(
     spark: "SparkSession", tmp_path: Path, files: dict[str, bytes], message: str
 ) -> None:
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with pytest.raises(TableError, match=message) as refused:
         read_table(spark, tmp_path / next(iter(files)) if len(files) == 1 else tmp_path)

@@ -151,7 +151,13 @@ def is_odd(kind: pa.DataType) -> bool:
 
 def of_json(spark: "SparkSession", folder: Path, seed: int, _: _Warnings) -> list[str]:
     path, written = write_json(folder, seed)
-    found = read_table(spark, path).toArrow()
+    try:
+        found = read_table(spark, path).toArrow()
+    except TableError as error:  # to pandas, an object of lists is a table of columns
+        has_lists = all(
+            len(values) == 1 and (values[0] is None or isinstance(values[0], list)) for values in written.values()
+        )
+        return one_line(error, "is a document of columns" if has_lists else None, path)
     present = [name for name, values in written.items() if name in found.column_names or any(map(plain, values))]
     return of_columns(found.select(present), {name: written[name] for name in present}, {})
 
