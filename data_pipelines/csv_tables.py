@@ -332,17 +332,18 @@ def csv_form(path: StoragePath, encoding: str | None = None, separator: str | No
     Raises:
         CsvError: The file is empty, is packed in a way that Spark does not unpack, or is not text.
     """
-    with path.open_stream() as file:
+    with path.open_read() as file:
         head = file.read(_HEAD_BYTES)
-    packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+        packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+        if packed in _SUFFIXES:
+            file.seek(0)
+            head = pa.CompressedInputStream(file, packed).read(_HEAD_BYTES)
     if packed is not None:
         suffix = _SUFFIXES.get(packed)
         if suffix is None:
             raise CsvError(f"{path} is packed as {packed}, which Spark does not read; unpack it, or pack it with gzip")
         if not path.name.endswith(suffix):
             raise CsvError(f"{path} is packed with {packed}, and its name does not say so; let it end in {suffix}")
-        with path.open_stream() as file:
-            head = pa.CompressedInputStream(file, packed).read(_HEAD_BYTES)
     elif suffix := next((end for end in _SUFFIXES.values() if path.name.lower().endswith(end)), None):
         raise CsvError(f"{path} is not packed as {suffix} says; rename it")
     found = _encoding(encoding, path) if encoding else encoding_of(head)
@@ -423,7 +424,7 @@ def _require_encoding(path: StoragePath, encoding: str, columns: Sequence[str]) 
             where = f" in column {', '.join(map(repr, columns))}" if columns else ""
             raise CsvError(
                 f"{path} has another encoding than {encoding.upper()} (byte 0x{error.object[error.start]:02x}{where}): "
-                f"save it as UTF-8, or give its encoding: ms.read_table(spark, path, encoding='windows-1252')"
+                f"save it as UTF-8, or give its encoding to ms.read_table or ms.ingest_csv: encoding='windows-1252'"
             ) from None
 
 

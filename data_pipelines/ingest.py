@@ -111,6 +111,7 @@ def ingest_csv(
     downcast: bool = True,
     compression: str = "zstd",
     csv_null: str = "",
+    encoding: str | None = None,
     separator: str | None = None,
 ) -> IngestResult:
     """Write CSV files, plain or packed with gzip or bzip2, as Parquet files of about ``target_file_bytes`` each.
@@ -132,6 +133,8 @@ def ingest_csv(
             if that changes no value.
         compression: ``zstd``, ``snappy``, ``gzip`` or ``none``.
         csv_null: A further text that means null, in addition to those of :func:`data_pipelines.read_table`.
+        encoding: The encoding of the files in Python's words, such as ``"windows-1252"``; by default UTF-8, or the one
+            that a byte order mark shows.
         separator: The character between two values; by default the one that the files show.
 
     Raises:
@@ -149,7 +152,7 @@ def ingest_csv(
         raise IngestError(f"{output} exists already; delete it, or choose another output") from None
     codec = None if compression == "none" else compression
     try:
-        frame = _read(spark, paths, schema, sort_by, csv_null, separator)
+        frame = _read(spark, paths, schema, sort_by, csv_null, encoding, separator)
         parts = _run(frame, StageTask(job, row_group_bytes, codec))
         groups = [RowGroup(**group) for part in parts for group in part["groups"]]
         if not groups:
@@ -290,6 +293,7 @@ def _read(
     schema: str,
     sort_by: str | Sequence[str],
     csv_null: str,
+    encoding: str | None,
     separator: str | None,
 ) -> DataFrame:
     try:
@@ -298,7 +302,12 @@ def _read(
         raise IngestError(f"{paths} cannot be read as CSV with the schema '{schema}': {first_line(error)}") from error
     try:
         frame = declared_csv(
-            spark, [paths] if isinstance(paths, str) else paths, wanted, null=csv_null, separator=separator
+            spark,
+            [paths] if isinstance(paths, str) else paths,
+            wanted,
+            null=csv_null,
+            encoding=encoding,
+            separator=separator,
         )
     except TableError as error:
         raise IngestError(f"{paths} cannot be read: {error}") from error

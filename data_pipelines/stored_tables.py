@@ -145,6 +145,7 @@ def declared_csv(
     schema: StructType,
     *,
     null: str = "",
+    encoding: str | None = None,
     separator: str | None = None,
 ) -> DataFrame:
     """Return columns of CSV files, found by name, in the types of ``schema``; a cell that does not fit fails the job.
@@ -154,6 +155,7 @@ def declared_csv(
         paths: Files, folders or patterns.
         schema: The columns.
         null: A further text that stands for null.
+        encoding: The encoding in Python's words; by default UTF-8, or the one that a byte order mark shows.
         separator: The separator; by default the one that the files show.
 
     Raises:
@@ -173,7 +175,7 @@ def declared_csv(
     names = [str(path) for path in paths]
 
     def read(own: Sequence[listing.DataFile]) -> Mapping[StoragePath, DataFrame]:
-        plan = CsvTable.of(spark, own, separator=separator, base=own[0].root, given=names)
+        plan = CsvTable.of(spark, own, encoding=encoding, separator=separator, base=own[0].root, given=names)
         return {own[0].path: plan.declared(spark, schema, null=null)}
 
     return _by_folders(files, read)

@@ -122,6 +122,13 @@ def test_files_are_read_as_tables_are(spark: "SparkSession", tmp_path: Path) -> 
     paths = str(tmp_path / "day=01")
     result = ingest_csv(spark, paths, tmp_path / "_one", schema="n string, town string")
     assert pq.read_table(list(result.files)).to_pylist() == [{"n": "1,5", "town": "a\r\nb"}, {"n": "-", "town": None}]
+    (tmp_path / "_towns").mkdir()
+    (tmp_path / "_towns" / "latin.csv").write_text("town\nZürich\n", encoding="latin-1")
+    latin = str(tmp_path / "_towns" / "latin.csv")
+    with pytest.raises(IngestError, match=r"latin\.csv has another encoding than UTF-8 .* ms\.ingest_csv: encoding="):
+        ingest_csv(spark, latin, tmp_path / "_latin", schema="town string")
+    result = ingest_csv(spark, latin, tmp_path / "_latin", schema="town string", encoding="windows-1252")
+    assert pq.read_table(list(result.files)).to_pylist() == [{"town": "Zürich"}]
     result = ingest_csv(
         spark, str(tmp_path), tmp_path / "_all", schema="day string, n string, town string", sort_by=["day", "town"]
     )
