@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import tempfile
