@@ -21,8 +21,8 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.quality.splits import SplitError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.spark_session.kinds import StoppedSessionError
 from mirrorspark.spark_session.start import SparkStartError
+from mirrorspark.spark_session.stopped import StoppedSessionError
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
 from mirrorspark.training.entry_points.estimator import TrainingEstimator
