@@ -250,8 +250,8 @@ class CsvTable:
 
     def _of_long_row(self, row: str) -> str:
         return (
-            f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}); quote cells "
-            f"that hold a separator, and name every column, in rows such as {row}"
+            f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}): quote cells "
+            f"that hold a separator, or give every column a name; such a row is {row}"
         )
 
     def _require_text(self, spark: SparkSession, columns: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mirrorspark.spark_session.connect import USE_CLASSIC
     from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, first_line, lack_of_memory, task_message
     from mirrorspark.spark_session.interfaces import DriverAddressError
-    from mirrorspark.spark_session.kinds import StoppedSessionError, on_running_session, require_running, session_of
+    from mirrorspark.spark_session.kinds import session_of
     from mirrorspark.spark_session.session import (
         MissingCapabilityError,
         NotPlainParquetError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         open_session,
         require_own_installation,
     )
+    from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session, require_running
     from mirrorspark.spark_session.task import (
         BarrierTask,
         archive_folder,
