@@ -9,6 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
+from mirrorspark.spark_session.interpreter import require_own_python
 from mirrorspark.spark_session.session import Session
 from mirrorspark.storage import terminal_text
 
@@ -21,10 +22,11 @@ class StoppedSessionError(ClearError, RuntimeError):
 
 
 def require_running(spark: SparkSession | None) -> None:
-    """Check that a session was not stopped, without a call to Spark.
+    """Check that a session was not stopped, and the Python that its tasks run.
 
     Raises:
-        StoppedSessionError: It was.
+        StoppedSessionError: It was stopped.
+        SparkStartError: The tasks run a Python without our packages.
     """
     context = getattr(spark, "sparkContext", None)
     if spark is None or (context is not None and getattr(context, "_jsc", context) is None):
@@ -32,6 +34,7 @@ def require_running(spark: SparkSession | None) -> None:
             "the Spark session was stopped; start another one (SparkSession.builder.getOrCreate()), and read "
             "the tables again with it: those of a stopped session are lost"
         )
+    require_own_python(context)
 
 
 def on_running_session(function: Callable[P, T]) -> Callable[P, T]:
@@ -58,10 +61,11 @@ def on_running_session(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def session_of(spark: SparkSession) -> Session:
-    """Return the capabilities of a session, without a call to Spark.
+    """Return the capabilities of a session.
 
     Raises:
         StoppedSessionError: The session was stopped.
+        SparkStartError: Its tasks run a Python without our packages.
     """
     require_running(spark)
     return ClassicSession(spark) if hasattr(spark, "sparkContext") else ConnectSession()
