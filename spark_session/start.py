@@ -17,7 +17,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session.errors import SESSION_ERRORS, SparkStartError
 from mirrorspark.spark_session.interpreter import is_on_this_machine, require_fit_choice, run_this_interpreter
 from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.silence import SILENT, quiet_launch, user_settings
+from mirrorspark.spark_session.silence import SILENT, hide_interrupts, quiet_launch, user_settings
 from mirrorspark.storage import terminal_text, without_credentials
 
 MINIMUM_JAVA = 17
@@ -128,6 +128,7 @@ def open_command_session(
 
 
 def _started(builder: Any, *, verbose: bool) -> SparkSession:
+    hide_interrupts()
     try:
         with nullcontext() if verbose else quiet_launch():
             session: SparkSession = builder.getOrCreate()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyspark
 import pytest
+from pyspark import java_gateway
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
@@ -209,6 +210,15 @@ def test_an_error_of_a_query_is_raised_and_not_printed_as_well(capfd: pytest.Cap
         pass
     logger.exception("no such column", errorClass="UNRESOLVED_COLUMN")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.process
+def test_java_does_not_outlive_an_interrupt_of_its_start() -> None:
+    launch = quiet_launch()
+    launch.__enter__()
+    started = java_gateway.Popen(["sleep", "60"])
+    launch.__exit__(KeyboardInterrupt)
+    assert started.poll() is not None
 
 
 def test_a_cluster_keeps_its_pages_memory_and_address(spark_conf: Path) -> None:
