@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         EXAMPLE_FILE,
         ConversionOptions,
         DatasetExistsError,
+        check_columns,
         convert,
         dataset_address,
         library_versions,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         convert_once,
         hashed_on_the_way,
         quoted,
-        require_columns,
     )
     from mirrorspark.data_pipelines.ingest import ingest_csv
     from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
@@ -53,6 +53,7 @@ __all__ = [
     "DatasetExistsError",
     "TableError",
     "any_table",
+    "check_columns",
     "check_tfrecords",
     "compile_inner_kernel",
     "compile_kernel",
@@ -73,7 +74,6 @@ __all__ = [
     "read_stored",
     "read_table",
     "read_tfrecords",
-    "require_columns",
     "suffix_of",
     "table_forms",
     "tables",

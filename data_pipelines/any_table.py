@@ -18,7 +18,7 @@ from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
 from mirrorspark.data_pipelines.stored_tables import TableError as TableError
 from mirrorspark.spark_session import on_running_session, require_running
-from mirrorspark.storage import Location, StoragePath
+from mirrorspark.storage import Location, StoragePath, lacking
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
@@ -128,7 +128,7 @@ def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
     names = table.columns if in_memory is None else in_memory.column_names
     missing = [name for name in columns if name not in names]
     if missing:
-        raise TableError(f"{what} lacks the columns {missing}; it has {list(names)}")
+        raise TableError(lacking(what, missing, names))
     return table.select(*map(quoted, columns)).toArrow() if in_memory is None else in_memory.select(list(columns))
 
 

@@ -62,7 +62,7 @@ from mirrorspark.data_pipelines.sources import MemorySource, Source, SparkSource
 from mirrorspark.data_pipelines.tfrecord import table_blocks
 from mirrorspark.pages import beside_the_result
 from mirrorspark.spark_session import SPARK_ERRORS, on_running_session, task_message
-from mirrorspark.storage import Location, StoragePath, clean
+from mirrorspark.storage import Location, StoragePath, clean, lacking
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
 EXAMPLE_FILE = "example.parquet"
@@ -177,7 +177,7 @@ def convert(
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
-    plans = _plans(table, spec, options)
+    plans = check_columns(table, spec, options.split_column)
     _check_items(items, spec)
     _check_embedder(embedder, spec, table)
     try:
@@ -190,7 +190,7 @@ def convert(
         if embedder is not None and isinstance(table, SparkSource):
             table, items, spec = _embedded(table.df, items, spec, embedder, path, progress=progress)
             if spec.embedded:  # Vectors have taken the place of texts and images.
-                plans = _plans(table, spec, options)
+                plans = check_columns(table, spec, options.split_column)
         conversion = _Conversion(job, spec, options, plans, items)
         with table.progress("convert") if progress else contextlib.nullcontext():
             files = conversion.write(table, clean(source or {}), reference, limits or Limits())
@@ -345,12 +345,25 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def _plans(table: Source, spec: FeatureSpec, options: ConversionOptions) -> raw_columns.ColumnPlans:
-    """Compare names and types before any task starts, and return the plans of the features."""
-    missing = [name for name in (*spec.columns, options.split_column) if name not in table.columns]
+def check_columns(
+    table: DataFrame | Source, spec: FeatureSpec, *others: str, what: str = "the table"
+) -> raw_columns.ColumnPlans:
+    """Compare a table's names and types with a spec, before any task starts, and return the plans of the features.
+
+    Args:
+        table: The table.
+        spec: The features.
+        others: Columns that the table must have, too.
+        what: Name of the table in a message.
+
+    Raises:
+        ColumnError: A column is missing, or has a type that its feature cannot take.
+        LabelError: The label has a wrong type.
+    """
+    missing = [name for name in (*spec.columns, *others) if name not in table.columns]
     if missing:
-        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
-    return block_format.check_columns(table.without_rows(spec.columns), spec)
+        raise raw_columns.ColumnError(lacking(what, missing, table.columns))
+    return block_format.check_columns(source_of(table).without_rows(spec.columns), spec)
 
 
 def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
@@ -363,10 +376,7 @@ def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
         )
     if items is None or spec.items is None:
         return
-    missing = [name for name in spec.items.columns if name not in items.columns]
-    if missing:
-        raise raw_columns.ColumnError(f"the table of items lacks the columns {missing}; it has {items.columns}")
-    block_format.check_columns(source_of(items).without_rows(spec.items.columns), spec.items)
+    check_columns(items, spec.items, what="the table of items")
 
 
 def _check_embedder(embedder: Embedder | None, spec: FeatureSpec, table: Source) -> None:

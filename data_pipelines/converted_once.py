@@ -17,10 +17,9 @@ from mirrorspark.data_pipelines.conversion import (
     dataset_address,
 )
 from mirrorspark.data_pipelines.dataset import is_published
-from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
+from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.sources import MemorySource
-from mirrorspark.storage import meant
 
 
 def convert_once(
@@ -73,14 +72,6 @@ def convert_once(
         except DatasetExistsError:  # An equal conversion has finished first.
             pass
     return Dataset.open(path)
-
-
-def require_columns(table: DataFrame | MemorySource, spec: FeatureSpec, *others: str) -> None:
-    """Raise ``ColumnError`` unless the table has the spec's columns and ``others``."""
-    missing = [column for column in (*spec.columns, *others) if column not in table.columns]
-    if missing:
-        hint = meant(missing[0], table.columns)
-        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}{hint}")
 
 
 def content_hash(table: DataFrame | MemorySource) -> str:

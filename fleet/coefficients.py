@@ -31,7 +31,7 @@ from mirrorspark.fleet.columns import (
     some,
 )
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.storage import lakes, read_text
+from mirrorspark.storage import lacking, lakes, read_text
 
 _TERMS = pa.schema([MODEL_FIELDS.field("model"), *TERM_FIELDS])
 # A CSV file has no lists: cut-points and columns are separated by spaces there.
@@ -229,7 +229,7 @@ def typed_table(table: pa.Table, schema: pa.Schema, what: str, needed: Sequence[
         FleetError: A column is missing or unknown, or has another type.
     """
     if missing := [name for name in needed if name not in table.column_names]:
-        raise FleetError(f"{what} lacks the columns {missing}; it has {table.column_names}")
+        raise FleetError(lacking(what, missing, table.column_names))
     if unknown := [name for name in table.column_names if name not in schema.names]:
         hint = raw_columns.meant(unknown[0], schema.names)
         raise FleetError(f"{what} has the column '{unknown[0]}', which no fleet has{hint}; it may have {schema.names}")

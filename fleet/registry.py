@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mirrorspark.fleet.fleet import Fleet
 
 _FOLDER = "fleet"
-_URI = re.compile(r"models:/+([^/@]+)(?:/(\d+)|@([^/@]+))/?")
+_URI = re.compile(r"models:/+([^/]+?)(?:/(\d+)|@([^/@]+))/?")
 
 
 def is_registered(location: str | os.PathLike[str]) -> bool:
@@ -60,7 +60,7 @@ def _registered(client: Any, fleet: "Fleet", name: str) -> str:
     """Upload the files that a fleet's version needs, and return the number of the version."""
     from mlflow.exceptions import MlflowException
 
-    from mirrorspark.callbacks.mlflow import metric_requests
+    from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
 
     try:
         client.create_registered_model(name)
@@ -68,7 +68,7 @@ def _registered(client: Any, fleet: "Fleet", name: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
+        versions = tracking_store.versions_of(client, name)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if versions:

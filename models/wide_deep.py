@@ -4,6 +4,7 @@ Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems". The p
 the deep part with AdaGrad; here one optimizer trains both.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ class Settings:
             check_positive("hidden_units", units)
         check_fraction("dropout", self.dropout)
         check_positive("cross_buckets", self.cross_buckets)
+        if len(set(self.crosses)) < len(self.crosses):
+            raise ModelSettingsError(f"model setting crosses names a pair twice: {list(self.crosses)}; name each once")
         for cross in self.crosses:
             if not isinstance(cross, str) or len(set(cross.split("*"))) < 2:
                 raise ModelSettingsError(
@@ -74,9 +77,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     wide = [concatenated_inputs(fitted, features, inputs, embedding_dim=1, prefix="wide_")]
     for cross in settings.crosses:
         pair = [inputs[name] for name in _crossed(cross, fitted.spec)]
-        weights = tf_keras.layers.Embedding(
-            settings.cross_buckets, 1, name=f"weights_{plain_name(cross.replace('*', '_x_'))}"
-        )
+        weights = tf_keras.layers.Embedding(settings.cross_buckets, 1, name=f"weights_{_plain_cross(cross)}")
         wide.append(weights(CrossedIds(settings.cross_buckets)(pair)))
     deep = concatenated_inputs(fitted, features, inputs, settings.embedding_dim, prefix="deep_")
     hidden = dense_stack(deep, settings.hidden_units, settings.dropout, seed)
@@ -94,6 +95,13 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
 def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the log-odds, float32 ``[batch, 1]``."""
     return model(inputs, training=False)
+
+
+def _plain_cross(cross: str) -> str:
+    """Return the name of a crossing in the graph, which no other one has."""
+    readable = cross.replace("*", "_x_")
+    # Names with "_x" or "x_" in them read like others': a*b_x_c and a_x_b*c.
+    return plain_name(readable if len(re.findall("(?=_x_)", readable)) == 1 else cross)
 
 
 def _crossed(cross: str, spec: FeatureSpec) -> tuple[str, str]:

@@ -10,7 +10,14 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.spark_session.ahead import SessionAhead
     from mirrorspark.spark_session.connect import USE_CLASSIC
-    from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, first_line, lack_of_memory, task_message
+    from mirrorspark.spark_session.errors import (
+        SESSION_ERRORS,
+        SPARK_ERRORS,
+        SparkStartError,
+        first_line,
+        lack_of_memory,
+        task_message,
+    )
     from mirrorspark.spark_session.interfaces import DriverAddressError
     from mirrorspark.spark_session.kinds import session_of
     from mirrorspark.spark_session.session import (
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
         MINIMUM_JAVA,
         MOST_LOCAL_SLOTS,
         AnotherSessionError,
-        SparkStartError,
         java_major_version,
         local_slots,
         open_command_session,

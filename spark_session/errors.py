@@ -5,7 +5,13 @@ import re
 from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
-from mirrorspark.storage import without_credentials
+from mirrorspark.clear_error import ClearError
+from mirrorspark.storage import terminal_text, without_credentials
+
+
+class SparkStartError(ClearError, RuntimeError):
+    """Spark that does not start, or not as tasks need it; the message has the reason and the remedy."""
+
 
 SPARK_ERRORS = (PySparkException, Py4JJavaError)
 """Errors of a query or a job. An error of Java for which PySpark has no class comes as it is."""
@@ -41,7 +47,12 @@ def task_message(error: Exception) -> str:
 
     If the JVM itself failed, this is its message and that of the cause, or else the first line of ``error``. If memory
     has run out, the message includes the remedy.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C has led to the error.
     """
+    if terminal_text.is_interrupt(error):
+        raise KeyboardInterrupt from error
     text = without_credentials(str(error))
     raised = [match.groups() for match in _PYTHON_ERROR.finditer(text) if not match[1].startswith("Py4J")]
     if raised:

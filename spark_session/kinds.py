@@ -9,10 +9,11 @@ from mirrorspark.spark_session.stopped import require_running
 
 
 def session_of(spark: SparkSession) -> Session:
-    """Return the capabilities of a session, without a call to Spark.
+    """Return the capabilities of a session.
 
     Raises:
         StoppedSessionError: The session was stopped.
+        SparkStartError: Its tasks run a Python without our packages.
     """
     require_running(spark)
     return ClassicSession(spark) if hasattr(spark, "sparkContext") else ConnectSession()

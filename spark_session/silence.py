@@ -5,12 +5,11 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyspark
-from pyspark import java_gateway
+from pyspark import SparkContext, java_gateway
 from pyspark.logger import PySparkLogger
 
 # PySpark's module that starts Java.
@@ -50,14 +49,22 @@ class quiet_launch:  # noqa: N801 - reads as a statement
 
     def __init__(self, target: int | None = None) -> None:
         """Take the file descriptor that gets the lines; by default they are lost."""
-        self._target = target
+        self._target = subprocess.DEVNULL if target is None else target
+        self._java: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> None:
         for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
             PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
-        # Only Java's: this process's own lines, and an error that ends it, may be written by another thread meanwhile.
-        target = subprocess.DEVNULL if self._target is None else self._target
-        _GATEWAY.Popen = partial(subprocess.Popen, stderr=target)
+        _GATEWAY.Popen = self._start
 
-    def __exit__(self, *_: object) -> None:
+    def _start(self, *arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        # Only Java's: this process's own lines, and an error that ends it, may be written by another thread meanwhile.
+        self._java = subprocess.Popen(*arguments, **options | {"stderr": self._target})
+        return self._java
+
+    def __exit__(self, error: object, *_: object) -> None:
         _GATEWAY.Popen = subprocess.Popen
+        # Ctrl-C while it starts: PySpark forgets it, and it would run for ever.
+        if error is not None and self._java is not None and SparkContext._gateway is None:
+            self._java.kill()
+            self._java.wait()

@@ -3,10 +3,10 @@
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.spark_session.errors import SESSION_ERRORS
+from mirrorspark.spark_session.errors import SESSION_ERRORS, SparkStartError
+from mirrorspark.spark_session.interpreter import is_on_this_machine, require_fit_choice, run_this_interpreter
 from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.silence import SILENT, quiet_launch, user_settings
-from mirrorspark.storage import without_credentials
+from mirrorspark.spark_session.silence import SILENT, hide_interrupts, quiet_launch, user_settings
+from mirrorspark.storage import terminal_text, without_credentials
 
 MINIMUM_JAVA = 17
 
@@ -58,10 +59,6 @@ _REMEDIES = (
 MOST_LOCAL_SLOTS = 4
 
 
-class SparkStartError(ClearError, RuntimeError):
-    """Spark that does not start; the message has the reason and the remedy."""
-
-
 class AnotherSessionError(ClearError, ValueError):
     """A cluster was asked for while a session on another one is active."""
 
@@ -95,9 +92,9 @@ def open_session(
             )
         return active
     target = master or f"local[{workers}]"
-    require_own_installation(is_local=_is_on_this_machine(target))
-    _run_this_interpreter()
-    if _is_on_this_machine(target):
+    require_own_installation(is_local=is_on_this_machine(target))
+    run_this_interpreter()
+    if is_on_this_machine(target):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = SparkSession.builder.appName(app_name).master(target)
     for name, value in session_settings(target, workers, verbose=verbose).items():
@@ -118,8 +115,8 @@ def open_command_session(
     Raises:
         SparkStartError: Spark does not start; the message has the reason that Java gives, and the remedy.
     """
-    require_own_installation(is_local=_is_on_this_machine(master or ""))
-    _run_this_interpreter()
+    require_own_installation(is_local=is_on_this_machine(master or ""))
+    run_this_interpreter()
     builder = SparkSession.builder.appName("mirrorspark scoring")
     builder = builder.master(master) if master else builder
     own = {**(settings or {}), **({} if verbose else SILENT)}
@@ -131,11 +128,14 @@ def open_command_session(
 
 
 def _started(builder: Any, *, verbose: bool) -> SparkSession:
+    hide_interrupts()
     try:
         with nullcontext() if verbose else quiet_launch():
             session: SparkSession = builder.getOrCreate()
             return session
     except (*SESSION_ERRORS, OSError) as error:
+        if terminal_text.is_interrupt(error):
+            raise KeyboardInterrupt from error
         raise SparkStartError(start_failure(error, lambda: _said_at_start(builder))) from error
 
 
@@ -182,7 +182,7 @@ def session_settings(target: str, workers: int, *, verbose: bool) -> Mapping[str
     }
     if not verbose:
         defaults |= SILENT
-    if _is_on_this_machine(target):
+    if is_on_this_machine(target):
         # A cluster's own pages are left to its operators.
         defaults |= {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.memory": "2g"}
     users = user_settings()
@@ -202,19 +202,19 @@ def java_major_version() -> int | None:
     return int(found[1]) if found else None
 
 
-def _run_this_interpreter() -> None:
-    """Have executors run this interpreter: a bare `python3` on their PATH has none of our packages."""
-    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
-        os.environ.setdefault(name, sys.executable)
-
-
 def require_own_installation(*, is_local: bool) -> None:
     """Check that the variables of the environment lead to this version of Spark and, on this machine, of Python.
 
     Raises:
-        SparkStartError: SPARK_HOME or PYSPARK_PYTHON leads to another version, or nowhere.
+        SparkStartError: SPARK_HOME, PYTHONPATH, PYSPARK_PYTHON or Spark's configuration leads to another version, or
+            nowhere.
     """
-    home, own = os.environ.get("SPARK_HOME"), pyspark.__version__
+    home, own, installed = os.environ.get("SPARK_HOME"), pyspark.__version__, version("pyspark")
+    if own.split(".")[:2] != installed.split(".")[:2]:
+        raise SparkStartError(
+            f"PYTHONPATH has PySpark {own} ({Path(pyspark.__file__).parent}) before the installed {installed}: take it "
+            f"out of PYTHONPATH"
+        )
     if home is not None:
         jars = [*Path(home).glob("jars/spark-core_*.jar")]
         # The jar's name has Scala's version, then Spark's, to which some vendors add theirs.
@@ -222,26 +222,6 @@ def require_own_installation(*, is_local: bool) -> None:
         if not Path(home).is_dir() or (jars and not found.startswith(f"Spark {'.'.join(own.split('.')[:2])}.")):
             what = found if Path(home).is_dir() else "not a folder"
             raise SparkStartError(f"SPARK_HOME is {home}, {what}, and this Python has PySpark {own}: unset SPARK_HOME")
-    python, version = os.environ.get("PYSPARK_PYTHON"), f"{sys.version_info.major}.{sys.version_info.minor}"
-    # Others are looked up where the tasks run.
-    if is_local and python is not None and Path(python).is_absolute() and Path(python) != Path(sys.executable):
-        said = _version_of(python)
-        if said != version:
-            raise SparkStartError(
-                f"PYSPARK_PYTHON is {python}, {f'Python {said}' if said else 'which does not start as a Python'}, and "
-                f"this one is Python {version} ({sys.executable}): unset PYSPARK_PYTHON"
-            )
-
-
-def _version_of(python: str) -> str:
-    code = "import sys; print(f'{sys.version_info.major}.{sys.version_info.minor}')"
-    with suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(
-            [python, "-c", code], capture_output=True, text=True, timeout=30, check=False
-        ).stdout.strip()
-    return ""
-
-
-def _is_on_this_machine(master: str) -> bool:
-    # local-cluster[...], too: its executors are processes of this machine.
-    return master.startswith("local")
+    # Elsewhere it is looked up where the tasks run.
+    if is_local:
+        require_fit_choice()

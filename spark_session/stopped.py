@@ -20,10 +20,11 @@ class StoppedSessionError(ClearError, RuntimeError):
 
 
 def require_running(spark: "SparkSession | None") -> None:
-    """Check that a session was not stopped, without a call to Spark.
+    """Check that a session was not stopped, and the Python that its tasks run.
 
     Raises:
-        StoppedSessionError: It was.
+        StoppedSessionError: It was stopped.
+        SparkStartError: The tasks run a Python without our packages.
     """
     context = getattr(spark, "sparkContext", None)
     is_stopped_client = getattr(spark, "is_stopped", False) is True  # of Spark Connect
@@ -32,6 +33,10 @@ def require_running(spark: "SparkSession | None") -> None:
             "the Spark session was stopped; start another one (SparkSession.builder.getOrCreate()), and read "
             "the tables again with it: those of a stopped session are lost"
         )
+    if context is not None:
+        from mirrorspark.spark_session.interpreter import require_own_python
+
+        require_own_python(context)
 
 
 def on_running_session(function: Callable[P, T]) -> Callable[P, T]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         renewed,
         running_seconds,
     )
-    from mirrorspark.storage.near_names import each_meant, likely_meant, meant, nearest
+    from mirrorspark.storage.near_names import each_meant, lacking, likely_meant, meant, nearest
     from mirrorspark.storage.paths import (
         Location,
         StorageError,
@@ -72,6 +72,7 @@ __all__ = [
     "hadoop_uri",
     "host_cache",
     "is_secret_name",
+    "lacking",
     "lakes",
     "leads_out",
     "likely_meant",

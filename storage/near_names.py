@@ -36,6 +36,13 @@ def each_meant(names: Sequence[str], known: Iterable[str]) -> str:
     return f"{listed} and {left} more" if left > 0 else listed
 
 
+def lacking(what: str, missing: Sequence[str], known: Iterable[str]) -> str:
+    """Return the message that ``what`` lacks columns: the missing ones, those that it has, and what was meant."""
+    names = list(known)
+    hints = "".join(meant(name, names) for name in missing[:_LISTED])
+    return f"{what} lacks the columns {list(missing)}; it has {names}{hints}"
+
+
 def likely_meant(unknown: Iterable[str], known: Iterable[str], otherwise: str) -> str:
     """Return the question if the known names closest to the unknown ones were meant; ``otherwise`` if none is near."""
     names = list(known)

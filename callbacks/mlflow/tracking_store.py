@@ -227,6 +227,14 @@ def default_store() -> str | None:
     )
 
 
+def versions_of(client: Any, name: str) -> list[Any]:
+    """Return the versions of a registered model in a client's registry, the first one first."""
+    # MLflow's filter has no escapes; LIKE takes any character for an underscore. Unity Catalog knows "=" alone.
+    pattern = re.sub(r"['\"\\]", "_", name)
+    found = client.search_model_versions(f"name {'=' if pattern == name else 'LIKE'} '{pattern}'")
+    return sorted((version for version in found if version.name == name), key=lambda version: int(version.version))
+
+
 def lookup_address(tracking_uri: str | None) -> str:
     """Return the address of the store in which a model is looked up: ``tracking_uri``, or the default one.
 

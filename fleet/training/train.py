@@ -34,6 +34,7 @@ from mirrorspark.training.configuration import (
 )
 from mirrorspark.training.entry_points import (
     Launched,
+    check_session,
     run_train_fn,
 )
 from mirrorspark.training.protocol import Elastic, parse_workers
@@ -129,6 +130,7 @@ def train_fleet(
     settings = StackSettings(layers, activation, epochs, patience, learning_rate, global_batch_size, seed)
     _check_workers(1 if workers is None else workers, global_batch_size)
     declared = declared_models(models, link=link, penalty=penalty)
+    check_session(spark or SparkSession.getActiveSession(), workers)
     spark = spark or open_session(None, workers or MOST_LOCAL_SLOTS, verbose=verbose)
     view = LiveView(epochs=0)
     with view.stage("check", spark=spark) as stage:

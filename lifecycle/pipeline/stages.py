@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.storage import one_line
+from mirrorspark.storage import one_line, terminal_text
 
 State = Literal["running", "passed", "failed"]
 # A date that is run again from here is begun anew, for example with other data or settings.
@@ -103,6 +103,7 @@ def run_stages(
 
     Raises:
         StageFailedError: A stage has failed; it is recorded, and none after it has begun.
+        KeyboardInterrupt: Ctrl-C has ended a stage, which is recorded, too.
         OSError: ``save`` cannot keep the records.
     """
     records = dict(records)
@@ -122,6 +123,9 @@ def run_stages(
             facts = stage.work({name: record.facts for name, record in records.items() if record.state == "passed"})
             problems = list(stage.check(facts))
         except Exception as error:
+            if terminal_text.is_interrupt(error):
+                keep(replace(begun, state="failed", problem="it was interrupted (KeyboardInterrupt)"))
+                raise KeyboardInterrupt from error
             problem = one_line(error)
             keep(replace(begun, state="failed", facts=facts, problem=problem))
             again_from = error.again_from if isinstance(error, OutdatedError) else None

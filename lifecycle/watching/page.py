@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -11,7 +10,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
 
-from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
+from mirrorspark.data_pipelines.features import plain_name
 from mirrorspark.lifecycle.watching.drift import ColumnDrift
 from mirrorspark.lifecycle.watching.live import ExpectedMetrics, LiveWindow
 from mirrorspark.lifecycle.watching.watcher import WindowDrift
@@ -112,17 +112,18 @@ def metrics_of(windows: Sequence[WindowDrift], live: Sequence[LiveWindow], now: 
     for window in windows:
         step = int((window.start or now).timestamp())
         metrics.append(Metric("drift.alarms", float(len(window.alarms)), at, step))
-        metrics += [Metric(f"drift.psi.{_named(one.column)}", one.psi, at, step) for one in window.columns]
+        metrics += [Metric(_metric_name("drift.psi", one.column), one.psi, at, step) for one in window.columns]
     for quality in live:
         values = {name: one.value for name, one in quality.metrics.items() if math.isfinite(one.value)}
         step = int(quality.start.timestamp())
-        metrics += [Metric(f"live.{name}", value, at, step) for name, value in values.items()]
+        metrics += [Metric(_metric_name("live", name), value, at, step) for name, value in values.items()]
     return metrics
 
 
-def _named(column: str) -> str:
-    """Return a column's name with the characters that MLflow takes."""
-    return re.sub(r"[^\w./ -]", "_", column, flags=re.ASCII)
+def _metric_name(group: str, name: str) -> str:
+    """Return the name of a metric that MLflow takes, and that no other column or measure has."""
+    full = f"{group}.{name}"
+    return full if metric_requests.metric_name(full) == full else f"{group}.{plain_name(name)}"
 
 
 def _tiles(windows: Sequence[WindowDrift], live: Sequence[LiveWindow]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from mirrorspark.data_pipelines.features import Encoder, kinds, raw_columns
 from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.input.decoding import Decoder
-from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors, as_trained, trained_types
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors, as_trained, trained_types, without_nothing
 from mirrorspark.scoring.output import bad_row_errors
 
 # Limit for the decoded or padded arrays of a call. They take many times the bytes of the table, and the model needs as
@@ -69,14 +69,14 @@ class FeatureFeed:
 
     def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield ids and numbers. Lists are padded to the longest one; a part has one row or at most 64 MB of them."""
-        table = as_trained(table, self._types)
+        table = as_trained(without_nothing(table, self._features), self._types)
         embedded = self._encoders.embedded(table)
         return self._encoder.padded_parts(embedded, self._features, rows, self._any_length, CALL_BYTES)
 
     def row_errors(self, batch: pa.RecordBatch, *, first: bool) -> RowErrors:
         """Return the rows that cannot be encoded, found by bisection because an error does not name its row."""
         # Each text and image once, however often its row is examined.
-        batch, errors = self._encoders.examined(batch)
+        batch, errors = self._encoders.examined(without_nothing(batch, self._features))
         self._check(batch.slice(0, 0))
         return dict(sorted({**bad_row_errors(batch, self._check, first=first), **errors}.items()))
 

@@ -68,7 +68,8 @@ class FeatureInputs:
                 family than in training.
         """
         _check_present(self._wanted(frozenset(schema.names)), schema.names)
-        no_rows = as_trained(schema.empty_table(), trained_types(self.features, self.column_types))
+        no_rows = without_nothing(schema.empty_table(), self.features)
+        no_rows = as_trained(no_rows, trained_types(self.features, self.column_types))
         for feature in self.features:
             raw_columns.raw_column(no_rows, feature)
         check_token_families(no_rows.schema, self.features, self.column_types)
@@ -101,6 +102,24 @@ def trained_types(features: Sequence[kinds.Feature], column_types: Mapping[str, 
         if family in _RESTORED
     }
     return {name: pa.list_(kind) if forms[name] == "tokens" else kind for name, kind in plain.items()}
+
+
+def without_nothing(table: _Rows, features: Sequence[kinds.Feature]) -> _Rows:
+    """Return a table in which columns of floats without any value have no type, unless their feature takes numbers.
+
+    pandas, and SQL over its files, have such a column for texts, dates and lists of which all are missing.
+    """
+    for name in dict.fromkeys(name for one in features for name in one.columns if one.raw.get(name) != "number"):
+        place = table.schema.get_field_index(name)
+        if place >= 0 and _is_nothing(table.column(place)):
+            table = table.set_column(place, name, pa.nulls(table.num_rows))
+    return table
+
+
+def _is_nothing(column: pa.Array | pa.ChunkedArray) -> bool:
+    if not pa.types.is_floating(column.type):
+        return False
+    return bool(pc.all(pc.is_null(column, nan_is_null=True), min_count=0).as_py())
 
 
 def as_trained(table: _Rows, types: Mapping[str, pa.DataType]) -> _Rows:
@@ -279,6 +298,8 @@ class Column:
 
     def _column(self, table: pa.Table | pa.RecordBatch) -> pa.Array:
         column = raw_columns.plain_column(table, self.name)
+        if not self._fits(column.type) and _is_nothing(column):
+            return pa.nulls(len(column))
         known = pa.list_(self._kind.arrow) if self.is_array else self._kind.arrow
         if not self._fits(column.type) and self.decode is None:
             column = raw_columns.restored_column(self.name, column, known)

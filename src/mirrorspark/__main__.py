@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from mirrorspark.storage import likely_meant, terminal_text
+from mirrorspark.clear_error import ClearError
+from mirrorspark.storage import likely_meant, terminal_text, without_credentials
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 _HELP = ("-h", "--help")
@@ -59,10 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = import_module(COMMANDS[name].module).main(rest)
     except BaseException as error:
-        if not terminal_text.is_interrupt(error):
+        if terminal_text.is_interrupt(error):
+            print("mirrorspark: interrupted", file=sys.stderr)
+            return terminal_text.EXIT_INTERRUPTED
+        if not isinstance(error, ClearError):
             raise
-        print("mirrorspark: interrupted", file=sys.stderr)
-        return terminal_text.EXIT_INTERRUPTED
+        line = without_credentials(f"mirrorspark: {error}")
+        print(terminal_text.for_stream(line, sys.stderr), file=sys.stderr)
+        return EXIT_FAILED
     return status
 
 

@@ -48,6 +48,10 @@ class ClearError(Exception):
             return [*view.structured_traceback(type(self), self, callers), _FOLDED]
 
 
+class OtherPySparkError(ClearError, ImportError):
+    """Another PySpark is imported in the place of the installed one."""
+
+
 def _callers(stack: TracebackType | None) -> TracebackType | None:
     """Return the frames before the first one of this package; None if it has none, or nothing called it."""
     frames: list[TracebackType] = []

@@ -29,12 +29,31 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]
-        with quiet_tensorflow():
-            value = import_module(f"{package}.{name}") if home == package else getattr(import_module(home), name)
+        try:
+            with quiet_tensorflow():
+                value = import_module(f"{package}.{name}") if home == package else getattr(import_module(home), name)
+        except ImportError as error:
+            _require_own_pyspark(error)
+            raise
         namespace[name] = value
         return value
 
     return get, lambda: sorted({*namespace, *homes})
+
+
+def _require_own_pyspark(error: ImportError) -> None:
+    """Raise the reason of an import that fails because another PySpark than the installed one comes first."""
+    found, name = sys.modules.get("pyspark"), error.name or ""
+    if found is None or name.partition(".")[0] != "pyspark":
+        return
+    from mirrorspark.clear_error import OtherPySparkError  # importing the package loads nothing
+
+    if not isinstance(error, OtherPySparkError):
+        raise OtherPySparkError(
+            f"PySpark {getattr(found, '__version__', '')} at {found.__path__[0]} has no {name}, and comes before the "
+            f"installed one: take it out of PYTHONPATH",
+            name=name,
+        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.any_table import read_table
@@ -56,3 +57,19 @@ def test_gaps_of_pandas_have_the_scores_of_nulls(spark: "SparkSession", tmp_path
     model = export_types(tmp_path / "model")
     found = way(spark, FORMS[form](TYPES), model, tmp_path).sort_values("id")["score"]
     np.testing.assert_allclose(found, np.asarray(LoadedModel(model).score(TYPES)["score"]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", [of_table, of_files, of_sql, of_stream])
+def test_columns_without_any_value_are_missing_whatever_their_type(
+    spark: "SparkSession", tmp_path: Path, way: Way
+) -> None:
+    model = export_types(tmp_path / "model")
+    empty = dict.fromkeys(("shop", "size", "member", "joined", "day", "codes", "store"))
+    frame = FORMS["floats"](TYPES).assign(**empty)
+    # As pandas writes them to Parquet: of no type, or of floats.
+    frame = frame.astype(dict.fromkeys(("size", "member", "joined", "codes"), float))
+    found = way(spark, frame, model, tmp_path).sort_values("id")["score"]
+    nulls = TYPES
+    for name in empty:
+        nulls = nulls.set_column(nulls.column_names.index(name), name, pa.nulls(len(TYPES)))
+    np.testing.assert_allclose(found, np.asarray(LoadedModel(model).score(nulls)["score"]), rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ import pytest
 import mirrorspark as ms
 from mirrorspark import __main__ as program
 from mirrorspark.__main__ import COMMANDS, main
+from mirrorspark.spark_session.errors import SparkStartError
 
 
 def test_a_command_gets_the_arguments_behind_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,15 +29,25 @@ def test_a_command_gets_the_arguments_behind_its_name(monkeypatch: pytest.Monkey
     assert called == [("mirrorspark.training.entry_points.runs", ["list", "--json"]), ("mirrorspark.training.run", [])]
 
 
-def test_an_interrupted_command_is_one_line_and_status_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (KeyboardInterrupt(), "interrupted", 130),
+        (SparkStartError("Spark does not start:\nat sqlite://me:word@host"), "Spark does not start: at ", 1),
+    ],
+)
+def test_an_interrupt_or_an_error_with_its_remedy_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, line: str, status: int
 ) -> None:
-    def interrupted(_: object) -> int:
-        raise KeyboardInterrupt
+    def failing(_: object) -> int:
+        raise error
 
-    monkeypatch.setattr(program, "import_module", lambda _: SimpleNamespace(main=interrupted))
-    assert main(["score"]) == 130
-    assert capsys.readouterr().err == "mirrorspark: interrupted\n"
+    monkeypatch.setattr(program, "import_module", lambda _: SimpleNamespace(main=failing))
+    assert main(["score"]) == status
+    said = capsys.readouterr().err
+    assert said.startswith(f"mirrorspark: {line}")
+    assert said.count("\n") == 1
+    assert "word" not in said
 
 
 def test_a_failed_command_ends_in_an_exception_for_whoever_calls_the_entry_point(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from mirrorspark.training.entry_points.early_checks import check_session
     from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
     from mirrorspark.training.entry_points.fit_table import (
         default_config,
@@ -21,6 +22,7 @@ __all__ = [
     "Launched",
     "TrainedModel",
     "TrainingEstimator",
+    "check_session",
     "default_config",
     "default_spec",
     "duration",

@@ -16,7 +16,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import FloatType, StructField
 
-from mirrorspark.data_pipelines import ConversionOptions, convert_once, quoted, require_columns
+from mirrorspark.data_pipelines import ConversionOptions, check_columns, convert_once, quoted
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, random_split
 from mirrorspark.data_pipelines.reading import Dataset
@@ -315,7 +315,7 @@ class TrainingEstimator(
             shards=self.getOrDefault("shards"),
             accept_errors=self.getOrDefault("accept_data_errors"),
         )
-        require_columns(table, spec)
+        check_columns(table, spec)
         if options.split_column not in table.columns:
             shares = self.getOrDefault("split_shares")
             table = random_split(table, spec.keys, shares=shares, seed=config.seed, split_column=options.split_column)

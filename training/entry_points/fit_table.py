@@ -173,7 +173,7 @@ def fit(
     session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
     early_checks.check_session(session.known, workers)
     # These imports take seconds, by which the errors above would be late.
-    from mirrorspark.data_pipelines import ConversionOptions, convert_once, require_columns
+    from mirrorspark.data_pipelines import ConversionOptions, check_columns, convert_once
     from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
     view = LiveView(epochs=1)
@@ -200,7 +200,7 @@ def fit(
     if not first_config.is_fitted:
         session.then(partial(get_workers_ready, first_config))
     with view.stage("convert", spark=session.known) as stage:
-        require_columns(rows, spec)
+        check_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
         options = ConversionOptions(accept_errors=accept_data_errors)
         folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"

@@ -12,16 +12,16 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines import (
     DatasetExistsError,
+    check_columns,
     content_hash,
     convert,
     dataset_address,
     quoted,
     read_profile,
-    require_columns,
     tables,
 )
 from mirrorspark.data_pipelines.dataset import DatasetError, is_published
-from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.features import labels, raw_columns
 from mirrorspark.data_pipelines.quality import DatasetProfile, without_null_labels
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.embedding import Embedder
@@ -84,7 +84,7 @@ class SourceTables:
         """Return the table that the recipe's query builds from the source tables.
 
         Raises:
-            ConfigError: A table cannot be read, the query cannot be run, or the table lacks a column.
+            ConfigError: A table cannot be read, the query cannot be run, or a column is missing or has a wrong type.
         """
         return _table(spark, config, self.files)
 
@@ -92,10 +92,13 @@ class SourceTables:
         """Return the table of items, from the source tables that :meth:`table` has registered; None without items.
 
         Raises:
-            ConfigError: The query cannot be run.
+            ConfigError: The query cannot be run, or a column is missing or has a wrong type.
         """
         with _as_bad_usage():
-            return tables.query(spark, config.items["sql"], "the sql of items") if config.items else None
+            items = tables.query(spark, config.items["sql"], "the sql of items") if config.items else None
+            if items is not None and config.spec.items is not None:
+                check_columns(items, config.spec.items, what="the table of items")
+            return items
 
     def dataset(self, table: DataFrame, config: RunConfig) -> tuple[Dataset, bool]:
         """Return the dataset and True if it existed already; convert ``table`` otherwise."""
@@ -164,7 +167,7 @@ def _table(spark: SparkSession, config: RunConfig, files: Mapping[str, Location]
     with _as_bad_usage():
         tables.register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
         table = tables.query(spark, config.sql, SQL_FILE)
-        require_columns(table, config.spec, config.conversion.split_column)
+        check_columns(table, config.spec, config.conversion.split_column)
         return without_null_labels(table, config.spec.label) if config.null_labels == "drop" else table
 
 
@@ -173,5 +176,11 @@ def _as_bad_usage() -> Iterator[None]:
     """Make errors of the given data and of the recipe's query those of a wrong command."""
     try:
         yield
-    except (tables.SourceError, lakes.LakeTableError, DatasetError, raw_columns.ColumnError) as error:
+    except (
+        tables.SourceError,
+        lakes.LakeTableError,
+        DatasetError,
+        raw_columns.ColumnError,
+        labels.LabelError,
+    ) as error:
         raise ConfigError(str(error)) from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mirrorspark.storage import terminal_text
 from mirrorspark.training.driver import Supervisor, TrainingStoppedError, on_stop_signals
 from mirrorspark.training.protocol import AttemptPlan
 from mirrorspark.training.protocol.messages import Event
@@ -142,7 +143,7 @@ def open_run(
             yield run
             held.require_own()
         except BaseException as error:
-            is_stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
+            is_stopped = isinstance(error, TrainingStoppedError) or terminal_text.is_interrupt(error)
             leave(held, tracked, "stopped" if is_stopped else "failed")
             raise
         run.replay = tracked.finish("FINISHED")

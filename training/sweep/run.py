@@ -15,7 +15,7 @@ import optuna
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.pages import beside_the_result
-from mirrorspark.storage import one_line, without_credentials
+from mirrorspark.storage import one_line, terminal_text, without_credentials
 from mirrorspark.training.configuration import ConfigError
 from mirrorspark.training.driver import on_stop_signals
 from mirrorspark.training.run_records import RunFolder, leave, run_state, runs_of_identity
@@ -132,7 +132,7 @@ def _parent_run(engine: "SparkEngine", folder: RunFolder, study: optuna.Study) -
         folder.save_state("running", tracked.run_id)
         yield tracked
     except BaseException as error:
-        is_stopped = isinstance(error, SweepStoppedError | KeyboardInterrupt)
+        is_stopped = isinstance(error, SweepStoppedError) or terminal_text.is_interrupt(error)
         leave(folder, tracked, "stopped" if is_stopped else "failed")
         raise
 

@@ -323,7 +323,7 @@ def _existing(client: "MlflowClient", name: str) -> str:
         known = f"use one of {shown}{others}" if models else f"no model is registered there; {_ELSEWHERE}"
         registry = without_credentials(client.tracking_uri)
         return f"the registry at {registry} has no model '{name}'{meant(name, models)}: {known}"
-    versions = sorted(int(version.version) for version in client.search_model_versions(f"name = '{name}'"))
+    versions = [int(version.version) for version in tracking_store.versions_of(client, name)]
     aliases = sorted(registered.aliases)
     return f"'{name}' has the versions {versions[-_NAMES_IN_MESSAGE:]} and the aliases {aliases}: use one of them"
 

@@ -1,5 +1,6 @@
 """M1: a fleet is a registered model of MLflow, of which a new version uploads only the models that are new."""
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.registry import fetch_fleet, register_fleet
 from mirrorspark.fleet.runs.failures import CheckedFleet
-from mirrorspark.scoring.model.stored.uri import ModelStoreError
+from mirrorspark.scoring.model.stored.pinned import ModelNotFoundError
+from mirrorspark.scoring.model.stored.uri import ModelStoreError, resolve
 from mirrorspark.training.configuration.fields import ConfigError
 from tests.unit.mlflow_stores import new_store
 
@@ -29,6 +31,18 @@ def many(models: int, first: int = 0, coefficient: float = 1.0) -> Fleet:
 def test_a_name_that_no_registry_takes_is_refused_first(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^registered_model '[^\n]*$"):
         register_fleet(many(1), name)
+
+
+def test_a_fleet_may_have_any_name_that_the_registry_takes(tmp_path: Path) -> None:
+    store, names = new_store(tmp_path), ["it's", 'a "b"', "'\\'", "a?b#c", "a@b", "x' OR name = 'y"]
+    register_fleet(many(1), "it_s", tracking_uri=store)
+    for name in names:
+        assert register_fleet(many(1), name, tracking_uri=store) == f"models:/{name}/1"
+        assert register_fleet(many(2), name, tracking_uri=store) == f"models:/{name}/2"
+        (tmp_path / name).mkdir()
+        fetch_fleet(f"models:/{name}/2", tmp_path / name, store)
+        with pytest.raises(ModelNotFoundError, match=re.escape(f"'{name}' has the versions [1, 2]")):
+            resolve(f"models:/{name}/3", store)
 
 
 def test_a_new_version_uploads_ten_models_and_every_version_can_be_loaded(

@@ -86,7 +86,7 @@ def test_stages_run_in_order_and_see_the_facts_of_those_before(clock: Any) -> No
 
 
 @pytest.mark.parametrize("stage", NAMES)
-@pytest.mark.parametrize("where", ["work", "check", "interrupt"])
+@pytest.mark.parametrize("where", ["work", "check", "interrupt", "interrupted call"])
 def test_a_fault_in_any_stage_stops_there_and_the_same_command_goes_on_from_it(
     stage: str, where: str, clock: Any
 ) -> None:
@@ -94,13 +94,17 @@ def test_a_fault_in_any_stage_stops_there_and_the_same_command_goes_on_from_it(
     if where == "check":
         world.problems[stage] = ["0 rows; expected 5", "no label"]
     else:
-        world.error[stage] = ValueError("disk is\nfull") if where == "work" else KeyboardInterrupt()
+        of_call = ConnectionError("py4j")
+        of_call.__context__ = KeyboardInterrupt()
+        errors = {"work": ValueError("disk is\nfull"), "interrupt": KeyboardInterrupt(), "interrupted call": of_call}
+        world.error[stage] = errors[where]
 
     def save(records: Records) -> None:
         kept.clear()
         kept.update(records)
 
-    raised: type[BaseException] = KeyboardInterrupt if where == "interrupt" else StageFailedError
+    is_interrupt = where.startswith("interrupt")
+    raised: type[BaseException] = KeyboardInterrupt if is_interrupt else StageFailedError
     with pytest.raises(raised) as failure:
         run_stages(world.stages(), {}, save, clock=clock)
 
@@ -108,9 +112,10 @@ def test_a_fault_in_any_stage_stops_there_and_the_same_command_goes_on_from_it(
         "work": "disk is full",
         "check": "0 rows; expected 5; no label",
         "interrupt": "it was interrupted (KeyboardInterrupt)",
+        "interrupted call": "it was interrupted (KeyboardInterrupt)",
     }
     assert kept[stage].problem == expected[where]
-    if where != "interrupt":
+    if not is_interrupt:
         assert str(failure.value) == f"stage '{stage}' has failed: {expected[where]}"
     assert list(kept) == list(NAMES[: NAMES.index(stage) + 1]), "no later stage has begun"
     world.error.clear(), world.problems.clear(), world.done.clear()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from mlflow.utils.validation import _validate_metric
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp
 
@@ -158,6 +159,31 @@ def test_hours_have_steps_of_their_own_and_what_is_logged_again_is_the_latest() 
         assert first.timestamp < second.timestamp
     page = watch_page(windows, live, title="buyers")
     assert all(text in page for text in ("<td>2026-01-05</td>", "<td>2026-01-05 01:00</td>"))
+
+
+def test_columns_of_any_name_have_metrics_of_their_own_that_mlflow_takes() -> None:
+    (drift, *_) = week(200)
+    names = [
+        "\u5e74\u9f62",
+        "\u6027\u5225",
+        "a@b",
+        "a#b",
+        "a//b",
+        "../b",
+        "a:b",
+        "\U0001f3ac",
+        "x" * 300,
+        "x" * 301,
+        "a.b c/d",
+    ]
+    live = LiveWindow(START, 10, 10, {f"auc_{name}": MetricEstimate(0.7) for name in names}, ())
+    drifts = tuple(replace(drift, column=name) for name in names)
+    keys = [metric.key for metric in metrics_of([WindowDrift(START, drifts)], [live], START)]
+    assert len(set(keys)) == len(keys) == 1 + 2 * len(names)
+    for key in keys:
+        _validate_metric(key, 0.5, 1, 1)
+    page = watch_page([WindowDrift(START, (replace(drift, column="<b>\u5e74&"),))], [live], title="buyers")
+    assert "&lt;b&gt;\u5e74&amp;" in page
 
 
 def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:

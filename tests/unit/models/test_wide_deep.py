@@ -13,6 +13,7 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.layers.input import CrossedIds
 from mirrorspark.models.settings import ModelSettingsError
+from tests.unit.models.conftest import vocabulary
 
 
 def inputs(rows: int, seed: int) -> dict[str, tf.Tensor]:
@@ -78,5 +79,16 @@ def test_a_crossing_of_what_is_no_single_id_is_refused(flight_features: FittedFe
 def test_a_crossed_name_may_have_an_asterisk() -> None:
     spec = FeatureSpec((Categorical("x*y"), Categorical("z")), Label("late"), ("id",))
     wide_deep.check_features(wide_deep.Settings(crosses=("x*y*z", "z*x*y")), spec)
+
+
+def test_every_crossing_has_a_layer_of_its_own_whatever_its_names() -> None:
+    crosses = ("a*b_x_c", "a_x_b*c", "a_x*b", "a*x_b", "城*b b", "城*b.b", "a*b", "b*a")
+    names = sorted({name for cross in crosses for name in cross.split("*")})
+    spec = FeatureSpec(tuple(map(Categorical, names)), Label("late"), ("id",))
+    fitted = FittedFeatures(spec, {name: vocabulary(["u", "v"]) for name in names}, {})
+    model = wide_deep.build(wide_deep.Settings(crosses=crosses, cross_buckets=5), fitted, seed=1)
+    assert len({one.name for one in model.layers if one.name.startswith("weights_")}) == len(crosses)
+    with pytest.raises(ModelSettingsError, match=r"names a pair twice: \['a\*b', 'a\*b'\]"):
+        wide_deep.Settings(crosses=("a*b", "a*b"))
     with pytest.raises(ModelSettingsError, match=r"has 'x\*z', but 'x' is not a feature of one id per row"):
         wide_deep.check_features(wide_deep.Settings(crosses=("x*z",)), spec)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -48,17 +48,29 @@ from mirrorspark.serving.model import ServedModel
 
 K = 5
 GENRES = ("war", "noir", "jazz")
-ITEMS = FeatureSpec.of_items(
-    "sku",
-    [MultiValued("genres", max_length=2), Numeric("year"), MultiValued("like", max_length=2, vocabulary_of="sku")],
-)
-SPEC = FeatureSpec(
-    (Categorical("user"), MultiValued("history", max_length=3, vocabulary_of="movie"), Categorical("movie")),
-    Label("movie", "candidate", rating="stars"),
-    ("user",),
-    exclude="seen",
-    items=ITEMS,
-)
+ODD_NAMES = {
+    **{"user": "u ser", "history": "a.b", "movie": "\u6620\u753b", "seen": "is/seen"},
+    **{"sku": "s.k u", "genres": "\u7a2e\u985e", "year": "ann\u00e9e 'a'", "like": "\U0001f3ac"},
+}
+
+
+def plain(name: str) -> str:
+    return name
+
+
+def spec_of(named: Callable[[str], str] = plain) -> FeatureSpec:
+    genres, like = (MultiValued(named("genres"), max_length=2), named("like"))
+    items = [genres, Numeric(named("year")), MultiValued(like, max_length=2, vocabulary_of=named("sku"))]
+    history = MultiValued(named("history"), max_length=3, vocabulary_of=named("movie"))
+    return FeatureSpec(
+        (Categorical(named("user")), history, Categorical(named("movie"))),
+        Label(named("movie"), "candidate", rating="stars"),
+        (named("user"),),
+        exclude=named("seen"),
+        items=FeatureSpec.of_items(named("sku"), items),
+    )
+
+
 ROWS = pa.table(
     {
         "user": ["u0", "u1", "nobody"],
@@ -82,17 +94,20 @@ def vocabulary(*tokens: str) -> Vocabulary:
     return Vocabulary(pa.array(tokens), pa.array(range(len(tokens), 0, -1), pa.int64()))
 
 
-def fitted_to(items: pa.Table) -> FittedFeatures:
+def fitted_to(items: pa.Table, named: Callable[[str], str] = plain) -> FittedFeatures:
     """Return features of which m0 to m29 were watched; the tables of items add others."""
+    spec = spec_of(named)
+    assert spec.items is not None
     of_items = FittedFeatures(
-        ITEMS,
-        {"sku": vocabulary("m0"), "genres": vocabulary(*GENRES)},
-        {"year": NumericStatistics(2000.0, 10.0, 1980.0, 2020.0, 30)},
-        column_types={"sku": "string", "genres": "list<element: string>", "year": "double"},
+        spec.items,
+        {named("sku"): vocabulary("m0"), named("genres"): vocabulary(*GENRES)},
+        {named("year"): NumericStatistics(2000.0, 10.0, 1980.0, 2020.0, 30)},
+        column_types={named("sku"): "string", named("genres"): "list<element: string>", named("year"): "double"},
     )
     watched = vocabulary(*(f"m{n}" for n in range(30)))
     stars = {"stars": NumericStatistics(3.5, 1.0, 0.5, 5.0, 30)}
-    return with_items(FittedFeatures(SPEC, {"user": vocabulary("u0", "u1"), "movie": watched}, stars), of_items, items)
+    vocabularies = {named("user"): vocabulary("u0", "u1"), named("movie"): watched}
+    return with_items(FittedFeatures(spec, vocabularies, stars), of_items, items)
 
 
 def export(folder: Path, model: Any, fitted: FittedFeatures, sample: np.ndarray) -> Path:
@@ -117,18 +132,24 @@ def export(folder: Path, model: Any, fitted: FittedFeatures, sample: np.ndarray)
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained() -> Any:
+def built(fitted: FittedFeatures) -> Any:
     """Return a model whose items are m0 to m39, of which the last ten have no training row."""
     tf_keras.utils.set_random_seed(3)
     settings = two_tower.Settings(embedding_dim=4, hidden_units=(8,), item_hidden_units=(8,))
-    return two_tower.build(settings, fitted_to(items_table(range(40))), seed=3)
+    return two_tower.build(settings, fitted, seed=3)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return built(fitted_to(items_table(range(40))))
+
+
+SAMPLE = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def movies(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sample = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
-    return export(tmp_path_factory.mktemp("export") / "movies", trained, fitted_to(items_table(range(40))), sample)
+    return export(tmp_path_factory.mktemp("export") / "movies", trained, fitted_to(items_table(range(40))), SAMPLE)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -210,6 +231,18 @@ def test_new_items_are_recommended_and_those_that_are_gone_never(
             assert not row.keys() & {f"m{n}" for n in range(10)}
             assert row.keys() >= {f"m{n}" for n in range(40, 50)}
             assert all(row[name] == pytest.approx(known[name], abs=1e-6) for name in row.keys() & known.keys())
+
+
+def test_names_in_any_language_give_the_lists_of_plain_names(newer: RefreshedIndex, tmp_path: Path) -> None:
+    def renamed(table: pa.Table) -> pa.Table:
+        return table.rename_columns([ODD_NAMES[name] for name in table.column_names])
+
+    fitted = fitted_to(renamed(items_table(range(40))), ODD_NAMES.__getitem__)
+    odd = export(tmp_path / "odd", built(fitted), fitted, SAMPLE)
+    found = refreshed(odd, renamed(items_table(range(10, 50))), tmp_path / "newer")
+    assert found.catalogue.new == newer.catalogue.new
+    for row, known in zip(scores(found.folder, renamed(ROWS)), scores(newer.folder), strict=True):
+        assert row == pytest.approx(known, abs=1e-6)
 
 
 def test_changed_features_move_the_score_as_a_training_export_of_the_same_weights_would(
@@ -301,8 +334,10 @@ def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path
     twice = pa.concat_tables([items.slice(5, 1), items, items.slice(3, 1)])
     without_key = items.set_column(0, "sku", pa.array(["", *items["sku"].to_pylist()[1:]]))
     endless = items_table(range(40), m7={"year": float("inf")})
+    renamed = items.rename_columns(["Year" if name == "year" else name for name in items.column_names])
     for table, error, message in (
         (items.drop("year"), TableError, r"the table of items lacks the columns \['year'\]; it has \['sku'"),
+        (renamed, TableError, r"lacks the columns \['year'\]; .* \(did you mean 'Year'\?"),
         (["m1"], TableError, "a list is not a table"),
         (twice, ColumnError, "the item 'm3' has more than one row"),
         (without_key, ColumnError, "the key 'sku' of the items is null or empty"),

@@ -147,6 +147,16 @@ def test_a_row_without_any_value_has_the_score_of_nulls(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("column", [name for name in TYPES.column_names if name != "id"])
+def test_a_column_without_any_value_may_be_one_of_floats(folder: Path, column: str) -> None:
+    place = TYPES.column_names.index(column)
+    of_floats = TYPES.set_column(place, column, pa.array([None, math.nan, None, math.nan, math.nan], pa.float64()))
+    model = LoadedModel(folder)
+    ModelDirectory.open(folder).inputs.check(of_floats.schema)
+    expected = model.score(TYPES.set_column(place, column, pa.nulls(5)))["score"].tolist()
+    assert model.score(of_floats)["score"].tolist() == expected
+
+
 @pytest.mark.parametrize(("column", "value"), WRONG)
 @pytest.mark.parametrize("scorer", IN_MEMORY + IN_JSON)
 def test_a_value_of_another_kind_is_refused_with_its_column(

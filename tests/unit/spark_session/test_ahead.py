@@ -9,7 +9,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session import ahead
 from mirrorspark.spark_session.ahead import SessionAhead
-from mirrorspark.spark_session.start import SparkStartError
+from mirrorspark.spark_session.errors import SparkStartError
 
 
 @pytest.fixture

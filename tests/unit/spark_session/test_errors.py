@@ -102,5 +102,12 @@ def test_memory_that_has_run_out_is_named_with_its_remedy(text: str, begin: str,
     assert "\n" not in message
 
 
+def test_an_error_that_ctrl_c_has_led_to_is_an_interrupt() -> None:
+    error = RuntimeError("An error occurred while calling o52.save")
+    error.__context__ = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        task_message(error)
+
+
 def test_the_first_line_is_without_the_plan() -> None:
     assert first_line(ValueError("\n[X] wrong\n+- Project")) == "[X] wrong"

@@ -1,8 +1,10 @@
 """Choice of a run's session, its settings, and the address of its driver."""
 
 import logging
+import os
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +12,17 @@ from typing import Any
 
 import pyspark
 import pytest
+from pyspark import java_gateway
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session import interfaces, start
+from mirrorspark.spark_session import interfaces, interpreter
+from mirrorspark.spark_session.errors import SparkStartError
 from mirrorspark.spark_session.interfaces import DriverAddressError
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.silence import quiet_launch
 from mirrorspark.spark_session.start import (
     AnotherSessionError,
-    SparkStartError,
     open_session,
     require_own_installation,
     session_settings,
@@ -103,12 +106,91 @@ def test_variables_of_another_installation_are_named_before_a_session_starts(
     monkeypatch.delenv("SPARK_HOME")
     monkeypatch.setenv("PYSPARK_PYTHON", "/old/python")
     require_own_installation(is_local=False)  # a path of the executors
-    for said, told in (("2.7", r"Python 2\.7"), ("", "which does not start as a Python")):
-        monkeypatch.setattr(start, "_version_of", lambda _, said=said: said)
-        with pytest.raises(
-            SparkStartError, match=rf"PYSPARK_PYTHON is /old/python, {told}, and .*: unset PYSPARK_PYTHON"
-        ):
-            require_own_installation(is_local=True)
+    with pytest.raises(SparkStartError, match=r"PYSPARK_PYTHON is /old/python, which does .*: unset PYSPARK_PYTHON$"):
+        require_own_installation(is_local=True)
+    monkeypatch.setattr(pyspark, "__version__", "3.5.1")
+    with pytest.raises(SparkStartError, match=r"PYTHONPATH has PySpark 3\.5\.1 .*: take it out of PYTHONPATH$"):
+        require_own_installation(is_local=False)
+
+
+def test_the_python_of_sparks_configuration_runs_the_tasks_unless_a_variable_names_one(
+    spark_conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spark_conf / "spark-defaults.conf").write_text("spark.pyspark.python /none/python\n")
+    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
+        monkeypatch.setenv(name, "before")  # and afterwards again
+        monkeypatch.delenv(name)
+    with pytest.raises(SparkStartError, match=r"^spark\.pyspark\.python is /none/python, .*: unset spark\.pyspark\.py"):
+        require_own_installation(is_local=True)
+    interpreter.run_this_interpreter()
+    assert (os.environ["PYSPARK_PYTHON"], os.environ["PYSPARK_DRIVER_PYTHON"]) == ("/none/python", sys.executable)
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    require_own_installation(is_local=True)
+
+
+@pytest.mark.parametrize(
+    ("master", "variable", "setting", "found"),
+    [
+        ("local[2]", None, None, sys.executable),
+        ("local-cluster[1,1,1024]", None, None, sys.executable),
+        ("spark://host:7077", None, None, "python3"),
+        ("spark://host:7077", None, "/opt/python", "/opt/python"),
+        ("spark://host:7077", "python3", "/opt/python", "python3"),
+    ],
+)
+def test_the_tasks_of_a_session_that_names_no_python_run_this_one(
+    monkeypatch: pytest.MonkeyPatch, master: str, variable: str | None, setting: str | None, found: str
+) -> None:
+    monkeypatch.delenv("PYSPARK_PYTHON", raising=False)
+    if variable:
+        monkeypatch.setenv("PYSPARK_PYTHON", variable)
+    spark = session(master, **({"spark_pyspark_python": setting} if setting else {}))
+    spark.sparkContext.pythonExec = variable or "python3"
+    assert session_of(spark).master == master
+    assert spark.sparkContext.pythonExec == found
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("echo 2.7", r"Python 2\.7"),
+        ("exit 1", "which does not start as a Python"),
+        (f"echo {sys.version_info.major}.{sys.version_info.minor} mirrorspark pyarrow", "which lacks mirrorspark, pya"),
+    ],
+)
+@pytest.mark.process
+def test_a_python_that_cannot_run_the_tasks_is_refused_with_the_remedy(tmp_path: Path, answer: str, why: str) -> None:
+    python = tmp_path / "python3"
+    python.write_text(f"#!/bin/sh\n{answer}\n")
+    python.chmod(0o755)
+    spark = session("local[2]")
+    spark.sparkContext.pythonExec = str(python)
+    remedy = rf"set PYSPARK_PYTHON to {re.escape(sys.executable)}, and start it again$"
+    with pytest.raises(SparkStartError, match=rf"^the tasks of the Spark session run {python}, {why}.*{remedy}"):
+        session_of(spark)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("program", [("-m", "mirrorspark", "train"), ("-c", "import mirrorspark as ms; ms.fit")])
+def test_another_pyspark_in_front_is_named_with_its_place(tmp_path: Path, program: tuple[str, ...]) -> None:
+    package = tmp_path / "pyspark"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = '3.5.1'\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, *program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    line = ended.stderr.splitlines()[-1]
+    assert re.search(rf"PySpark 3\.5\.1 at {package} has no pyspark[.\w]+, and .*: take it out of PYTHONPATH$", line), (
+        line
+    )
+    assert ended.returncode == 1
+    assert program[0] == "-c" or ended.stderr.count("\n") == 1
 
 
 def test_a_local_session_is_small_and_silent(spark_conf: Path) -> None:
@@ -128,6 +210,15 @@ def test_an_error_of_a_query_is_raised_and_not_printed_as_well(capfd: pytest.Cap
         pass
     logger.exception("no such column", errorClass="UNRESOLVED_COLUMN")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.process
+def test_java_does_not_outlive_an_interrupt_of_its_start() -> None:
+    launch = quiet_launch()
+    launch.__enter__()
+    started = java_gateway.Popen(["sleep", "60"])
+    launch.__exit__(KeyboardInterrupt)
+    assert started.poll() is not None
 
 
 def test_a_cluster_keeps_its_pages_memory_and_address(spark_conf: Path) -> None:

@@ -21,8 +21,9 @@ from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.quality.splits import SplitError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.fleet.training.train import train_fleet
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.spark_session.start import SparkStartError
+from mirrorspark.spark_session.errors import SparkStartError
 from mirrorspark.spark_session.stopped import StoppedSessionError
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
@@ -137,6 +138,8 @@ def test_a_session_that_cannot_train_is_refused_before_anything_is_inferred(tmp_
         fit(TABLE, label="late", spark=spark, output=tmp_path / "out")
     with pytest.raises(PreflightError, match=message):
         TrainingEstimator(label="late")._fit(SimpleNamespace(sparkSession=spark))
+    with pytest.raises(PreflightError, match=message):
+        train_fleet(TABLE, ["late"], spark=spark, output=tmp_path / "out")
     spark.sparkContext._jsc = None
     with pytest.raises(StoppedSessionError):
         fit(TABLE, label="late", spark=spark, output=tmp_path / "out")

@@ -88,12 +88,20 @@ def test_a_run_is_left_finished_with_its_configuration(
     assert (tracked.statuses, run.replay) == (["FINISHED"], "the command that replays")
 
 
+def of_interrupted_call() -> Exception:
+    """Return an error of py4j that Ctrl-C has led to."""
+    error = ConnectionError("py4j")
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "mlflow_status"),
     [
         (RuntimeError("no such layer"), "failed", "FAILED"),
         (TrainingStoppedError((), 3, "SIGTERM"), "stopped", "KILLED"),
         (KeyboardInterrupt(), "stopped", "KILLED"),
+        (of_interrupted_call(), "stopped", "KILLED"),
     ],
 )
 def test_a_run_that_ends_early_goes_on_in_its_folder(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pytest
 import tensorflow as tf
@@ -17,6 +18,8 @@ from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.serving.export.export import export_model
 
 ROWS = pa.table(
     {"x": [1.0, -2.0, 3.0], "n": [1, 2, 3], "text": ["a", "b", ""], "pair": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]}
@@ -63,6 +66,25 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("negative", TensorProto.BOOL, ["rows", 1]),
         ],
     )
+
+
+def test_onnx_arrays_and_the_exported_file_may_have_any_names(tmp_path: Path) -> None:
+    names = ["a.b", "a b", "a/b", "a_b", "\u5e74\u9f62", "\U0001f3ac", "A.b", "class"]
+    file = save_onnx(
+        tmp_path / "m.onnx",
+        [("Sum", names, ["score"])],
+        [(name, TensorProto.FLOAT, ["rows", 1]) for name in names],
+        [("score", TensorProto.FLOAT, ["rows", 1])],
+    )
+    rows = {name: [float(2**place), 0.5] for place, name in enumerate(names)}
+    folder = package_model(file, tmp_path / "model")
+    assert LoadedModel(folder).score(pa.table(rows))["score"].tolist() == [255.0, 4.0]
+    (answer,) = Predictor(folder).predict_rows([{name: values[0] for name, values in rows.items()}])
+    assert answer["score"] == 255.0
+    exported = export_model(str(folder), tmp_path / "served", name="odd", version=1, format="onnx")
+    session = onnxruntime.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    arrays = {name: np.array(values, np.float32)[:, None] for name, values in rows.items()}
+    assert session.run(["score"], arrays)[0].ravel().tolist() == [255.0, 4.0]
 
 
 def test_onnx_arrays_are_columns_by_name_of_the_types_that_the_model_says(onnx_file: Path, tmp_path: Path) -> None:
