@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         is_path,
         of_one_kind,
         path_for_spark,
+        read_parquet_files,
         read_stored,
         suffix_of,
     )
@@ -67,6 +68,7 @@ __all__ = [
     "of_one_kind",
     "path_for_spark",
     "quoted",
+    "read_parquet_files",
     "read_profile",
     "read_stored",
     "read_table",

@@ -17,13 +17,14 @@ from mirrorspark.data_pipelines.features import CATEGORIES, quoted
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
 from mirrorspark.data_pipelines.stored_tables import TableError as TableError
-from mirrorspark.spark_session import require_running
+from mirrorspark.spark_session import on_running_session, require_running
 from mirrorspark.storage import Location, StoragePath
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
 
 
+@on_running_session
 def read_table(
     spark: SparkSession, table: Any, *, encoding: str | None = None, separator: str | None = None
 ) -> DataFrame:

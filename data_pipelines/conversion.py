@@ -61,7 +61,7 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.sources import MemorySource, Source, SparkSource, source_of
 from mirrorspark.data_pipelines.tfrecord import table_blocks
 from mirrorspark.pages import beside_the_result
-from mirrorspark.spark_session import SPARK_ERRORS, require_running, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, on_running_session, task_message
 from mirrorspark.storage import Location, StoragePath, clean
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
@@ -124,6 +124,7 @@ def dataset_address(source: Mapping[str, Any], spec: FeatureSpec, options: Conve
     return hashlib.sha256(document.encode()).hexdigest()[:12]
 
 
+@on_running_session
 def convert(
     df: DataFrame | MemorySource,
     spec: FeatureSpec,
@@ -172,8 +173,6 @@ def convert(
         LabelError: The label has the wrong type.
         ScoringError: An encoder cannot be used.
     """
-    if isinstance(df, DataFrame):
-        require_running(df.sparkSession)
     table = source_of(df)
     target = StoragePath.of(path)
     if is_published(target):

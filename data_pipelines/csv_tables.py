@@ -10,10 +10,11 @@ import csv
 import io
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import map_batches
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ _SEEN_ROWS = 50
 # The most bytes without a character that an encoding of single bytes has.
 _UNUSED_BYTES = 64
 _BAD_ROW = "_row_that_does_not_fit"
+_SHOWN_CHARACTERS = 200
 _FACTS = StructType([StructField("facts", StringType())])
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz"}
 _SUFFIXES = {"gzip": ".gz", "bz2": ".bz2"}  # those that Hadoop unpacks everywhere
@@ -78,11 +81,13 @@ class CsvTable:
     Attributes:
         files: The files of each form.
         base: Folder whose subfolders like ``day=3`` are columns; None without such folders.
+        folders: Those columns.
         given: Locations as the user wrote them.
     """
 
     files: Mapping[CsvForm, tuple[StoragePath, ...]]
     base: StoragePath | None = None
+    folders: StructType = field(default_factory=StructType)
     given: tuple[str, ...] = ()
 
     @classmethod
@@ -120,11 +125,16 @@ class CsvTable:
                     f"{file.path} has no column of {files[0].path}: its first line is {list(form.header)[:8]}, there "
                     f"{list(forms[0].header)[:8]}; give the files of one table, each with a header"
                 )
-            is_packed = file.path.name.lower().endswith(tuple(_SUFFIXES.values()))
-            is_plain = form.encoding.startswith("utf-8") and not is_packed
-            split = is_plain and file.bytes > _ONE_TASK_BYTES and not _has_breaks(spark, file.path, given)
-            found[replace(form, is_split=split)].append(file.path)
-        return cls({form: tuple(paths) for form, paths in found.items()}, base, tuple(given))
+            is_plain = form.encoding.startswith("utf-8") and not file.path.name.lower().endswith(_SUFFIXES["gzip"])
+            is_split = is_plain and file.bytes > _ONE_TASK_BYTES
+            if is_split and _has_breaks(spark, literal_hadoop_uri(file.path, *given), form.separator):
+                is_split = False
+            found[replace(form, is_split=is_split)].append(file.path)
+        folders = StructType() if base is None else versions.from_arrow_schema(listing.partition_schema(files))
+        for form, paths in found.items():
+            if both := [name for name in form.header if name in folders.names]:
+                raise CsvError(f"{paths[0]} has the columns {both}, as its folders have; drop them from one of the two")
+        return cls({form: tuple(paths) for form, paths in found.items()}, base, folders, tuple(given))
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -136,14 +146,14 @@ class CsvTable:
 
         Args:
             spark: The session.
-            bad_rows: Add the text of rows that have more or fewer cells than the header.
+            bad_rows: Add the text of rows that have more cells than the header.
         """
         frames = [self._cells(spark, form, bad_rows=bad_rows) for form in self.files]
         return reduce(lambda all_, one: all_.unionByName(one, allowMissingColumns=True), frames)
 
     def _cells(self, spark: SparkSession, form: CsvForm, *, bad_rows: bool) -> DataFrame:
         names = (*form.header, *((_BAD_ROW,) if bad_rows else ()))
-        reader = spark.read.schema(StructType([StructField(name, StringType()) for name in names]))
+        reader = spark.read.schema(StructType([*(StructField(name, StringType()) for name in names), *self.folders]))
         single_bytes = _table_of_bytes(form.encoding)
         reader = reader.options(
             header=True,
@@ -161,6 +171,8 @@ class CsvTable:
             reader = reader.option("basePath", self.base.uri if not self.base.is_local else f"file://{self.base.uri}")
         frame = reader.csv([literal_hadoop_uri(path, *self.given) for path in self.files[form]])
         cells = {name: quoted(name) for name in frame.columns}
+        if bad_rows:
+            cells[_BAD_ROW] = _long_row(cells[_BAD_ROW], form)
         if not form.is_split:
             first, *others = (cells[name] for name in form.header)
             is_empty_line = reduce(Column.__and__, (one.isNull() for one in others), F.equal_null(first, F.lit("\r")))
@@ -168,7 +180,7 @@ class CsvTable:
             cells |= {name: _without_carriage_return(cells[name]) for name in form.header}
         if single_bytes:
             before, after = single_bytes
-            cells |= {name: F.translate(cells[name], before, after) for name in form.header}
+            cells |= {name: F.translate(cells[name], before, after) for name in names}
         return frame.select(*[cell.alias(name) for name, cell in cells.items()])
 
     def typed(self, spark: SparkSession) -> DataFrame:
@@ -177,22 +189,19 @@ class CsvTable:
         Raises:
             CsvError: A file has bytes that are not text in its encoding, or rows with more cells than its header.
         """
-        task = _Looking(self.header, tuple((len(form.header), form.separator) for form in self.files))
+        task = _Looking(self.header)
         wanted = [quoted(name) for name in (*self.header, _BAD_ROW)]
         parts = map_batches(self.cells(spark, bad_rows=True).select(*wanted), task, _FACTS).collect()
         found: dict[str, list[CellFacts]] = defaultdict(list)
         for part in parts:
             document = json.loads(part.facts)
             if document["long"]:
-                raise CsvError(
-                    f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}), such "
-                    f"as {document['long']!r}; quote cells that hold a separator"
-                )
+                raise CsvError(self._of_long_row(repr(document["long"])))
             for name, facts in document["columns"].items():
                 found[name].append(CellFacts(**facts))
         all_facts = {name: CellFacts.of_all(found[name]) for name in self.header}
         if odd := [name for name, facts in all_facts.items() if facts.replaced]:
-            self._require_text(odd)
+            self._require_text(spark, odd)
         columns = {}
         for name in self.header:
             kind, has_commas = all_facts[name].kind()
@@ -202,7 +211,9 @@ class CsvTable:
         return cells.select(*[columns.get(name, quoted(name)).alias(name) for name in cells.columns])
 
     def declared(self, spark: SparkSession, schema: StructType, *, null: str = "") -> DataFrame:
-        """Return the columns of ``schema``, found by name. A cell that does not fit fails the job that reads it.
+        """Return the columns of ``schema``, found by name.
+
+        A cell that does not fit, and a row with more cells than the header, fail the job that reads them.
 
         Args:
             spark: The session.
@@ -210,16 +221,25 @@ class CsvTable:
             null: A further text that stands for null.
 
         Raises:
-            CsvError: A file has bytes that are not text in its encoding.
+            CsvError: A column is missing, or a file has bytes that are not text in its encoding.
         """
-        columns = [
-            typed_cell(quoted(field.name), field.dataType, self._shown(), field.name, null=null).alias(field.name)
-            if field.name in self.header
-            else quoted(field.name).cast(field.dataType).alias(field.name)  # of the folders, and no text
-            for field in schema
-        ]
-        self._require_text([])
-        return self.cells(spark).select(*columns)
+        own = {one.name: one for one in schema}
+        if missing := [name for name in own if name not in (*self.header, *self.folders.names)]:
+            raise CsvError(f"{self._shown()} lacks the columns {missing}; its header has {list(self.header)}")
+        self._require_text(spark, [])
+        rows = replace(self, folders=StructType([own.get(one.name, one) for one in self.folders]))
+        cells = rows.cells(spark, bad_rows=True)
+        # Spark refuses to read nothing but this column.
+        shown = F.left(F.coalesce(quoted(_BAD_ROW), quoted(self.header[0])), F.lit(_SHOWN_CHARACTERS))
+        error = F.raise_error(F.concat(F.lit(self._of_long_row("")), shown))
+        return cells.where(F.when(quoted(_BAD_ROW).isNotNull(), error.cast("boolean")).otherwise(True)).select(
+            *[
+                typed_cell(quoted(name), one.dataType, self._shown(), name, null=null).alias(name)
+                if name in self.header
+                else quoted(name)
+                for name, one in own.items()
+            ]
+        )
 
     def _paths(self) -> list[StoragePath]:
         return [path for paths in self.files.values() for path in paths]
@@ -228,9 +248,19 @@ class CsvTable:
         paths = self._paths()
         return str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
 
-    def _require_text(self, columns: Sequence[str]) -> None:
+    def _of_long_row(self, row: str) -> str:
+        return (
+            f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}); quote cells "
+            f"that hold a separator, and name every column, in rows such as {row}"
+        )
+
+    def _require_text(self, spark: SparkSession, columns: Sequence[str]) -> None:
         """Read the files' bytes and refuse one that is not in its encoding; a file may well hold the mark U+FFFD."""
         for form, paths in self.files.items():
+            if form.encoding.startswith("utf-8") and sum(path.size() for path in paths) > _ONE_TASK_BYTES:
+                lines = spark.read.text([literal_hadoop_uri(path, *self.given) for path in paths])
+                if not lines.where(~F.is_valid_utf8("value")).take(1):
+                    continue
             for path in paths:
                 _require_encoding(path, form.encoding, columns)
 
@@ -263,11 +293,9 @@ class _Looking:
 
     Attributes:
         columns: The names of the columns.
-        forms: The number of columns and the separator of each form of the files.
     """
 
     columns: tuple[str, ...]
-    forms: tuple[tuple[int, str], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         found: dict[str, list[CellFacts]] = defaultdict(list)
@@ -275,9 +303,8 @@ class _Looking:
         for batch in batches:
             for place, name in enumerate(self.columns):
                 found[name].append(CellFacts.of(batch.column(place)))
-            for row in batch.column(len(self.columns)).drop_null().to_pylist():
-                if all(_is_long(row, cells, separator) for cells, separator in self.forms):
-                    long = long or row[:200]
+            for row in batch.column(len(self.columns)).drop_null()[:1].to_pylist():
+                long = long or row[:_SHOWN_CHARACTERS]
         columns = {name: vars(CellFacts.of_all(parts)) for name, parts in found.items()}
         yield pa.RecordBatch.from_pydict({"facts": [json.dumps({"columns": columns, "long": long})]})
 
@@ -286,8 +313,17 @@ def _without_carriage_return(cell: Column) -> Column:
     return F.when(F.endswith(cell, F.lit("\r")), F.left(cell, F.length(cell) - 1)).otherwise(cell)
 
 
-def _is_long(row: str, columns: int, separator: str) -> bool:
-    return any(next(csv.reader(io.StringIO(row, newline=""), delimiter=separator), [])[columns:])
+def _long_row(row: Column, form: CsvForm) -> Column:
+    """Return a row that does not fit if it has cells beyond the header, and null if it is short or they are empty."""
+    between = re.escape(form.separator)
+    plain = F.rtrim(F.regexp_replace(row, _quoted_cells(between), "q"), F.lit(f"{form.separator}\r\n"))
+    cells = F.length(plain) - F.length(F.replace(plain, F.lit(form.separator), F.lit(""))) + 1
+    return F.when(cells > len(form.header), row)
+
+
+def _quoted_cells(between: str) -> str:
+    """Return the expression of cells in quotes, given that of the characters that may separate them."""
+    return rf'(?:^|(?<=[{between}\r\n]))"(?:[^"]++|"")*+"(?=[{between}\r\n]|$)'
 
 
 def csv_form(path: StoragePath, encoding: str | None = None, separator: str | None = None) -> CsvForm:
@@ -296,17 +332,18 @@ def csv_form(path: StoragePath, encoding: str | None = None, separator: str | No
     Raises:
         CsvError: The file is empty, is packed in a way that Spark does not unpack, or is not text.
     """
-    with path.open_stream() as file:
+    with path.open_read() as file:
         head = file.read(_HEAD_BYTES)
-    packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+        packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+        if packed in _SUFFIXES:
+            file.seek(0)
+            head = pa.CompressedInputStream(file, packed).read(_HEAD_BYTES)
     if packed is not None:
         suffix = _SUFFIXES.get(packed)
         if suffix is None:
             raise CsvError(f"{path} is packed as {packed}, which Spark does not read; unpack it, or pack it with gzip")
         if not path.name.endswith(suffix):
             raise CsvError(f"{path} is packed with {packed}, and its name does not say so; let it end in {suffix}")
-        with path.open_stream() as file:
-            head = pa.CompressedInputStream(file, packed).read(_HEAD_BYTES)
     elif suffix := next((end for end in _SUFFIXES.values() if path.name.lower().endswith(end)), None):
         raise CsvError(f"{path} is not packed as {suffix} says; rename it")
     found = _encoding(encoding, path) if encoding else encoding_of(head)
@@ -329,13 +366,15 @@ def csv_form(path: StoragePath, encoding: str | None = None, separator: str | No
 def _separator(text: str) -> str:
     """Return the separator of a text: the one that divides the first rows into equally many cells, the more the better.
 
-    Where none does, because rows are shorter than the header, the one that divides the header; else a comma.
+    Where none does, because rows are shorter than the header, the one that divides the header; else a comma. Cells in
+    quotes do not count, and neither does a character of the name of the only column.
     """
+    text = re.sub(_quoted_cells("".join(_SEPARATORS)), '""', text)
     found: dict[str, tuple[bool, int]] = {}
     for separator in _SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         lengths = [len(row) for row, _ in zip(filter(None, reader), range(_SEEN_ROWS), strict=False)]
-        if lengths and lengths[0] > 1:
+        if lengths and lengths[0] > 1 and max(lengths[1:], default=2) > 1:
             found[separator] = (len(set(lengths)) == 1, lengths[0])
     return max(found, key=lambda separator: found[separator], default=",")
 
@@ -385,12 +424,12 @@ def _require_encoding(path: StoragePath, encoding: str, columns: Sequence[str]) 
             where = f" in column {', '.join(map(repr, columns))}" if columns else ""
             raise CsvError(
                 f"{path} has another encoding than {encoding.upper()} (byte 0x{error.object[error.start]:02x}{where}): "
-                f"save it as UTF-8, or give its encoding: ms.read_table(spark, path, encoding='windows-1252')"
+                f"save it as UTF-8, or give its encoding to ms.read_table or ms.ingest_csv: encoding='windows-1252'"
             ) from None
 
 
-def _has_breaks(spark: SparkSession, path: StoragePath, given: Sequence[str]) -> bool:
-    """Return whether a line has an odd number of quotes, as the first line of a cell with a line break has."""
-    lines = spark.read.text(literal_hadoop_uri(path, *given))
-    quotes = F.length("value") - F.length(F.replace("value", F.lit('"'), F.lit("")))
-    return bool(lines.where(quotes % 2 == 1).take(1))
+def _has_breaks(spark: SparkSession, uri: str, separator: str) -> bool:
+    """Return whether a line has a cell whose quotes do not end in it, as the first line of a line break has."""
+    between = re.escape(separator)
+    rest = F.regexp_replace("value", _quoted_cells(between), "")
+    return bool(spark.read.text(uri).where(F.contains("value", F.lit('"')) & rest.rlike(rf'(^|{between})"')).take(1))

@@ -23,9 +23,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of, refuse_lake_tables
-from mirrorspark.data_pipelines.stored_tables import path_for_spark
-from mirrorspark.spark_session import SPARK_ERRORS, first_line, task_message
+from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of
+from mirrorspark.data_pipelines.stored_tables import TableError, declared_csv
+from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message
 from mirrorspark.storage import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
@@ -99,6 +99,7 @@ class ColumnRange:
         )
 
 
+@on_running_session
 def ingest_csv(
     spark: SparkSession,
     paths: str | Sequence[str],
@@ -111,7 +112,8 @@ def ingest_csv(
     downcast: bool = True,
     compression: str = "zstd",
     csv_null: str = "",
-    separator: str = ",",
+    encoding: str | None = None,
+    separator: str | None = None,
 ) -> IngestResult:
     """Write CSV files, plain or packed with gzip or bzip2, as Parquet files of about ``target_file_bytes`` each.
 
@@ -121,36 +123,37 @@ def ingest_csv(
 
     Args:
         spark: The session.
-        paths: Files, folders or globs, as Spark reads them (S3's as ``s3a://``); each file has a header line. Several
-            tasks read a bzip2 file, but only one a gzip file.
+        paths: Files, folders or globs, which are read as :func:`data_pipelines.read_table` reads them; each file has a
+            header line. Several tasks read a large file, but only one a gzip file or one with line breaks in cells.
         output: Folder to create, a local path or a URI on any store. It must be reachable from the executors.
-        schema: The columns in Spark's DDL, in the order of the files.
+        schema: The columns in Spark's DDL; the files may have more, in any order.
         sort_by: Sort all rows by these columns, so that equal values are adjacent and a filter on them skips files.
         target_file_bytes: Size of a file on the store.
         row_group_bytes: Memory of a row group when read; a task of either pass holds about two.
         downcast: Store whole numbers in the narrowest type that holds every value of the column, and doubles as float32
             if that changes no value.
         compression: ``zstd``, ``snappy``, ``gzip`` or ``none``.
-        csv_null: Text that means null.
-        separator: The text between two values.
+        csv_null: A further text that means null, in addition to those of :func:`data_pipelines.read_table`.
+        encoding: The encoding of the files in Python's words, such as ``"windows-1252"``; by default UTF-8, or the one
+            that a byte order mark shows.
+        separator: The character between two values; by default the one that the files show.
 
     Raises:
-        IngestError: There is data at ``output``, a column of ``sort_by`` is not in the schema, a header differs from
-            the schema, there are no rows, or a value does not fit its column.
+        IngestError: There is data at ``output``, a column of ``sort_by`` is not in the schema, a header lacks a column
+            of the schema, there are no rows, or a value does not fit its column.
         LakeTableError: ``paths`` or ``output`` is, or lies in, a Delta, Iceberg or Hudi table.
         ValueError: A size is not above zero.
     """
     for name, size in (("target_file_bytes", target_file_bytes), ("row_group_bytes", row_group_bytes)):
         if size < 1:
             raise ValueError(f"{name} {size} is below 1; give a size in bytes, for example {TARGET_FILE_BYTES}")
-    refuse_lake_tables(spark, [paths] if isinstance(paths, str) else list(paths))
     try:
         job = WriteJob.begin(StoragePath.of(output), SaveMode.ERROR)
     except (TargetExistsError, NotADirectoryError):
         raise IngestError(f"{output} exists already; delete it, or choose another output") from None
     codec = None if compression == "none" else compression
     try:
-        frame = _read(spark, paths, schema, sort_by, csv_null, separator)
+        frame = _read(spark, paths, schema, sort_by, csv_null, encoding, separator)
         parts = _run(frame, StageTask(job, row_group_bytes, codec))
         groups = [RowGroup(**group) for part in parts for group in part["groups"]]
         if not groups:
@@ -291,25 +294,24 @@ def _read(
     schema: str,
     sort_by: str | Sequence[str],
     csv_null: str,
-    separator: str,
+    encoding: str | None,
+    separator: str | None,
 ) -> DataFrame:
     try:
-        frame = spark.read.csv(
-            [path_for_spark(path) for path in ([paths] if isinstance(paths, str) else paths)],
-            schema=schema,
-            header=True,
-            # By default Spark goes by position and ignores the header; this makes it compare every header with the
-            # schema.
-            enforceSchema=False,
-            nullValue=csv_null,
-            sep=separator,
-            # pandas and Excel double a quote, and a backslash is a plain character to them.
-            escape='"',
-            # By default, Spark silently makes a null of a value that does not fit its type.
-            mode="FAILFAST",
-        )
+        wanted = spark.createDataFrame([], schema).schema
     except PySparkException as error:
         raise IngestError(f"{paths} cannot be read as CSV with the schema '{schema}': {first_line(error)}") from error
+    try:
+        frame = declared_csv(
+            spark,
+            [paths] if isinstance(paths, str) else paths,
+            wanted,
+            null=csv_null,
+            encoding=encoding,
+            separator=separator,
+        )
+    except TableError as error:
+        raise IngestError(f"{paths} cannot be read: {error}") from error
     order = [sort_by] if isinstance(sort_by, str) else list(sort_by)
     missing = [name for name in order if name not in frame.columns]
     if missing:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from functools import reduce
 
+import pyarrow as pa
+import pyarrow.orc
 from pyspark.sql import DataFrame
 from pyspark.sql.types import (
     DataType,
@@ -26,12 +28,31 @@ class SchemasError(ClearError, ValueError):
     """Files of one table have a column in types that contradict; the message names them and the remedy."""
 
 
+class OrcError(ClearError, ValueError):
+    """A file that is not ORC; the message names it."""
+
+
+def orc_schema(path: StoragePath) -> str:
+    """Return the columns of an ORC file and their types as a text, which is the same for files of one schema.
+
+    Raises:
+        OrcError: It is not an ORC file.
+    """
+    try:
+        with path.open_read() as source:
+            return str(pyarrow.orc.ORCFile(source).schema.remove_metadata())
+    except (pa.ArrowException, OSError) as error:
+        raise OrcError(f"{path} is not an ORC file: {error}; leave it out") from error
+
+
 def as_one(frames: Mapping[StoragePath, DataFrame]) -> DataFrame:
     """Return the rows of all ``frames``, each by an example file; a column that a frame lacks is null there.
 
     Raises:
         SchemasError: A column has types that are not read as one.
     """
+    if len(frames) == 1:
+        return next(iter(frames.values()))
     names = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
     kinds = {name: _common_type(name, frames) for name in names}
     cast = [

@@ -25,6 +25,7 @@ from mirrorspark.storage import StoragePath, encoding_of, listing
 _HEAD_BYTES = 1 << 16
 _FILES_AT_A_TIME = 16
 _MOST_DOCUMENT_BYTES = 64 << 20
+_DOCUMENTS_AT_A_TIME = 4
 _CORRUPT = "_corrupt_record"
 # Where Spark infers the columns of documents, it gives their paths to Hadoop as one text: a comma divides two paths
 # there, and brackets are a pattern.
@@ -79,9 +80,12 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
                 f"{paths[0] if len(paths) == 1 else paths[0].parent} has lines or documents that are not JSON objects; "
                 f"correct them, or write JSON lines"
             )
+        if not frame.columns:
+            raise JsonError(f"{paths[0]} has no rows; give the file or folder of a table")
         if any(isinstance(field.dataType, StringType) for field in frame.schema):
             texts = load("text", paths, wholetext=not form)
-            if texts.where(F.col("value").rlike(r"[:,\[]\s*NaN\b")).take(1):
+            # Most texts are passed over by the first, cheap condition.
+            if texts.where(F.contains("value", F.lit("NaN")) & F.col("value").rlike(r"[:,\[]\s*NaN\b")).take(1):
                 frame = _without_nan(texts)
         found[paths[0]] = frame
     return found
@@ -124,21 +128,34 @@ def _has_lines(path: StoragePath) -> bool:
             f"{path} has another encoding than UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
         ) from None
     if _NO_ROWS.match(text):
-        raise JsonError(f"{path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)")
-    first, line_break, _ = text.partition("\n")
+        raise JsonError(_of_columns(path))
+    first, line_break, rest = text.partition("\n")
     try:
-        return isinstance(json.loads(first), dict)
-    except ValueError:
+        row = json.loads(first)
+        if isinstance(row, dict) and not rest.strip() and _is_of_columns(row):
+            raise JsonError(_of_columns(path))
+        return isinstance(row, dict)
+    except json.JSONDecodeError:
         # A list, or an object over several lines; or a line that is longer than the head.
         return not line_break and text.startswith("{")
 
 
+def _is_of_columns(document: dict[str, Any]) -> bool:
+    """Return whether an object has a list of equally many values, two or more, for each column of a table."""
+    lengths = {len(one) if isinstance(one, list) else 0 for one in document.values()}
+    return len(lengths) == 1 and max(lengths) > 1
+
+
+def _of_columns(path: StoragePath) -> str:
+    return f"{path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)"
+
+
 def _head(path: StoragePath) -> bytes:
-    with path.open_stream() as file:
+    with path.open_read() as file:
         head = bytes(file.read(_HEAD_BYTES))
-    if (codec := _codec(head)) is None:
-        return head
-    with path.open_stream() as file:
+        if (codec := _codec(head)) is None:
+            return head
+        file.seek(0)
         return bytes(pa.CompressedInputStream(file, codec).read(_HEAD_BYTES))
 
 
@@ -149,15 +166,22 @@ def _codec(head: bytes) -> str | None:
 def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile]) -> StructType | None:
     """Check that each file has one document; return the columns of all if Spark cannot infer them, else None."""
     rows: list[Any] | None = [] if any(_GIVEN_TO_HADOOP.search(file.path.uri) for file in files) else None
+    parsed = []
     for file in files:
-        if file.bytes > _MOST_DOCUMENT_BYTES:
-            if rows is None and _head(file.path).decode("utf-8-sig", errors="replace").lstrip().startswith("["):
-                continue  # parsed by Spark alone
+        if file.bytes <= _MOST_DOCUMENT_BYTES:
+            parsed.append(file.path)
+        elif rows is not None or not _head(file.path).decode("utf-8-sig", errors="replace").lstrip().startswith("["):
             raise JsonError(f"{file.path} has more than {_MOST_DOCUMENT_BYTES >> 20} MB in one document; write lines")
-        document = _document(file.path)
-        if rows is not None:
-            rows += document if isinstance(document, list) else [document]
+    with ThreadPoolExecutor(_DOCUMENTS_AT_A_TIME) as pool:
+        documents = pool.map(_document if rows is not None else _checked, parsed)
+        for document in documents:
+            if rows is not None:
+                rows += document if isinstance(document, list) else [document]
     return None if rows is None else _inferred(spark, rows, files[0].path)
+
+
+def _checked(path: StoragePath) -> None:
+    _document(path)
 
 
 def _document(path: StoragePath) -> Any:
@@ -176,6 +200,8 @@ def _document(path: StoragePath) -> Any:
             f"{path} has several documents, the second after {end} characters; write each in a line of its own, "
             f"without commas, or all as one list"
         )
+    if isinstance(document, dict) and _is_of_columns(document):
+        raise JsonError(_of_columns(path))
     if not all(isinstance(one, dict) for one in (document if isinstance(document, list) else [document])):
         raise JsonError(f"{path} has values that are not JSON objects; write an object for each row")
     return document

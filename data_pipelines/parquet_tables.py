@@ -31,7 +31,11 @@ _EPOCH = "1970-01-01 00:00:00"
 
 
 def read_parquet(
-    spark: SparkSession, files: Sequence[listing.DataFile], base: StoragePath | None, given: Sequence[str]
+    spark: SparkSession,
+    files: Sequence[listing.DataFile],
+    base: StoragePath | None,
+    given: Sequence[str],
+    columns: Sequence[str] | None = None,
 ) -> DataFrame:
     """Return the rows of Parquet files; of several schemas, each is read alone and its columns are widened.
 
@@ -43,23 +47,31 @@ def read_parquet(
         files: The files.
         base: Folder whose subfolders like ``day=3`` are columns; None without such folders.
         given: Locations as the user wrote them.
+        columns: The columns to read; all by default.
 
     Raises:
-        ParquetError: A file is not Parquet, or has a column twice, or no column can be held.
+        ParquetError: A file is not Parquet, has a column twice or a codec that Spark lacks, or no column can be held.
         SchemasError: Columns have types that do not make one.
     """
     groups: dict[frozenset[tuple[str, str]], list[StoragePath]] = defaultdict(list)
     schemas: dict[frozenset[tuple[str, str]], pa.Schema] = {}
     for file, footer in zip(files, ParquetFiles.of(files).footers, strict=True):
-        key = frozenset((field.name, str(field.type)) for field in footer.schema)
+        if footer.unread:
+            raise ParquetError(
+                f"{file.path} is written with {' and '.join(footer.unread)}, which Spark does not read; write it with "
+                f"zstd: df.to_parquet(path, compression='zstd')"
+            )
+        schema = pa.schema([field for field in footer.schema if columns is None or field.name in columns])
+        key = frozenset((field.name, str(field.type)) for field in schema)
         groups[key].append(file.path)
-        schemas[key] = footer.schema
+        schemas[key] = schema
     if len(groups) > _MOST_SCHEMAS:
         raise ParquetError(f"the {len(files)} Parquet files have {len(groups)} schemas; write them with one")
     _tell_left_out(list(schemas.values()), files[0].path)
-    frames = {paths[0]: _frame(spark, schemas[key], paths, base, given) for key, paths in groups.items()}
-    if len(frames) == 1:
-        return next(iter(frames.values()))
+    if len(groups) == 1 and columns is None:
+        return _frame(spark, schemas.popitem()[1], [file.path for file in files], base, given)
+    folders = None if base is None and columns is None else listing.partition_schema(files)
+    frames = {paths[0]: _frame(spark, schemas[key], paths, base, given, folders) for key, paths in groups.items()}
     nulls = {
         groups[key][0]: {field.name for field in schema if pa.types.is_null(field.type)}
         for key, schema in schemas.items()
@@ -68,18 +80,24 @@ def read_parquet(
 
 
 def _frame(
-    spark: SparkSession, schema: pa.Schema, paths: Sequence[StoragePath], base: StoragePath | None, given: Sequence[str]
+    spark: SparkSession,
+    schema: pa.Schema,
+    paths: Sequence[StoragePath],
+    base: StoragePath | None,
+    given: Sequence[str],
+    folders: pa.Schema | None = None,
 ) -> DataFrame:
-    """Return the rows of files of one schema."""
+    """Return the rows of files of one schema, with columns of folders in the types of ``folders``, if that is given."""
     reader = spark.read
     if base is not None:
         reader = reader.option("basePath", f"file://{base.uri}" if base.is_local else base.uri)
     kept = [field for field in schema if _reason(field.type) is None]
-    is_plain = all(_stored(field.type) is None for field in kept) and len(kept) == len(schema)
+    typed = [field.with_type(_stored(field.type) or _known(field.type)) for field in kept]
+    is_plain = folders is None and all(_stored(field.type) is None for field in kept) and len(kept) == len(schema)
     if not is_plain:
         reader = reader.schema(
             versions.from_arrow_schema(
-                pa.schema([field.with_type(_stored(field.type) or _known(field.type)) for field in kept]),
+                pa.schema([*typed, *(folders or [])]),
                 prefer_timestamp_ntz=True,
             )
         )

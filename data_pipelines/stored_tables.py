@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from pyspark.sql.types import StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.joined_files import SchemasError, as_one
+from mirrorspark.data_pipelines.joined_files import OrcError, SchemasError, as_one, orc_schema
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
-from mirrorspark.data_pipelines.spark import read_lake_table
+from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
 from mirrorspark.storage import (
     Location,
     StorageError,
@@ -34,9 +34,13 @@ KINDS = {
     ".jsonl": "json", ".ndjson": "json", ".orc": "orc",
 }  # fmt: skip
 _PACKED = (".gz", ".bz2", ".zst", ".xz", ".zip")
-# Readers of pandas for files that Spark does not read.
-_PANDAS_READERS = {".xlsx": "excel", ".xls": "excel", ".feather": "feather", ".arrow": "feather", ".dta": "stata",
-                   ".sas7bdat": "sas", ".sav": "spss", ".pkl": "pickle", ".h5": "hdf"}  # fmt: skip
+_MAGIC = {b"PAR1": "parquet", b"ORC": "orc"}
+# Readers of files that Spark does not read.
+_READERS = {
+    ".xlsx": "pandas.read_excel", ".xls": "pandas.read_excel", ".feather": "pandas.read_feather",
+    ".arrow": "pandas.read_feather", ".dta": "pandas.read_stata", ".sas7bdat": "pandas.read_sas",
+    ".sav": "pandas.read_spss", ".pkl": "pandas.read_pickle", ".h5": "pandas.read_hdf", ".avro": "polars.read_avro",
+}  # fmt: skip
 
 
 class TableError(ClearError, ValueError):
@@ -93,22 +97,104 @@ def read_stored(
             else f"{shown} is empty; give the folder or file of the table"
         )
     kind, files = of_one_kind(files, kind or ("csv" if separator else None), shown)
-    base = StoragePath.of(paths[0]) if len(paths) == 1 and any(file.partition for file in files) else None
-    if base is not None and not base.is_folder():
-        base = None
     names = [str(path) for path in paths]
-    try:
+
+    def read(own: Sequence[listing.DataFile]) -> Mapping[StoragePath, DataFrame]:
+        base = own[0].root
         if kind == "csv":
-            plan = CsvTable.of(spark, files, encoding=encoding, separator=separator, base=base, given=names)
+            plan = CsvTable.of(spark, own, encoding=encoding, separator=separator, base=base, given=names)
             _require_different(plan)
-            return plan.typed(spark)
+            return {own[0].path: plan.typed(spark)}
         if kind == "json":
-            frames = json_frames(spark, files, partial(_load, spark, base, names))
-            return as_one(frames) if len(frames) > 1 else next(iter(frames.values()))
+            return json_frames(spark, own, partial(_load, spark, base, names))
         if kind == "parquet":
-            return read_parquet(spark, files, base, names)
-        return _load(spark, base, names, kind, [file.path for file in files])
-    except (CsvError, JsonError, ParquetError, SchemasError) as error:
+            return {own[0].path: read_parquet(spark, own, base, names)}
+        # Spark takes the columns of one file for those of all.
+        schemas: dict[str, list[StoragePath]] = defaultdict(list)
+        for file in own:
+            schemas[orc_schema(file.path) if kind == "orc" else ""].append(file.path)
+        return {paths[0]: _load(spark, base, names, kind, paths) for paths in schemas.values()}
+
+    try:
+        return _by_folders(files, read)
+    except AnalysisException as error:
+        if error.getCondition() != "COLUMN_ALREADY_EXISTS":
+            raise
+        twice = (error.getMessageParameters() or {}).get("columnName", "")
+        raise TableError(
+            f"{shown} has several columns or keys {twice.replace('`', chr(39))}, which may differ in case alone, and "
+            f"Spark ignores case; rename all but one"
+        ) from error
+
+
+def read_parquet_files(
+    spark: SparkSession, files: Sequence[listing.DataFile], paths: Sequence[Location], columns: Sequence[str]
+) -> DataFrame:
+    """Return columns of Parquet files that are listed already, found at ``paths``, as :func:`read_stored` does.
+
+    Raises:
+        TableError: A file is damaged, or the files do not make one table.
+    """
+    names = [str(path) for path in paths]
+    return _by_folders(files, lambda own: {own[0].path: read_parquet(spark, own, own[0].root, names, columns)})
+
+
+def declared_csv(
+    spark: SparkSession,
+    paths: Sequence[Location],
+    schema: StructType,
+    *,
+    null: str = "",
+    encoding: str | None = None,
+    separator: str | None = None,
+) -> DataFrame:
+    """Return columns of CSV files, found by name, in the types of ``schema``; a cell that does not fit fails the job.
+
+    Args:
+        spark: The session.
+        paths: Files, folders or patterns.
+        schema: The columns.
+        null: A further text that stands for null.
+        encoding: The encoding in Python's words; by default UTF-8, or the one that a byte order mark shows.
+        separator: The separator; by default the one that the files show.
+
+    Raises:
+        LakeTableError: A path is, or lies in, a lake table.
+        TableError: There is no such file, or it lacks a column or is damaged.
+    """
+    refuse_lake_tables(spark, [path_for_spark(path) for path in paths])
+    shown = ", ".join(map(str, paths))
+    try:
+        _, files = of_one_kind(listing.list_files(paths), "csv", shown)
+    except lakes.LakeTableError:
+        raise
+    except (StorageError, OSError) as error:
+        raise TableError(str(error)) from error
+    if not files:
+        raise TableError(f"{shown} is empty; give the folder or file of the table")
+    names = [str(path) for path in paths]
+
+    def read(own: Sequence[listing.DataFile]) -> Mapping[StoragePath, DataFrame]:
+        plan = CsvTable.of(spark, own, encoding=encoding, separator=separator, base=own[0].root, given=names)
+        return {own[0].path: plan.declared(spark, schema, null=null)}
+
+    return _by_folders(files, read)
+
+
+def _by_folders(
+    files: Sequence[listing.DataFile], read: Callable[[Sequence[listing.DataFile]], Mapping[StoragePath, DataFrame]]
+) -> DataFrame:
+    """Return the rows of all files; those below one folder, with the same columns of subfolders, are read together.
+
+    Raises:
+        TableError: A file is damaged, or the files do not make one table.
+    """
+    found: dict[object, list[listing.DataFile]] = defaultdict(list)
+    for file in files:
+        found[file.root, tuple(name for name, _ in file.partition)].append(file)
+    try:
+        return as_one({path: frame for own in found.values() for path, frame in read(own).items()})
+    except (CsvError, JsonError, OrcError, ParquetError, SchemasError) as error:
         raise TableError(str(error)) from error
 
 
@@ -170,13 +256,14 @@ def of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str)
         examples = " and ".join(f"{found[0].path.name} ({name})" for name, found in sorted(by_kind.items()))
         raise TableError(f"{shown} holds files of several formats, {examples}; give those of the table, as in *.csv")
     if not by_kind:
-        # Files without suffixes, as some programs write Parquet.
-        if all(_begins(file.path, b"PAR1") for file in others[:3]):
-            return "parquet", others
+        # Files without suffixes, as Hive writes them.
+        for magic, found_kind in _MAGIC.items():
+            if all(_begins(file.path, magic) for file in others[:3]):
+                return found_kind, others
         suffix = suffix_of(others[0].path.name)
-        if len(others) == 1 or suffix in _PANDAS_READERS:
-            reader = _PANDAS_READERS.get(suffix)
-            advice = f"pandas.read_{reader}" if reader else "ms.read_tfrecords" if "tfrecord" in suffix else "Spark"
+        if len(others) == 1 or suffix in _READERS:
+            reader = _READERS.get(suffix)
+            advice = reader or ("ms.read_tfrecords" if "tfrecord" in suffix else "Spark")
             as_csv = "" if reader else "if it is a CSV file, give its separator, else "
             raise TableError(
                 f"{others[0].path} has none of the suffixes {sorted(KINDS)}; {as_csv}read it with {advice} and give "
@@ -185,8 +272,8 @@ def of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str)
         raise TableError(f"{shown} holds no file of format parquet; give the folder or file of the table")
     if others:
         _LOGGER.info("%s: files that are not part of the table: %s", shown, [file.path.name for file in others[:5]])
-    ((found_kind, found_files),) = by_kind.items()
-    return str(found_kind), found_files
+    ((own_kind, own_files),) = by_kind.items()
+    return str(own_kind), own_files
 
 
 def _begins(path: StoragePath, magic: bytes) -> bool:

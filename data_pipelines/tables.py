@@ -15,9 +15,15 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.any_table import read_table
-from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.spark import refuse_lake_tables
-from mirrorspark.data_pipelines.stored_tables import KINDS, TableError, is_path, of_one_kind, read_stored, suffix_of
+from mirrorspark.data_pipelines.stored_tables import (
+    KINDS,
+    TableError,
+    declared_csv,
+    is_path,
+    of_one_kind,
+    read_stored,
+    suffix_of,
+)
 from mirrorspark.spark_session import first_line
 from mirrorspark.storage import (
     Location,
@@ -26,7 +32,6 @@ from mirrorspark.storage import (
     StoreUnreachableError,
     lakes,
     listing,
-    literal_hadoop_uri,
 )
 
 CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip", ".tsv", ".tsv.gz")
@@ -182,16 +187,16 @@ def register_tables(
     for table, place in files.items():
         schema = "" if is_place(schemas.get(table, "")) else schemas.get(table, "")
         try:
-            frame = _frame(spark, place, table, schema, unpacked, csv_null)
+            frame = _frame(spark, place, schema, unpacked, csv_null)
         except (AnalysisException, ParseException) as error:
             raise SourceError(f"table '{table}' ({place}) cannot be read: {first_line(error)}") from error
-        except (TableError, CsvError) as error:
+        except TableError as error:
             raise SourceError(f"table '{table}' cannot be read: {error}") from error
         if place != table:  # else the query names a table of the catalog itself
             frame.createOrReplaceTempView(table)
 
 
-def _frame(spark: SparkSession, place: Location, table: str, schema: str, unpacked: Path, csv_null: str) -> DataFrame:
+def _frame(spark: SparkSession, place: Location, schema: str, unpacked: Path, csv_null: str) -> DataFrame:
     """Return the rows of a table of the recipe."""
     if isinstance(place, str):
         return read_table(spark, place)
@@ -200,8 +205,7 @@ def _frame(spark: SparkSession, place: Location, table: str, schema: str, unpack
     kind = "parquet" if place.name.endswith(PARQUET_ENDING) else _kind(place)
     if kind != "csv" or not schema:
         return read_stored(spark, [place], kind=kind)
-    refuse_lake_tables(spark, [literal_hadoop_uri(StoragePath.of(place))])
-    return _read_csv(spark, place, table, schema, csv_null)
+    return declared_csv(spark, [place], spark.createDataFrame([], schema).schema, null=csv_null)
 
 
 def _kind(place: Location) -> str | None:
@@ -305,17 +309,3 @@ def _unzipped(path: Path, unpacked: Path) -> Path:
             finally:
                 temporary.unlink(missing_ok=True)
     return target
-
-
-def _read_csv(spark: SparkSession, path: Path | StoragePath, table: str, schema: str, null: str) -> DataFrame:
-    """Return the columns of ``schema``, found by name: Spark goes by position, so a shifted table becomes nulls."""
-    wanted = spark.createDataFrame([], schema).schema
-    _, files = of_one_kind(listing.list_files(path), "csv", str(path))
-    folders = [name for name, _ in files[0].partition] if files else []
-    plan = CsvTable.of(spark, files, base=StoragePath.of(path) if folders else None)
-    missing = [column for column in wanted.names if column not in (*plan.header, *folders)]
-    if missing:
-        raise SourceError(
-            f"table '{table}' ({path.name}) lacks the columns {missing}; its header has {list(plan.header)}"
-        )
-    return plan.declared(spark, wanted, null=null)

@@ -36,7 +36,14 @@ from mirrorspark.data_pipelines.tfrecord import (
     arrow_schema,
     table_blocks,
 )
-from mirrorspark.spark_session import SPARK_ERRORS, TaskTotal, partition_id, require_running, session_of, task_message
+from mirrorspark.spark_session import (
+    SPARK_ERRORS,
+    TaskTotal,
+    on_running_session,
+    partition_id,
+    session_of,
+    task_message,
+)
 from mirrorspark.storage import Location, StoragePath, listing
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob
 
@@ -50,6 +57,7 @@ class ReadError(ClearError, OSError):
     """Files that cannot be read; the message is that of the failed task."""
 
 
+@on_running_session
 def write_tfrecords(
     df: DataFrame,
     path: Location,
@@ -84,7 +92,6 @@ def write_tfrecords(
         WriteError: The write failed; the message says why. Nothing of it is visible.
         OSError: The files were written whole and cannot be published; the message names the visible part.
     """
-    require_running(df.sparkSession)
     options = tfrecord_options.WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
@@ -110,6 +117,7 @@ def write_tfrecords(
     return write_files(df, job, writer, count, refusal=arrow_schema.ValueNotStorableError)
 
 
+@on_running_session
 def write_tfrecords_from_parquet(
     spark: SparkSession,
     parquet: Location | Sequence[Location],
@@ -235,6 +243,7 @@ class _ParquetWriter:
             yield outcome(self.task.job, functools.partial(self.task, number, rows), refusals=_REFUSALS)
 
 
+@on_running_session
 def read_tfrecords(
     spark: SparkSession,
     paths: Location | Sequence[Location],
@@ -277,7 +286,6 @@ def read_tfrecords(
         ReadError: During inference, a file cannot be read at all. With a given schema, any problem of a file fails the
             action that reads it.
     """
-    require_running(spark)
     options = tfrecord_options.ReadOptions(
         record_type=record_type,  # type: ignore[arg-type]
         codec=codec,
@@ -298,6 +306,7 @@ def read_tfrecords(
     return numbered_partitions(spark, len(shares)).mapInArrow(_RowReader(task, shares), wanted)
 
 
+@on_running_session
 def check_tfrecords(
     spark: SparkSession, paths: Location | Sequence[Location], *, codec: str | None = None
 ) -> tuple[tfrecord_tasks.FileReport, ...]:

@@ -18,6 +18,7 @@ from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.folder import LIST_FILE, files_of
 from mirrorspark.scoring import open_store
 from mirrorspark.storage import without_credentials
+from mirrorspark.training.configuration import check_registry_name
 
 if TYPE_CHECKING:
     from mirrorspark.fleet.fleet import Fleet
@@ -45,9 +46,11 @@ def register_fleet(fleet: "Fleet", name: str, *, tracking_uri: str | None = None
             set to.
 
     Raises:
+        ConfigError: MLflow will not take the name.
         FleetError: The registered model is not a fleet, or a file of the former version is damaged.
         ModelStoreError: The store cannot be used.
     """
+    check_registry_name(name)
     with open_store(tracking_uri, may_be_new=True) as client:
         version = _registered(client, fleet, name)
     return f"models:/{name}/{version}"

@@ -25,7 +25,7 @@ from mirrorspark.scoring.input import Reader, SparkSource, rows_of
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import check_same_columns
 from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS, MergedCounters, ShippedModel, Speed, ship
-from mirrorspark.spark_session import session_of
+from mirrorspark.spark_session import on_running_session, session_of
 from mirrorspark.storage import Location, StoragePath, hadoop_path, lakes, listing
 from mirrorspark.storage.publish import SaveMode
 
@@ -101,6 +101,7 @@ class ScoredFleet(file_job.ScoredOutput):
         return self.inferences / max(1e-9, counters.read_seconds + counters.score_seconds + counters.write_seconds)
 
 
+@on_running_session
 def score_fleet(
     rows: DataFrame | Location | Sequence[Location],
     fleet: Fleet | str | Path,

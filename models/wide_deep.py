@@ -46,7 +46,7 @@ class Settings:
         check_fraction("dropout", self.dropout)
         check_positive("cross_buckets", self.cross_buckets)
         for cross in self.crosses:
-            if not isinstance(cross, str) or len(set(cross.split("*"))) != 2:
+            if not isinstance(cross, str) or len(set(cross.split("*"))) < 2:
                 raise ModelSettingsError(
                     f"model setting crosses has {cross!r}; name two features, for example carrier*dest"
                 )
@@ -98,11 +98,11 @@ def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Te
 
 def _crossed(cross: str, spec: FeatureSpec) -> tuple[str, str]:
     known = [feature.name for feature in spec if isinstance(feature, kinds.Categorical | kinds.Bucketed)]
-    one, other = cross.split("*")
-    for name in (one, other):
-        if name not in known:
-            raise ModelSettingsError(
-                f"model setting crosses has '{cross}', but '{name}' is not a feature of one id per row; "
-                f"use two of {known}"
-            )
-    return one, other
+    # A name may have an asterisk, too.
+    pairs = [(cross[:place], cross[place + 1 :]) for place, one in enumerate(cross) if one == "*"]
+    if pair := next((pair for pair in pairs if set(pair) <= set(known)), None):
+        return pair
+    name = next(name for name in pairs[0] if name not in known)
+    raise ModelSettingsError(
+        f"model setting crosses has '{cross}', but '{name}' is not a feature of one id per row; use two of {known}"
+    )

@@ -43,7 +43,7 @@ from mirrorspark.scoring.task import (
     regrouped,
     speed_of,
 )
-from mirrorspark.spark_session import require_running
+from mirrorspark.spark_session import on_running_session
 from mirrorspark.storage import Location, StoragePath, hadoop_path, lakes, listing
 from mirrorspark.storage.publish import SaveMode
 
@@ -66,6 +66,7 @@ class ScoredFiles(ScoredOutput):
     predicted_task_seconds: float | None = None
 
 
+@on_running_session
 def score_files(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     paths: Location | Sequence[Location],
@@ -121,7 +122,6 @@ def score_files(  # noqa: D417 - the others are those of score
         WriteError: A task failed, for the reason in the message; no scores are visible.
         OSError: The scores were written completely but cannot be published; the message says what is visible.
     """
-    require_running(spark)
     check_task_seconds(task_seconds)
     options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)

@@ -1,26 +1,29 @@
 """Scoring of a DataFrame by several models. The value of a column selects the model of each row."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import BooleanType, DateType, IntegralType, StringType, StructType
 
+from mirrorspark.data_pipelines import any_table, table_forms
 from mirrorspark.data_pipelines.features import FeatureMismatchError, quoted, raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NullPolicy, NullRule
+from mirrorspark.scoring.memory import keys_among_columns, scored_by_tasks, session_to_score
 from mirrorspark.scoring.model.folder import ModelDirectoryError
 from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, pinned_model
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, scored_schema
 from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, ScoringOptions, Unknown, ship_all
+from mirrorspark.spark_session import on_running_session
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -30,12 +33,13 @@ _NAMED_IN_MESSAGE = 3
 _Model: TypeAlias = str | Path | PinnedModel
 
 
+@on_running_session
 def score_by_group(  # noqa: D417 - the others are those of score
-    df: DataFrame,
+    table: Any,
     models: Mapping[Any, str | Path | PinnedModel],
     *,
     group: str,
-    keys: str | Sequence[str],
+    keys: str | Sequence[str] = (),
     unknown: Unknown = "fail",
     colocate: bool = True,
     tracking_uri: str | None = None,
@@ -47,18 +51,20 @@ def score_by_group(  # noqa: D417 - the others are those of score
     other_versions: OtherVersions = "refuse",
     trust: bool = False,
     counters: Counters | None = None,
-) -> DataFrame:
-    """Return, for every row of ``df``, its group and keys with the outputs and the version of its group's model.
+    spark: SparkSession | None = None,
+) -> Any:
+    """Return, for every row of a table, its group and keys with the outputs and the version of its group's model.
 
     This call resolves each URI once. Models may read different columns; tasks get the union of them. Models may have
     different labels if the form of the scores has the same columns for all.
 
     Args:
-        df: The table, with the group, the keys and the raw columns of all models.
+        table: The table, with the group, the keys and the raw columns of all models, in a form that
+            :func:`scoring.score` takes. Spark scores it, also if it is in memory.
         models: By value of the group, the URI of its model or the result of :func:`scoring.model.stored.resolve`.
         group: Column that selects the model: strings, integers, booleans or dates. It becomes the first key unless
             ``keys`` names it.
-        keys: Columns that identify a row; they pass through unchanged.
+        keys: Columns that identify a row; they pass through unchanged. A table in memory needs none.
         unknown: Treatment of a row whose group is null or has no model. ``fail``: the job fails and names the row by
             its keys. ``null``: its scores and version are null, and with ``bad_rows="mark"`` the column ``error`` gives
             the reason.
@@ -68,7 +74,7 @@ def score_by_group(  # noqa: D417 - the others are those of score
             and always for a stream, partitions and the order of rows stay as they are.
         nulls: See :func:`scoring.score`; a rule applies to the models that read its column.
 
-    The other arguments are those of :func:`scoring.score`.
+    The other arguments are those of :func:`scoring.score`, as is the form of the result.
 
     Raises:
         ModelNotFoundError: A URI leads to no model.
@@ -80,13 +86,36 @@ def score_by_group(  # noqa: D417 - the others are those of score
     if unknown not in get_args(Unknown):
         raise ScoringError(f"unknown '{unknown}' is not a rule for groups without a model; use fail or null")
     own_keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    if not hasattr(table, "sparkSession"):
+
+        def by_tasks(df: DataFrame, keys: Sequence[str]) -> DataFrame:
+            scored: DataFrame = score_by_group(
+                *(df, models),
+                group=group,
+                keys=keys,
+                unknown=unknown,
+                colocate=colocate,
+                tracking_uri=tracking_uri,
+                outputs=outputs,
+                batch_size=batch_size,
+                with_columns=with_columns,
+                nulls=nulls,
+                bad_rows=bad_rows,
+                other_versions=other_versions,
+                trust=trust,
+                counters=counters,
+            )
+            return scored
+
+        return _scored_table(table, group, own_keys, by_tasks, spark)
+    df: DataFrame = table
     by_value = _by_value(df, group, models)
     check_keys(df.columns, own_keys)
     all_keys = own_keys if group in own_keys else (group, *own_keys)
     pinned = _pinned_models(by_value, group, tracking_uri)
     found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, options, trust=trust)
-    table = df.select(*(quoted(name) for name in dict.fromkeys([*all_keys, *read])))
-    _LOGGER.info("%d models by '%s' read the columns %s", len(found), group, table.columns)
+    sent = df.select(*(quoted(name) for name in dict.fromkeys([*all_keys, *read])))
+    _LOGGER.info("%d models by '%s' read the columns %s", len(found), group, sent.columns)
     shipped = ship_all(df.sparkSession, [one.pinned for one in found])
     task = GroupTask(
         group=group,
@@ -97,8 +126,31 @@ def score_by_group(  # noqa: D417 - the others are those of score
         unknown=unknown,
     )
     # The ranges of a stream are unknown because it does not end.
-    rows = _colocated(table, group, all_keys) if colocate and not df.isStreaming else table
-    return map_batches(rows, task, scored_schema(table, all_keys, task.results))
+    rows = _colocated(sent, group, all_keys) if colocate and not df.isStreaming else sent
+    return map_batches(rows, task, scored_schema(sent, all_keys, task.results))
+
+
+def _scored_table(
+    table: Any,
+    group: str,
+    keys: Sequence[str],
+    by_tasks: Callable[[DataFrame, Sequence[str]], DataFrame],
+    spark: SparkSession | None,
+) -> Any:
+    """Return the scores of a path, a name or a table in memory, of the latter in its form, order and index."""
+    if not any_table.is_in_memory(table):
+        return by_tasks(any_table.read_table(session_to_score(spark), table), keys)
+    rows = any_table.in_arrow(table)
+    if group not in rows.column_names:
+        raise _no_group(group, rows.column_names)
+    own_keys = keys_among_columns(keys, rows.column_names, table_forms.index_names(table))
+    all_keys = own_keys if group in own_keys else (group, *own_keys)
+    scored, places = scored_by_tasks(rows, (), lambda df, number: by_tasks(df, (*all_keys, number)), spark)
+    return table_forms.with_columns(table_forms.selected(table, all_keys), scored.drop_columns(list(all_keys)), places)
+
+
+def _no_group(group: str, columns: Sequence[str]) -> ScoringError:
+    return ScoringError(f"the group column '{group}' is missing; the table has {list(columns)}")
 
 
 def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mapping[Any, _Model]:
@@ -110,7 +162,7 @@ def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mappin
     if not models:
         raise ScoringError(f"models is empty; give a model for each value of the column '{group}'")
     if group not in df.columns:
-        raise ScoringError(f"the group column '{group}' is missing; the table has {df.columns}")
+        raise _no_group(group, df.columns)
     field = df.schema[group]
     if not isinstance(field.dataType, _GROUP_TYPES):
         raise ScoringError(

@@ -63,7 +63,7 @@ def score_in_memory(
     if not table_forms.is_table(table):
         any_table.in_arrow(table)  # raises
     names = table_forms.column_names(table)
-    keys = _keys_among_columns(plan.keys, names, table_forms.index_names(table))
+    keys = keys_among_columns(plan.keys, names, table_forms.index_names(table))
     plan = replace(plan, keys=keys)
     plan.check_names(names, needs_keys=False)
     plan.check_extra(names, extra_columns)
@@ -74,12 +74,18 @@ def score_in_memory(
         scored, places = _scored_here(_as_sent(rows, plan), plan, counters)
     else:
         _LOGGER.info("Spark scores the table: %s", why)
-        scored, places = _scored_by_tasks(rows, plan, by_tasks, session_to_score(spark))
+        scored, places = scored_by_tasks(
+            rows, plan.results.names, lambda df, number: by_tasks(df, replace(plan, keys=(number,))), spark
+        )
     return table_forms.with_columns(kept, scored, None if plan.options.outputs.keeps_rows else places)
 
 
-def _keys_among_columns(keys: Sequence[str], columns: Sequence[str], index: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys that are columns; those of the index stay there."""
+def keys_among_columns(keys: Sequence[str], columns: Sequence[str], index: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys that are columns; those of the index stay there.
+
+    Raises:
+        ScoringError: A key is in neither.
+    """
     missing = [key for key in keys if key not in columns and key not in index]
     if missing:
         hint = raw_columns.meant(missing[0], [name for name in columns if isinstance(name, str)])
@@ -140,17 +146,23 @@ def _scored_here(rows: pa.Table, plan: ScoringPlan, counters: Counters | None) -
     return pa.concat_tables(scored), np.concatenate(places)
 
 
-def _scored_by_tasks(
+def scored_by_tasks(
     rows: pa.Table,
-    plan: ScoringPlan,
-    by_tasks: Callable[[DataFrame, ScoringPlan], DataFrame],
-    spark: SparkSession,
+    results: Sequence[str],
+    by_tasks: Callable[[DataFrame, str], DataFrame],
+    spark: SparkSession | None,
 ) -> tuple[pa.Table, np.ndarray]:
-    """Return the scores and the row of each, in the order of the rows."""
+    """Return the scores and the row of each, in the order of the rows.
+
+    Args:
+        rows: The table.
+        results: Names of the columns of scores.
+        by_tasks: Scores the table as one of Spark; the column with this name identifies a row.
+        spark: The session; by default the active one, or a local one.
+    """
     number = any_table.ROW_NUMBER
-    while number in {*rows.column_names, *plan.results.names}:
+    while number in {*rows.column_names, *results}:
         number += "_"
     numbered = rows.append_column(number, pa.array(np.arange(rows.num_rows)))
-    scores = by_tasks(any_table.read_table(spark, numbered), replace(plan, keys=(number,)))
-    found = scores.toArrow().sort_by(number)
+    found = by_tasks(any_table.read_table(session_to_score(spark), numbered), number).toArrow().sort_by(number)
     return found.drop_columns([number]), found[number].to_numpy()

@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return fail(error_text(error), 1)
     except SPARK_ERRORS as error:
+        if terminal_text.is_interrupt(error):
+            raise KeyboardInterrupt from None
         return fail(task_message(error), 1)
     finally:
         spark.stop()

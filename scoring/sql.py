@@ -14,8 +14,10 @@ from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, For
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
 from mirrorspark.scoring.udf import check_keeps_rows, udf_as_planned
+from mirrorspark.spark_session import on_running_session
 
 
+@on_running_session
 def register_sql(  # noqa: D417 - the others are those of scorer_udf
     spark: SparkSession,
     name: str,

@@ -17,9 +17,10 @@ from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, ScoringCounts, ScoringOptions, pieces
-from mirrorspark.spark_session import require_running, versions
+from mirrorspark.spark_session import on_running_session, versions
 
 
+@on_running_session
 def scorer_udf(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     model: str | Path | PinnedModel,
@@ -89,7 +90,6 @@ def udf_as_planned(
     counters: Counters | None,
 ) -> Any:
     """Return the UDF of a plan; returns and raises the same as :func:`scorer_udf`."""
-    require_running(spark)
     known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:

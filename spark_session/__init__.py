@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mirrorspark.spark_session.connect import USE_CLASSIC
     from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, first_line, lack_of_memory, task_message
     from mirrorspark.spark_session.interfaces import DriverAddressError
-    from mirrorspark.spark_session.kinds import StoppedSessionError, require_running, session_of
+    from mirrorspark.spark_session.kinds import StoppedSessionError, on_running_session, require_running, session_of
     from mirrorspark.spark_session.session import (
         MissingCapabilityError,
         NotPlainParquetError,
@@ -71,6 +71,7 @@ __all__ = [
     "java_major_version",
     "lack_of_memory",
     "local_slots",
+    "on_running_session",
     "open_command_session",
     "open_session",
     "partition_id",

@@ -1,11 +1,19 @@
 """The choice of the capabilities that belong to a session: classic Spark or Spark Connect."""
 
-from pyspark.sql import SparkSession
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.session import Session
+from mirrorspark.storage import terminal_text
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class StoppedSessionError(ClearError, RuntimeError):
@@ -24,6 +32,29 @@ def require_running(spark: SparkSession | None) -> None:
             "the Spark session was stopped; start another one (SparkSession.builder.getOrCreate()), and read "
             "the tables again with it: those of a stopped session are lost"
         )
+
+
+def on_running_session(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function that refuses a stopped session, or a table of one, and that Ctrl-C ends without py4j's stack.
+
+    PySpark's own errors for a stopped one are an AssertionError without a message, or pages of Java.
+    """
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, DataFrame):
+                require_running(value.sparkSession)
+            elif isinstance(value, SparkSession):
+                require_running(value)
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            if not terminal_text.is_interrupt(error):
+                raise
+        raise KeyboardInterrupt
+
+    return checked
 
 
 def session_of(spark: SparkSession) -> Session:

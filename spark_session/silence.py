@@ -32,12 +32,13 @@ def user_settings() -> dict[str, str]:
 
 
 def hide_interrupts() -> None:
-    """Keep py4j's stack of an interrupted call off the terminal; the interrupt is raised all the same."""
-    logging.getLogger().addFilter(_is_not_of_an_interrupt)
+    """Keep py4j's stacks of an interrupted call off the terminal; its errors are raised all the same."""
+    logging.getLogger().addFilter(_is_not_of_a_call)
 
 
-def _is_not_of_an_interrupt(record: logging.LogRecord) -> bool:
-    return record.msg != "KeyboardInterrupt while sending command."
+def _is_not_of_a_call(record: logging.LogRecord) -> bool:
+    # The second is of PySpark's handler, which cancels the jobs by a call within the interrupted one.
+    return record.msg not in ("KeyboardInterrupt while sending command.", "Exception while sending command.")
 
 
 class quiet_launch:  # noqa: N801 - reads as a statement

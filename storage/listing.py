@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -57,11 +57,13 @@ class DataFile:
 
     Attributes:
         partition: Name and value of each partition folder above the file, outermost first; None is null.
+        root: The folder that holds them; None without such folders.
     """
 
     path: StoragePath
     bytes: int
     partition: tuple[tuple[str, str | None], ...] = ()
+    root: StoragePath | None = field(default=None, compare=False)
 
 
 def list_files(
@@ -131,11 +133,12 @@ def reads(location: StoragePath, file: StoragePath) -> bool:
 
 def _data_files(files: Sequence[StoredFile], root: StoragePath | None, shown: StoragePath) -> list[DataFile]:
     """Return the ``files`` that are neither empty nor hidden below ``shown``."""
-    return [
-        DataFile(file.path, file.bytes, _partition_of(file.path.relative_to(root)) if root else ())
-        for file in files
-        if file.bytes and not is_hidden(file.path.relative_to(shown)) and not file.path.name.endswith(_UPLOADING)
-    ]
+    found = []
+    for file in files:
+        if file.bytes and not is_hidden(file.path.relative_to(shown)) and not file.path.name.endswith(_UPLOADING):
+            partition = _partition_of(file.path.relative_to(root)) if root else ()
+            found.append(DataFile(file.path, file.bytes, partition, root if partition else None))
+    return found
 
 
 def _published_files(folder: StoragePath) -> list[StoredFile]:

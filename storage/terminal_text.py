@@ -1,5 +1,6 @@
 """Text for people at a terminal: broken between words, where the terminal itself would break it anywhere."""
 
+import re
 import shutil
 import textwrap
 from typing import TextIO
@@ -8,6 +9,16 @@ from mirrorspark.clear_error import visible
 
 EXIT_INTERRUPTED = 130
 """Exit status of a command that Ctrl-C has ended, as shells count it: 128 and the number of the signal."""
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Return True if Ctrl-C has led to an error: py4j may raise one of its own in the place of the interrupt."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+_NO_BREAK = "\x00"
 
 
 def for_stream(text: str, stream: TextIO) -> str:
@@ -26,4 +37,7 @@ def wrapped(text: str, width: int) -> str:
 
 def _broken(line: str, width: int) -> str:
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    # A number stays with its name where lines are rows of both, two blanks apart.
+    kept = re.sub(r"(?<=  )(\w+) (?=[\d.,]+(?:  |$))", rf"\1{_NO_BREAK}", line)
+    broken = textwrap.fill(kept, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return broken.replace(_NO_BREAK, " ")

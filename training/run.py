@@ -74,14 +74,14 @@ def _run(config: RunConfig) -> int:
         summary = pipeline.run(config, keep, began=began)
     except ConfigError as error:
         return _refuse(error, config.summary)
-    except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from the last checkpoint"
-        stopped = replace(known, status="stopped", error=message)
-        return end(stopped, config.summary, terminal_text.EXIT_INTERRUPTED, known.run_folder)
     except TrainingStoppedError as error:
         status = terminal_text.EXIT_INTERRUPTED if error.is_interrupted else EXIT_FAILED
         return end(replace(known, status="stopped", error=str(error)), config.summary, status, known.run_folder)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if terminal_text.is_interrupt(error):
+            message = "interrupted; the same command goes on from the last checkpoint"
+            stopped = replace(known, status="stopped", error=message)
+            return end(stopped, config.summary, terminal_text.EXIT_INTERRUPTED, known.run_folder)
         explain(error, config)
         failed = replace(known, status="failed", error=one_line(error))
         return end(failed, config.summary, EXIT_FAILED, known.run_folder)
@@ -89,7 +89,7 @@ def _run(config: RunConfig) -> int:
     folder = None if known.status == "finished" else summary.run_folder
     # The summary is written before it is shown: the reader of a pipe may have gone.
     status = end(summary, config.summary, EXIT_FINISHED, folder)
-    show(summary.as_text())
+    show(summary.as_text(sys.stdout))
     return status
 
 
@@ -102,9 +102,9 @@ def dry_run(config: RunConfig) -> int:
         checks = job.dry_run(config)
     except ConfigError as error:
         return _print_error(one_line(error), EXIT_USAGE)
-    except KeyboardInterrupt:
-        return _print_error("interrupted", terminal_text.EXIT_INTERRUPTED)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if terminal_text.is_interrupt(error):
+            return _print_error("interrupted", terminal_text.EXIT_INTERRUPTED)
         explain(error, config)
         return _print_error(one_line(error), EXIT_FAILED)
     # A configuration that is printed has been checked.
@@ -163,7 +163,7 @@ def _takes(folder: Path, summary: Ending) -> bool:
     return state.is_of_this_process and (state.status != "finished" or summary.status == "finished")
 
 
-def explain(error: Exception, config: RunConfig) -> None:
+def explain(error: BaseException, config: RunConfig) -> None:
     """Show the place where the user's own code failed, or with ``verbose`` the whole trace."""
     if isinstance(error, TrainingFailedError) and error.attempts[-1].first_error.is_in_code:
         print(without_credentials(error.attempts[-1].first_error.traceback), file=sys.stderr)

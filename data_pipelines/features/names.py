@@ -1,13 +1,14 @@
 """Names of columns: any text, and the plain name that stands for it where TensorFlow or a file system needs one."""
 
 import hashlib
+import keyword
 import re
 
 # TensorFlow's names of operations, and files on any system, accept these.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _PLAIN_FILE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-# Python calls a signature by keywords, and this one is taken.
-_TAKEN = frozenset({"self"})
+# Python calls a signature by keywords, which can be neither of these.
+_TAKEN = frozenset({"self", *keyword.kwlist})
 _SHOWN_CHARACTERS = 40
 
 

@@ -9,6 +9,7 @@ from pyspark.sql.types import ArrayType, DataType, DateType, NumericType, Timest
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.spark_session import on_running_session
 
 _SHOWN_ROWS = 3
 
@@ -42,6 +43,7 @@ class Leak:
         )
 
 
+@on_running_session
 def check_leakage(
     df: DataFrame, *, feature_time: str | Sequence[str], label_time: str, keys: str | Sequence[str] = ()
 ) -> None:

@@ -38,6 +38,7 @@ from mirrorspark.data_pipelines.quality.split_rules import (
     require_label,
 )
 from mirrorspark.data_pipelines.sources import MemorySource
+from mirrorspark.spark_session import on_running_session
 
 Moment = date | datetime | str | int | float
 Table = TypeVar("Table", DataFrame, MemorySource, DataFrame | MemorySource)
@@ -46,6 +47,7 @@ Table = TypeVar("Table", DataFrame, MemorySource, DataFrame | MemorySource)
 _ACCURACY = 250_000
 
 
+@on_running_session
 def time_split(
     df: DataFrame,
     column: str,
@@ -113,6 +115,7 @@ def time_split(
     return result
 
 
+@on_running_session
 def default_split(
     df: Table,
     keys: str | Sequence[str],
@@ -150,6 +153,7 @@ def default_split(
     return time_split(df, time, validation=validation, test=test, split_column=split_column)
 
 
+@on_running_session
 def random_split(
     df: DataFrame,
     keys: str | Sequence[str],

@@ -24,6 +24,7 @@ _DECODED_BYTES = {"INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "
 # Read-ahead per column of a file on disk.
 _DISK_BUFFER_BYTES = 1 << 20
 _FOOTERS_AT_A_TIME = 16
+_UNREAD_BY_SPARK = frozenset({"BROTLI", "LZO"})
 _UTC_TIMESTAMP = pa.timestamp("us", "UTC")
 # A task that reads this much makes a file of a good size in block layout.
 _TASK_BYTES = 256 * 2**20
@@ -193,9 +194,12 @@ def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Seq
 
 @dataclass(frozen=True)
 class _Footer:
+    """Facts of a file; ``unread`` is what Spark does not read of it: codecs and encodings of columns."""
+
     schema: pa.Schema
     group_rows: tuple[int, ...]
     group_bytes: tuple[int, ...]
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -295,9 +299,20 @@ def _footer(file: listing.DataFile) -> _Footer:
                 pa.schema(fields),
                 group_rows=tuple(group.num_rows for group in groups),
                 group_bytes=tuple(group.total_byte_size for group in groups),
+                unread=_unread_by_spark(groups[0]) if groups else (),
             )
+    except pa.ArrowNotImplementedError as error:
+        raise ParquetError(
+            f"{file.path} has a column of a type that is not read: {error}; write it as a text or in fewer digits"
+        ) from error
     except pa.ArrowInvalid as error:
         raise NotParquetError(f"{file.path} is not a Parquet file: {error}; leave it out") from error
+
+
+def _unread_by_spark(group: pq.RowGroupMetaData) -> tuple[str, ...]:
+    columns = [group.column(place) for place in range(group.num_columns)]
+    used = {name for column in columns for name in (column.compression, *column.encodings)}
+    return tuple(sorted(used & _UNREAD_BY_SPARK))
 
 
 def _plain_type(type_: pa.DataType, leaves: Iterator[pq.ColumnSchema]) -> pa.DataType:

@@ -115,7 +115,9 @@ class TerminalBar:
 
     def show(self, seconds: float, tasks: Tasks | None) -> None:
         """Draw the line over the one before."""
-        line = f"{self._name:<10} {_in_words(seconds, tasks)}"[: shutil.get_terminal_size().columns - 1]
+        room = shutil.get_terminal_size().columns - 1
+        lines = [f"{self._name:<10} {_in_words(seconds, tasks, drawn=drawn)}" for drawn in (True, False)]
+        line = next((line for line in lines if len(line) <= room), lines[-1][:room])
         self._write(f"\r\x1b[J\n{line}\r\x1b[1A")
 
     def end(self, seconds: float, *, has_failed: bool) -> None:

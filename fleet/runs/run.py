@@ -51,7 +51,7 @@ from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS, Progress, fol
 from mirrorspark.fleet.score import check_result
 from mirrorspark.scoring import ScoringError, file_job
 from mirrorspark.scoring.input import SparkSource
-from mirrorspark.spark_session import session_of
+from mirrorspark.spark_session import on_running_session, session_of
 from mirrorspark.storage import Location, StoragePath, lakes
 from mirrorspark.storage.publish import STAGING_PREFIX
 
@@ -89,6 +89,7 @@ class FleetRun:
     seconds: float
 
 
+@on_running_session
 def run_fleet(
     spark: SparkSession,
     fleet: Fleet | str | Path | Mapping[str, Fleet | str | Path],
@@ -197,6 +198,7 @@ def run_fleet(
         return _drive(spark, plan, target, book, files, checked.fleet, settings, () if begin_only else None)
 
 
+@on_running_session
 def resume_fleet(
     spark: SparkSession,
     output: Location,

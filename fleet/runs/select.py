@@ -23,6 +23,7 @@ from mirrorspark.fleet.runs.plan import RunPlan
 from mirrorspark.fleet.score import session_for
 from mirrorspark.fleet.task import MODELS_KEY
 from mirrorspark.scoring import ScoringError
+from mirrorspark.spark_session import on_running_session
 from mirrorspark.storage import Location, StoragePath, hadoop_path, hadoop_uri, listing
 
 _WORDS = re.compile(r"`((?:[^`]|``)+)`|([A-Za-z_]\w*)")
@@ -60,6 +61,7 @@ class _Table:
         return quoted(name)
 
 
+@on_running_session
 def select_scores(
     scores: DataFrame | Location,
     condition: str,
@@ -116,6 +118,7 @@ def select_scores(
         ) from error
 
 
+@on_running_session
 def rank_scores(
     scores: DataFrame | Location,
     *,

@@ -19,6 +19,7 @@ from mirrorspark.lifecycle.experiments.intervals import (
     mixture_precision,
     without_covariate,
 )
+from mirrorspark.spark_session import on_running_session
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -228,6 +229,7 @@ class Analysis:
         return conclusion_of(self)
 
 
+@on_running_session
 def arms_of_results(results: DataFrame, experiment: Experiment, *, is_proportion: bool = False) -> list[Arm]:
     """Return the results of an experiment from a table of :func:`~lifecycle.experiments.units.variant_results`.
 

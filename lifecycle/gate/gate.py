@@ -25,12 +25,14 @@ from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory, T
 from mirrorspark.scoring.model.stored import PinnedModel, pinned_model
 from mirrorspark.scoring.parity import THRESHOLD, ParityReport
 from mirrorspark.scoring.task import OtherVersions
+from mirrorspark.spark_session import on_running_session
 
 SINGLE_ROWS = 200
 PARITY_OF_ROWS = "single rows and table"
 PARITY_GIVEN = "parity"
 
 
+@on_running_session
 def validate(
     candidate: str | Path | PinnedModel,
     champion: str | Path | PinnedModel | None,

@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail(f"interrupted. {_advice(options)}", terminal_text.EXIT_INTERRUPTED)
     except StageFailedError as error:
+        if terminal_text.is_interrupt(error):
+            return fail(f"interrupted. {_advice(options)}", terminal_text.EXIT_INTERRUPTED)
         return fail(f"{one_line(error)}. {_advice(options, error.again_from)}", EXIT_FAILED)
     except (PipelineError, OSError) as error:
         return fail(one_line(error), EXIT_FAILED)

@@ -29,6 +29,7 @@ from mirrorspark.lifecycle.watching.watcher import WEEK
 from mirrorspark.pages import in_digits
 from mirrorspark.scoring.model.folder import Task
 from mirrorspark.scoring.parity import THRESHOLD
+from mirrorspark.spark_session import on_running_session
 
 _START, _LABEL = "__mirrorspark_start", "__mirrorspark_label"
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -88,6 +89,7 @@ class LiveWindow:
     alarms: tuple[str, ...] = ()
 
 
+@on_running_session
 def live_metrics(
     scores: DataFrame,
     outcomes: DataFrame,

@@ -14,6 +14,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from mirrorspark.lifecycle.watching.counting import counts_by_window, window_counts
 from mirrorspark.lifecycle.watching.drift import ColumnDrift, DriftLimits, alarms_of, drift_of
 from mirrorspark.lifecycle.watching.snapshot import Snapshot
+from mirrorspark.spark_session import on_running_session
 
 WEEK = "7 days"
 
@@ -41,6 +42,7 @@ class WindowDrift:
         return max((one.rows for one in self.columns), default=0)
 
 
+@on_running_session
 def watch(
     table: DataFrame,
     snapshot: Snapshot | str | Path,
@@ -71,6 +73,7 @@ def watch(
     return _drifts(counts, known, limits or DriftLimits())
 
 
+@on_running_session
 def watch_stream(
     table: DataFrame,
     snapshot: Snapshot | str | Path,

@@ -12,6 +12,7 @@ from mirrorspark.pages.figures import style
 
 MOST_CLASSES = 20
 _LONGEST_NAME = 16
+_CLASSES_OF_A_PANEL = 10
 
 
 def class_quality(
@@ -88,7 +89,8 @@ def confusion_matrix(
         1 if weight is None else np.asarray(weight),
     )
     shares = counts / np.where(rows := counts.sum(axis=1, keepdims=True), rows, 1)
-    figure = style.new_figure(height_ratios=(max(1.0, 0.11 * size + 0.4),))
+    # A picture of one panel's width has no room for the shares of more classes, and is blank above and below.
+    figure = style.new_figure(1 if size <= _CLASSES_OF_A_PANEL else 2, height_ratios=(max(1.0, 0.11 * size + 0.4),))
     axes = figure.add_subplot()
     axes.imshow(shares, cmap=style.tints(), vmin=0, vmax=1)
     axes.set_xticks(range(size), shown, rotation=60, ha="right")

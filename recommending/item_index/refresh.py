@@ -31,6 +31,7 @@ from mirrorspark.scoring.model.folder import (
     new_model_folder,
 )
 from mirrorspark.scoring.model.stored import PinnedModel, pinned_model
+from mirrorspark.spark_session import on_running_session
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class RefreshedIndex:
     model_uri: str = ""
 
 
+@on_running_session
 def refresh_index(
     model: str | Path | PinnedModel,
     items: Any,

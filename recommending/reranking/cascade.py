@@ -22,6 +22,7 @@ from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE, LoadedModel
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS
 from mirrorspark.scoring.task import Counters, Scorer, ScoringCounts, ScoringOptions, regrouped
+from mirrorspark.spark_session import on_running_session
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,7 @@ RANKED_BY = "ranked_by"
 """The column with the version of the ranking model."""
 
 
+@on_running_session
 def rank_candidates(  # noqa: D417 - the others are those of score
     lists: DataFrame,
     model: str | Path | PinnedModel,

@@ -12,6 +12,7 @@ from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.recommending.reranking.items import ItemAttributes
 from mirrorspark.recommending.reranking.rerank_task import RerankTask
 from mirrorspark.recommending.reranking.rules import Rules
+from mirrorspark.spark_session import on_running_session
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Lists = TypeVar("Lists", DataFrame, pa.Table, "pd.DataFrame")
 
 
+@on_running_session
 def rerank(
     lists: Lists,
     items: "DataFrame | pa.Table | pd.DataFrame",

@@ -35,7 +35,7 @@ from mirrorspark.scoring.model.loading import ModelChangedError, freeze_gc, limi
 from mirrorspark.scoring.model.stored import PinnedModel, folder_digest
 from mirrorspark.scoring.output import good_rows
 from mirrorspark.scoring.task import ShippedModel, regrouped, ship
-from mirrorspark.spark_session import SPARK_ERRORS, session_of, task_cores, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, on_running_session, session_of, task_cores, task_message
 from mirrorspark.storage import Location
 
 _LOGGER = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ _NAMED_IN_MESSAGE = 3
 _TASKS_PER_SLOT = 4
 
 
+@on_running_session
 def embed_text(
     df: DataFrame,
     column: str,
@@ -96,6 +97,7 @@ def embed_text(
     return CachedEncoder.of(encoder, settings, cache).with_vectors(df, column, output)
 
 
+@on_running_session
 def embed_images(
     df: DataFrame,
     column: str,

@@ -28,12 +28,14 @@ from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
+from mirrorspark.spark_session import on_running_session
 from mirrorspark.storage import Location
 
 _FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"
 _LISTS: frozenset[kinds.RawForm] = frozenset({"tokens", "times", "indices", "values"})
 
 
+@on_running_session
 def score_tfrecords(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     paths: Location | Sequence[Location],

@@ -7,6 +7,7 @@ columns.
 import datetime
 import hashlib
 import json
+import keyword
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -100,7 +101,7 @@ class RawColumnsModel:
 
 def _plain_name(name: str) -> str:
     """Return the name of an input of the signature, as ``plain_name`` of :mod:`data_pipelines.features.names` does."""
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) and name != "self":
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) and name not in ("self", *keyword.kwlist):
         return name
     readable = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:40]
     start = readable if readable[:1].isalpha() else f"column_{readable}".rstrip("_")

@@ -27,7 +27,7 @@ from mirrorspark.serving.precomputed.store_file import (
     row_checksum,
     seal,
 )
-from mirrorspark.spark_session import SPARK_ERRORS, first_line, task_message, versions
+from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message, versions
 from mirrorspark.storage import Location, StoragePath, atomic_file, lakes
 from mirrorspark.storage.publish import SaveMode
 
@@ -49,6 +49,7 @@ Encoded: TypeAlias = tuple[int | str | None, str, str | None]
 """A key, the other columns as a JSON array, and the version of the model that made them."""
 
 
+@on_running_session
 def precompute(
     table: DataFrame | Location | Sequence[Location],
     store: str | Path,

@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         status: int = import_module(COMMANDS[name].module).main(rest)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not terminal_text.is_interrupt(error):
+            raise
         print("mirrorspark: interrupted", file=sys.stderr)
         return terminal_text.EXIT_INTERRUPTED
     return status

@@ -1,6 +1,9 @@
 """T3, H2: tables in any form that users have become the same Spark table."""
 
+import bz2
 import csv
+import gzip
+import io
 import json
 import math
 from datetime import date, datetime, timedelta
@@ -11,9 +14,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.data_pipelines import csv_tables
 from mirrorspark.data_pipelines.any_table import TableError, read_table
 
 if TYPE_CHECKING:
@@ -69,6 +74,12 @@ def test_stored_tables_are_found_by_name_and_path(spark: "SparkSession", tmp_pat
 def test_what_is_no_table_is_refused(spark: "SparkSession", table: Any, message: str) -> None:
     with pytest.raises(TableError, match=message):
         read_table(spark, table)
+
+
+def test_wide_integers_of_polars_are_refused_in_a_line(spark: "SparkSession", tmp_path: Path) -> None:
+    pl.DataFrame({"id": pl.Series([1, 2**70], dtype=pl.Int128)}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(TableError, match=r"t\.parquet has a column of a type that is not read: .*64 bits"):
+        read_table(spark, tmp_path / "t.parquet")
 
 
 def test_a_folder_without_a_table_is_refused(spark: "SparkSession", tmp_path: Path) -> None:
@@ -129,6 +140,11 @@ def test_a_csv_file_has_the_cells_that_pandas_finds(
             "timestamp_ntz",
             [datetime(2024, 2, 29), datetime(2024, 3, 1, 4, 5), None],
         ),
+        (
+            ["2024-02-29 03:04:05+00", "2024-02-29 03:04:05.5-01", "NULL"],
+            "timestamp",
+            [datetime(2024, 2, 29, 3, 4, 5), datetime(2024, 2, 29, 4, 4, 5, 500_000), None],
+        ),
         (["2024-02-30", "2024-02-29", "2024-03-01"], "string", ["2024-02-30", "2024-02-29", "2024-03-01"]),
         (["-", "?", "a"], "string", ["-", "?", "a"]),
         (["1d", "2", "3"], "string", ["1d", "2", "3"]),
@@ -152,6 +168,8 @@ def test_a_column_of_csv_has_the_type_of_all_its_cells(
         ('"a\nb",c\r\n1,"x\r\ny"\r\n', ["a\nb", "c"], [(1, "x\r\ny")]),
         ("a,b\r1,x\r", ["a", "b"], [(1, "x")]),
         ('a|"b,c"\n1|"x,y"\n2|z\n', ["a", "b,c"], [(1, "x,y"), (2, "z")]),
+        ('a;"b,c";"d,e"\n1;2;3\n', ["a", "b,c", "d,e"], [(1, 2, 3)]),
+        ("a|b\n1\n2\n", ["a|b"], [(1,), (2,)]),
         ("a;b;c\n1;2\n3;4;5\n", ["a", "b", "c"], [(1, 2, None), (3, 4, 5)]),
     ],
 )
@@ -162,6 +180,47 @@ def test_csv_of_many_writers_has_its_names_and_rows(
     found = read_table(spark, tmp_path / "t.csv")
     assert found.columns == names
     assert [tuple(row) for row in found.collect()] == rows
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(
+    ("texts", "form"),
+    [
+        (["a", "bb", "ccc"], ""),
+        (["a", "bb", "ccc"], "utf-8-sig"),
+        (["a,b", "b", '"a"'], ""),
+        (["a\nb", "b", "c"], ""),
+        (["a\n\nb,1\n", '"\n"', ""], "utf-8-sig"),
+        (["a\nb", "ü", "c"], "utf-16"),
+        (["a", "bb", "ccc"], "bz2"),
+        (["a\nb", "bb", "ccc"], "gz"),
+    ],
+)
+def test_a_large_csv_file_is_cut_between_rows(
+    spark: "SparkSession",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    texts: list[str],
+    form: str,
+    line_break: str,
+    last: bool,
+) -> None:
+    """Parts of a few bytes begin at every place of a row."""
+    monkeypatch.setattr(csv_tables, "_ONE_TASK_BYTES", 0)
+    rows = [(number, texts[number % 3], number % 7 / 4) for number in range(40)]
+    lines = io.StringIO(newline="")
+    csv.writer(lines, lineterminator=line_break).writerows([("id", "text", "x"), *rows])
+    text = lines.getvalue() if last else lines.getvalue().removesuffix(line_break)
+    path = tmp_path / f"t.csv{'.' + form if form in ('gz', 'bz2') else ''}"
+    content = text.encode("utf-8" if form in ("", "gz", "bz2") else form)
+    path.write_bytes({"gz": gzip.compress, "bz2": bz2.compress}.get(form, bytes)(content))
+    spark.conf.set("spark.sql.files.maxPartitionBytes", "61b")
+    try:
+        found = read_table(spark, path).orderBy("id").collect()
+    finally:
+        spark.conf.unset("spark.sql.files.maxPartitionBytes")
+    assert [tuple(row) for row in found] == [(number, text or None, x) for number, text, x in rows]
 
 
 def test_numbers_with_unknown_words_are_read_as_text_with_a_warning(
@@ -186,12 +245,19 @@ def test_csv_in_another_encoding_is_refused_or_read_as_told(spark: "SparkSession
     assert read_table(spark, path).count() == 1
 
 
+def _packed(codec: str, **columns: list[int]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1], **columns}), sink, compression=codec)
+    return sink.getvalue().to_pybytes()
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({"t.csv": b"a,b\n1,2\n1,2,3\n"}, "more cells than its header"),
         ({"t.csv": b"a,a\n1,2\n"}, "several columns of one name"),
         ({"t.csv": b"sep=;\na;b\n"}, "Excel's line"),
+        ({"k=1/t.csv": b"a,k\n1,2\n", "k=2/t.csv": b"a,k\n1,2\n"}, r"t\.csv has the columns \['k'\], as its folders"),
         ({"t.csv": b"PK\x03\x04"}, "packed as zip"),
         ({"t.csv": b""}, "is empty"),
         ({"a.csv": b"x,y\n1,2\n", "b.csv": b"3,4\n"}, "no column of"),
@@ -200,6 +266,14 @@ def test_csv_in_another_encoding_is_refused_or_read_as_told(spark: "SparkSession
         ({"t.json": b'{"a":{"0":1,"1":2}}'}, "document of columns"),
         ({"t.json": b'{"columns":["a"],"index":[0],"data":[[1]]}'}, "document of columns"),
         ({"t.json": b'{\n "0":{"a":1},"1":{"a":2}}'}, "document of columns"),
+        ({"t.json": b'{"a":[1,2],"b":["x","y"]}'}, "document of columns; write rows"),
+        ({"t.json": b'{\n "a":[1,2]}'}, "document of columns; write rows"),
+        ({"t.json": b"[]"}, r"t\.json has no rows"),
+        ({"t.jsonl": b'{"a":1,"A":2}\n'}, r"t\.jsonl has several columns or keys 'a', which may differ in case alone"),
+        ({"t.csv": b"a,A\n1,2\n"}, r"t\.csv has several columns or keys 'a'"),
+        ({"t.parquet": _packed("snappy", A=[2])}, r"t\.parquet has several columns or keys 'a'"),
+        ({"t.orc": b"ORC no"}, r"t\.orc is not an ORC file"),
+        ({"t.avro": b"Obj"}, "read it with polars.read_avro"),
         ({"t.csv": "größe,n\n1,2\n".encode("latin-1")}, "another encoding than UTF-8"),
         ({"t.json": b'{"a": 1},\n{"a": 2}\n'}, "several documents, the second after 8 characters"),
         ({"t.json": b'{\n"a": 1\n}\n{\n"a": 2\n}'}, "several documents.*in a line of its own"),
@@ -207,6 +281,10 @@ def test_csv_in_another_encoding_is_refused_or_read_as_told(spark: "SparkSession
         ({"t.json": "{'a': 'Zürich'}".encode("latin-1")}, "another encoding than UTF-8 .byte 0xfc.; save it as UTF-8"),
         ({"t.txt": b"a,b\n1,2\n"}, "if it is a CSV file, give its separator, else read it with Spark"),
         ({"t.parquet": b"PAR1 no"}, "not a Parquet file"),
+        (
+            {"t.parquet": _packed("brotli")},
+            r"t\.parquet is written with BROTLI, .*to_parquet\(path, compression='zstd'",
+        ),
         ({"t.xlsx": b"PK"}, "pandas.read_excel"),
     ],
 )
@@ -214,6 +292,7 @@ def test_damaged_files_are_refused_in_a_line(
     spark: "SparkSession", tmp_path: Path, files: dict[str, bytes], message: str
 ) -> None:
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with pytest.raises(TableError, match=message) as refused:
         read_table(spark, tmp_path / next(iter(files)) if len(files) == 1 else tmp_path)
@@ -242,6 +321,25 @@ def test_csv_files_of_one_table_are_read_by_name_and_others_left_out(spark: "Spa
     (tmp_path / "README.md").write_text("# Data\n")
     found = read_table(spark, tmp_path).orderBy("x").select("x", "y", "z", "day").collect()
     assert [tuple(row) for row in found] == [(1, "a", None, 1), (2, "b", 3, 2)]
+
+
+def test_folders_of_several_paths_are_columns(spark: "SparkSession", tmp_path: Path) -> None:
+    for number, name in enumerate(("north/day=1", "north/day=x", "south/day=y", "south/place=b")):
+        (tmp_path / name).mkdir(parents=True)
+        frame = pd.DataFrame({"n": [number], "more": [0.5]} if number else {"n": [number]})
+        frame.to_csv(tmp_path / name / "t.csv", index=False)
+        frame.to_json(tmp_path / name / "t.json", orient="records", lines=True)
+        frame.to_parquet(tmp_path / name / "t.parquet")
+    for kind in ("csv", "json", "parquet"):
+        both = [str(tmp_path / place / f"*/*.{kind}") for place in ("north", "south")]
+        assert set(read_table(spark, both).columns) == {"n", "more"}  # a pattern names the files themselves
+    for kind in ("csv", "json", "parquet"):
+        for path in tmp_path.rglob("*t.*"):
+            path.rename(path.with_name(f"{'_' * (path.suffix != '.' + kind)}{path.name.lstrip('_')}"))
+        found = read_table(spark, [tmp_path / "north", tmp_path / "south"]).orderBy("n")
+        assert [(row.n, row.day, row.place, row.more) for row in found.collect()] == [
+            (0, "1", None, None), (1, "x", None, 0.5), (2, "y", None, 0.5), (3, None, "b", 0.5),
+        ], kind  # fmt: skip
 
 
 def test_json_may_be_lines_a_list_or_a_document(spark: "SparkSession", tmp_path: Path) -> None:
@@ -320,6 +418,14 @@ def test_parquet_files_that_differ_are_one_table(
     for number, columns in enumerate((first, second)):
         pq.write_table(pa.table({"id": [number], **columns}), tmp_path / f"{number}.parquet")
     assert [row.z for row in read_table(spark, tmp_path).orderBy("id").collect()] == expected
+
+
+def test_orc_files_that_differ_are_one_table(spark: "SparkSession", tmp_path: Path) -> None:
+    """Also without suffixes, as Hive writes them."""
+    for number, columns in enumerate(({"z": [1]}, {"z": [2.5], "more": ["x"]}, {"z": [3]})):
+        pyarrow.orc.write_table(pa.table({"id": [number], **columns}), tmp_path / f"00000{number}_0")
+    found = read_table(spark, tmp_path).orderBy("id").select("z", "more").collect()
+    assert [tuple(row) for row in found] == [(1.0, None), (2.5, "x"), (3.0, None)]
 
 
 def test_parquet_files_whose_types_contradict_are_refused(spark: "SparkSession", tmp_path: Path) -> None:

@@ -5,7 +5,11 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+from pyspark.errors import PySparkException
+
 import mirrorspark as ms
+from mirrorspark.spark_session import task_message
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -33,3 +37,13 @@ def blocks() -> list[str]:
     """Return the indented blocks of the page that are SQL."""
     found = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     return [text for text in map(textwrap.dedent, found) if text.startswith(("SELECT", "CREATE"))]
+
+
+def test_a_missing_column_is_an_error_when_the_query_runs(spark: "SparkSession", tmp_path: Path) -> None:
+    """Spark plans a call of a scorer without a look at the fields of its struct."""
+    model = ms.package_model({"coefficients": {"distance": 0.001}, "link": "logit"}, tmp_path / "linear")
+    ms.register_sql(spark, "of_distance", model)
+    planned = spark.sql("SELECT of_distance(named_struct('miles', 2586.0D)).score")
+    with pytest.raises(PySparkException) as raised:
+        planned.collect()
+    assert re.search(r"column 'distance' .* missing|no column 'distance'|lacks.*distance", task_message(raised.value))

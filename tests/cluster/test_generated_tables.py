@@ -3,6 +3,8 @@
 Each seed is a small table. The usual tests read some dozens of them, ``--full`` more than two thousand.
 """
 
+import bz2
+import gzip
 import logging
 import random
 import re
@@ -27,6 +29,7 @@ from tests.cluster.generated.values import difference, plain
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+PACKERS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}
 # Spark waits for Python's workers most of the time.
 _AT_A_TIME = 4
 
@@ -114,7 +117,9 @@ def of_csv_parts(spark: "SparkSession", folder: Path, seed: int, _: _Warnings) -
         path = folder / f"parts{seed}" / f"day={number}"
         path.mkdir(parents=True)
         packed, encoding = rng.choice(("", ".gz", ".bz2")), rng.choice(("utf-8", "utf-8-sig", "utf-16"))
-        part.to_csv(path / f"p.csv{packed}", index=False, encoding=encoding, sep=rng.choice(",;"))
+        # pandas writes packed UTF-16 without a byte order mark, and warns of it.
+        content = part.to_csv(index=False, sep=rng.choice(",;")).encode(encoding)
+        (path / f"p.csv{packed}").write_bytes(PACKERS[packed](content))
     found = read_table(spark, folder / f"parts{seed}").orderBy("id").toArrow()
     written = pd.concat([first.assign(day=0), later.assign(day=1)]).astype(object)
     return of_columns(found.select(list(written)), {name: written[name].tolist() for name in written}, {})
@@ -146,7 +151,13 @@ def is_odd(kind: pa.DataType) -> bool:
 
 def of_json(spark: "SparkSession", folder: Path, seed: int, _: _Warnings) -> list[str]:
     path, written = write_json(folder, seed)
-    found = read_table(spark, path).toArrow()
+    try:
+        found = read_table(spark, path).toArrow()
+    except TableError as error:  # to pandas, an object of lists is a table of columns
+        has_lists = all(
+            len(values) == 1 and (values[0] is None or isinstance(values[0], list)) for values in written.values()
+        )
+        return one_line(error, "is a document of columns" if has_lists else None, path)
     present = [name for name, values in written.items() if name in found.column_names or any(map(plain, values))]
     return of_columns(found.select(present), {name: written[name] for name in present}, {})
 

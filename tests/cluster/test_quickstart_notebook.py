@@ -83,7 +83,7 @@ def test_a_table_is_fitted_in_one_call_and_compared_with_another_model(tmp_path:
     """T3, H2, H9: every result is a picture."""
     executed = run_notebook(tmp_path, REPOSITORY / "notebooks" / "your_table.ipynb")
     pages = shown(executed)
-    assert sum(page.count("<img") for page in pages) >= 8
+    assert pictures(pages) >= 8
     assert "gradient boosting" in pages[1]
     assert "models:/late-flights/2" in pages[-2]
     assert "late-flights/2" in pages[-1]
@@ -110,6 +110,8 @@ def test_a_recommender_is_trained_refreshed_reranked_and_looked_up(
     rows, of_all, of_light = segments[0], segments[3], segments[4]
     assert rows == 610
     assert min(of_all, of_light) > 0.05
+    (fitted,) = [page for page in shown(executed) if "models:/movies-in-one-call/1" in page and "popularity" in page]
+    assert "item knn" in fitted
 
 
 @pytest.mark.full
@@ -182,7 +184,7 @@ def test_three_weeks_of_a_shop_end_with_the_good_model_in_production(tmp_path: P
 def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert sum(page.count("<img") for page in shown(notebook)) >= images
+    assert pictures(shown(notebook)) >= images
     numbers = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert numbers == list(range(1, len(numbers) + 1))
     text = path.read_text(encoding="utf-8")
@@ -203,6 +205,11 @@ def shown(notebook: nbformat.NotebookNode) -> list[str]:
     outputs = [entry for cell in notebook.cells for entry in cell.get("outputs", ())]
     results = [entry for entry in outputs if entry.output_type == "execute_result"]
     return ["".join(entry.data["text/html"]) for entry in results if "text/html" in entry.data]
+
+
+def pictures(pages: list[str]) -> int:
+    """Return the number of pictures in the HTML of results."""
+    return sum(page.count("<img") + page.count("<svg") for page in pages)
 
 
 def cells(table: str) -> list[float]:

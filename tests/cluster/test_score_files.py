@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,27 +125,34 @@ def test_files_of_several_schemas_are_read_by_spark_as_one_table(
     spark: "SparkSession", model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
 ) -> None:
     """S16: narrow numbers are widened and missing columns are null, whichever file comes first, and the log says so."""
-    narrow = with_column(FLIGHTS.drop_columns(["stops"]), "distance", FLIGHTS["distance"].cast(pa.float32()))
+    miles = pa.array([100, 2_500, None, None, -3, 1_000])
+    hours = pa.array([1] * FLIGHTS.num_rows)
+    narrow = with_column(FLIGHTS.drop_columns(["stops"]), "distance", miles)
+    narrow = narrow.append_column("at", hours.cast(pa.timestamp("ns"))).append_column(
+        "of_day", hours.cast(pa.time64("us"))
+    )
     wide = with_column(FLIGHTS, "hour", FLIGHTS["hour"].cast(pa.int64()))
     wide = with_column(wide, "flight_id", pa.array([f"w{number}" for number in range(FLIGHTS.num_rows)]))
     for name, table in zip(names, (narrow, wide), strict=True):
         (tmp_path / "flights [2024]" / name).mkdir(parents=True)
         pq.write_table(table, tmp_path / "flights [2024]" / name / "part.parquet")
 
-    with caplog.at_level("WARNING", "mirrorspark.scoring.input.spark_tables"):
-        scored = score_files(spark, tmp_path / "flights [2024]", model, tmp_path / "scores", keys="flight_id")
+    with caplog.at_level("WARNING"):
+        scored = score_files(spark, tmp_path / "flights [2024]", model, tmp_path / "scores", keys=["flight_id", "at"])
     said = caplog.text
     assert "have 2 schemas" in said
-    assert "Spark reads them, which is slower; columns that some of them lack, and that are null there: stops" in said
+    assert re.search("columns that some of them lack, and that are null there: (stops, at|at, stops)", said)
     stops = pa.nulls(FLIGHTS.num_rows, FLIGHTS.schema.field("stops").type)
     expected = pa.concat_tables(
         pa.table({"flight_id": rows["flight_id"], "score": LoadedModel(model).score(rows)["score"]})
-        for rows in (with_column(FLIGHTS, "stops", stops), wide)
+        for rows in (with_column(with_column(FLIGHTS, "stops", stops), "distance", miles.cast("double")), wide)
     )
     assert scored.rows == expected.num_rows
     found, by_hand = (table.sort_by("flight_id") for table in (scores_in(tmp_path / "scores"), expected))
     assert found["flight_id"].to_pylist() == by_hand["flight_id"].to_pylist()
     assert found["score"].to_pylist() == pytest.approx(by_hand["score"].to_pylist(), rel=0, abs=1e-6)
+    assert found["at"].type == pa.timestamp("us")
+    assert found["at"].null_count == FLIGHTS.num_rows
 
 
 @pytest.mark.full
@@ -340,7 +348,12 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
             ParquetError,
             "is not a Parquet file: .*; leave it out, or name their format, for example input_format='csv'",
         ),
-        (tmp_path / "mixed", {"keys": "flight_id"}, ScoringError, "column 'distance' has types that Spark does not"),
+        (
+            tmp_path / "mixed",
+            {"keys": "flight_id"},
+            ScoringError,
+            "column 'distance' has types that are not read as one",
+        ),
         (
             tmp_path / "delta",
             {"keys": "flight_id"},

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -308,17 +309,46 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
             ModelNotFoundError,
             r"the model of region='south': model '.*none' does not exist",
         ),
-        ({"df": numbers.drop("y")}, ColumnError, "the model of region='south': column 'y' is missing"),
+        ({"table": numbers.drop("y")}, ColumnError, "the model of region='south': column 'y' is missing"),
         (
-            {"df": numbers.withColumn("y", F.lit("1"))},
+            {"table": numbers.withColumn("y", F.lit("1"))},
             ColumnError,
             "the model of region='south': column 'y' has type string, the model takes double; cast it",
         ),
     ]
     for wrong, error, message in refused:
-        arguments: dict[str, Any] = {"df": numbers, "models": linear, "group": "region", "keys": "id"}
+        arguments: dict[str, Any] = {"table": numbers, "models": linear, "group": "region", "keys": "id"}
         with pytest.raises(error, match=message):
             score_by_group(**arguments | wrong)
+
+
+@pytest.mark.parametrize("form", ["pandas", "polars", "arrow", "path"])
+def test_tables_of_every_form_are_scored_in_their_form_and_order(
+    numbers: "DataFrame", linear: dict[str, Path], form: str, tmp_path: Path
+) -> None:
+    given = numbers.orderBy(F.expr("id % 7"), "id").toArrow()
+    frame = given.to_pandas().set_index("id")
+    tables: dict[str, Any] = {"pandas": frame, "polars": polars.DataFrame(given), "arrow": given}
+    if form == "path":
+        pq.write_table(given, tmp_path / "numbers.parquet")
+    table = tables.get(form, str(tmp_path))
+    scored = score_by_group(table, linear, group="region", keys=["id", "expected"])
+    in_pandas = {"pandas": lambda: scored.reset_index(), "arrow": lambda: scored.to_pandas()}
+    found = in_pandas.get(form, lambda: scored.toPandas() if form == "path" else scored.to_pandas())()
+    if form == "path":
+        found = found.set_index("id").loc[frame.index].reset_index()
+    assert list(found["id"]) == list(frame.index)
+    assert list(found["score"]) == pytest.approx(list(frame["expected"]))
+    if form != "path":
+        assert type(scored) is type(table)
+        with pytest.raises(ScoringError, match="the group column 'zone' is missing; the table has"):
+            score_by_group(table, linear, group="zone")
+
+
+def test_a_table_in_memory_needs_no_keys_and_may_get_several_rows_for_one(models: dict[str, Path]) -> None:
+    found = score_by_group(TABLE, models, group="region", outputs=Long())
+    assert found.column_names[0] == "region"
+    assert found.num_rows == sum(len(LABELS[region]) for region in TABLE["region"].to_pylist())
 
 
 # A task that fails takes its Python worker along, and the next one imports TensorFlow anew: this test comes last.

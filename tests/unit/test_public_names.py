@@ -1,15 +1,20 @@
 """``import mirrorspark as ms``: every public name, lazily, and none that a module of the same name could hide."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+from pyspark.sql import DataFrame, SparkSession
 
 import mirrorspark as ms
 from mirrorspark import SUBJECTS
+from mirrorspark.spark_session.kinds import StoppedSessionError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = [name for names in SUBJECTS.values() for name in names]
@@ -35,6 +40,35 @@ def test_dir_and_all_list_every_name_once() -> None:
 
 def test_the_version_is_that_of_the_installation() -> None:
     assert ms.__version__ == version("mirrorspark")
+
+
+@pytest.mark.process  # TensorFlow asks `uname` when it is imported
+def test_every_function_with_a_session_or_a_table_of_spark_refuses_a_stopped_one() -> None:
+    """These others look at a session after files and settings, or need none for a table in memory."""
+    others = {"convert", "fit", "package_router", "recommend", "run_train_fn", "score", "train", "train_fleet"}
+    session = Mock(spec=SparkSession, sparkContext=SimpleNamespace(_jsc=None))
+    stopped = {SparkSession: session, DataFrame: Mock(spec=DataFrame, sparkSession=session)}
+    missed = []
+    for name, function in inspect.getmembers(ms, inspect.isfunction):
+        parameters = inspect.signature(function).parameters
+        hints = {each: str(parameter.annotation) for each, parameter in parameters.items()}
+        for kind, value in stopped.items():
+            of_kind = [each for each, hint in hints.items() if kind.__name__ in hint]
+            if not of_kind or name in others:
+                continue
+            required = [
+                each for each in parameters.values() if each.default is each.empty and each.kind <= each.KEYWORD_ONLY
+            ]
+            given = {each.name: Mock() for each in required} | {of_kind[0]: value}
+            try:
+                function(**given)
+            except StoppedSessionError:
+                continue
+            except Exception as error:
+                missed.append((name, of_kind[0], repr(error)))
+            else:
+                missed.append((name, of_kind[0], "no error"))
+    assert not missed, "\n".join(map(str, missed))
 
 
 def test_another_name_is_no_attribute() -> None:

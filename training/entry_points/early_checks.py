@@ -76,10 +76,10 @@ def check_session(spark: SparkSession | None, workers: Any) -> None:
         StoppedSessionError: It was stopped.
     """
     if spark is None:
-        require_own_installation(is_local=True)
+        return require_own_installation(is_local=True)
     from mirrorspark.training.job.readiness import preflight
 
-    preflight.require(preflight.check_session(spark, parse_workers(workers or 1).fewest))
+    return preflight.require(preflight.check_session(spark, parse_workers(workers or 1).fewest))
 
 
 def check_items(table: Any, label: Any, items: Any, user: Any, keys: Any, spec: Any) -> None:

@@ -26,7 +26,7 @@ from mirrorspark.data_pipelines.features import (
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
 from mirrorspark.data_pipelines.sources import MemorySource, why_not_here
 from mirrorspark.models import own_model
-from mirrorspark.spark_session import SessionAhead, local_slots
+from mirrorspark.spark_session import SessionAhead, local_slots, on_running_session
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
     ROWS_PER_WORKER,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
+@on_running_session
 def fit(
     table: Any,
     label: str | Mapping[str, Any],
@@ -228,6 +229,7 @@ def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
+@on_running_session
 def default_spec(
     df: DataFrame | MemorySource,
     label: str | Mapping[str, Any],

@@ -25,6 +25,7 @@ from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.quality import DatasetProfile, without_null_labels
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.embedding import Embedder
+from mirrorspark.spark_session import on_running_session
 from mirrorspark.storage import Location, lakes
 from mirrorspark.training.configuration import SQL_FILE, ConfigError, RunConfig
 
@@ -122,6 +123,7 @@ class SourceTables:
         return converted, False
 
 
+@on_running_session
 def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
     """Return the table that the recipe's query builds from its source tables.
 

@@ -70,6 +70,9 @@ def _run(options: SweepOptions, engine: "Callable[[RunConfig], SparkEngine]") ->
         status = terminal_text.EXIT_INTERRUPTED if is_interrupted else EXIT_FAILED
         return end(replace(latest, status="stopped", error=message), options.summary, status)
     except Exception as error:
+        if terminal_text.is_interrupt(error):
+            stopped = replace(latest, status="stopped", error="interrupted; the same command goes on")
+            return end(stopped, options.summary, terminal_text.EXIT_INTERRUPTED)
         if not isinstance(error, ConfigError):
             explain(error, options.config)
         failed = replace(latest, status="failed", error=one_line(error))

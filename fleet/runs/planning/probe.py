@@ -40,7 +40,7 @@ from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
 from mirrorspark.scoring import ScoringError, file_job
 from mirrorspark.scoring.input import SparkSource
 from mirrorspark.scoring.task import ShippedModel
-from mirrorspark.spark_session import session_of
+from mirrorspark.spark_session import on_running_session, session_of
 from mirrorspark.storage import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, WrittenFile
 
@@ -50,6 +50,7 @@ DEFAULT_PROBE_SECONDS = 8.0
 _MOST_TIMES_LONGER = 16
 
 
+@on_running_session
 def plan_fleet(  # noqa: D417 - the others are those of run_fleet
     spark: SparkSession,
     fleet: Fleet | str | Path | Mapping[str, Fleet | str | Path],

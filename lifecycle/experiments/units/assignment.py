@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS
 from mirrorspark.lifecycle.experiments.columns import column_of
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
+from mirrorspark.spark_session import on_running_session
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -120,6 +121,7 @@ def variant_column(unit: Column, experiment: Experiment) -> Column:
     return variant
 
 
+@on_running_session
 def assign_units(frame: DataFrame, experiment: Experiment, *, unit: str, column: str = "variant") -> DataFrame:
     """Return a DataFrame with one more column, the variant of each row's unit (:func:`assign`).
 

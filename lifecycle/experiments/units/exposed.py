@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lifecycle.experiments.columns import column_of
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.units.assignment import assign_units
+from mirrorspark.spark_session import on_running_session
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -32,6 +33,7 @@ class ExposedScores:
     shadows: DataFrame
 
 
+@on_running_session
 def exposed_scores(
     scored: DataFrame,
     experiment: Experiment,

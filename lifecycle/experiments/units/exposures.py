@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lifecycle.experiments.columns import check_columns, column_of
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.units.assignment import assign_units
+from mirrorspark.spark_session import on_running_session
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -57,6 +58,7 @@ def exposure(
     }
 
 
+@on_running_session
 def log_exposures(
     frame: DataFrame, experiment: Experiment, *, unit: str, time: str, model_version: str | None = None
 ) -> DataFrame:
@@ -97,6 +99,7 @@ def log_exposures(
     )
 
 
+@on_running_session
 def first_exposures(log: DataFrame) -> DataFrame:
     """Return the first exposure of each unit in each experiment, without units that saw several variants.
 
@@ -121,6 +124,7 @@ def first_exposures(log: DataFrame) -> DataFrame:
     return by_unit.select("experiment", "unit", *fields, "exposures")
 
 
+@on_running_session
 def switched_units(log: DataFrame) -> DataFrame:
     """Return the units that saw several variants of an experiment, with the variants in the order of their names.
 
@@ -139,6 +143,7 @@ def switched_units(log: DataFrame) -> DataFrame:
     return found.select("experiment", "unit", F.col("names").alias("variants"), "exposures")
 
 
+@on_running_session
 def exposure_faults(log: DataFrame) -> DataFrame:
     """Return by experiment the numbers that :func:`first_exposures` counts and leaves out.
 
@@ -171,6 +176,7 @@ def exposure_faults(log: DataFrame) -> DataFrame:
     return events.join(counted, "experiment", "left").fillna(0, ["units", "switched", "held_out"])
 
 
+@on_running_session
 def attribute_actions(
     exposures: DataFrame,
     actions: DataFrame,
@@ -237,6 +243,7 @@ def attribute_actions(
     return joined.groupBy(*(column_of(name) for name in exposures.columns)).agg(*sums)
 
 
+@on_running_session
 def variant_results(units: DataFrame, *, metric: str = "value") -> DataFrame:
     """Return the results of each variant of each experiment: all that an analysis needs of any number of units.
 

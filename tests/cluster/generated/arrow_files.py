@@ -113,8 +113,9 @@ def write_parquet(folder: Path, seed: int) -> tuple[Path, pa.Table]:
     columns = [drawn_column(rng, kind, draw, rows) for kind, draw in kinds]
     table = pa.table(dict(zip(names, columns, strict=True)))
     has_schema = rng.random() < 0.8
-    if not has_schema:  # Parquet has no type for a length of time
-        kinds = [pa.int64() if pa.types.is_duration(kind) else kind for kind in table.schema.types]
+    if not has_schema:  # Parquet has no type for a length of time, and none for booleans of eight bits
+        kinds = [pa.int64() if pa.types.is_duration(kind) else pa.int8() if kind == pa.bool8() else kind
+                 for kind in table.schema.types]  # fmt: skip
         table = table.cast(pa.schema(list(zip(names, kinds, strict=True))))
     path = folder / f"t{seed}.parquet"
     pq.write_table(

@@ -114,7 +114,9 @@ def _fine_moment(rng: random.Random) -> Cell:
 def _zoned_moment(rng: random.Random) -> Cell:
     value = datetime(2024, 2, 29, 3, 4, 5, tzinfo=UTC) + timedelta(seconds=rng.randint(-(10**8), 10**8))
     shown = value.astimezone(timezone(timedelta(hours=rng.choice((0, 2, -5)))))
-    return value, shown.isoformat(sep=rng.choice((" ", "T"))).replace("+00:00", rng.choice(("Z", "+00:00", "+0000")))
+    return value, shown.isoformat(sep=rng.choice((" ", "T"))).replace(
+        "+00:00", rng.choice(("Z", "+00:00", "+0000", "+00"))
+    )
 
 
 def _other_date(rng: random.Random) -> Cell:

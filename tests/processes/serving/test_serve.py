@@ -148,7 +148,7 @@ def check_what_clients_get_wrong(port: int, name: str, expected: list[float]) ->
                 assert text["predictions"] == pytest.approx(expected[:1], abs=1e-6)
     names = [{"name": ["carrier"], "shape": [1], "datatype": "BYTES", "data": ["UA"]}]
     status, answer, _ = ask(port, "POST", f"/v2/models/{name}/infer", {"inputs": names})
-    assert (status, "'inputs' lacks the column 'carrier'" in answer["error"]) == (400, True)
+    assert (status, "'inputs' lacks the columns 'carrier'" in answer["error"]) == (400, True)
 
 
 def test_the_front_page_lists_the_routes_with_a_request_that_works_as_it_is(

@@ -367,6 +367,18 @@ def test_dynamic_allocation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "slots" not in checks  # their number is not the cause
     assert not checks["allocation"].passed
     assert checks["allocation"].detail.endswith("set it to false")
+    local = {"master": "local[2]", "spark.dynamicAllocation.enabled": "true"}  # Spark itself ignores it there
+    assert cluster(monkeypatch, 2, [2], None, **local)["allocation"].passed
+
+
+@pytest.mark.parametrize(("master", "found"), [("yarn", [False]), ("local[2]", []), (None, [])])
+def test_dynamic_allocation_of_sparks_defaults_is_found_before_spark_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master: str | None, found: list[bool]
+) -> None:
+    (tmp_path / "spark-defaults.conf").write_text("spark.dynamicAllocation.enabled   true\n")
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    checks = check_driver(tmp_path / "output", f"sqlite:///{tmp_path}/mlflow.db", master)
+    assert [check.passed for check in checks if check.name == "allocation"] == found
 
 
 @pytest.mark.parametrize(

@@ -530,6 +530,7 @@ def test_a_name_that_is_plain_stays_and_any_other_is_told_by_a_digest() -> None:
     assert plain_name("dep_delay2") == "dep_delay2"
     assert re.fullmatch("is_late_[0-9a-f]{8}", plain_name("is late"))
     assert re.fullmatch("column_[0-9a-f]{8}", plain_name("年齢"))
+    assert re.fullmatch("class_[0-9a-f]{8}", plain_name("class"))
     assert re.fullmatch("column_1st_[0-9a-f]{8}", plain_name("1st"))
     assert len({plain_name(name) for name in ("a b", "a  b", "a.b", "a_b", "_a_b", "a_b ")}) == 6
 

@@ -65,6 +65,13 @@ def test_a_terminal_gets_a_line_of_which_nothing_is_left() -> None:
     assert stream.getvalue().endswith("\r\x1b[1A\r\x1b[J")
 
 
+def test_the_line_of_a_narrow_terminal_has_no_bar_and_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = io.StringIO()
+    TerminalBar("score", stream).show(12.0, Tasks(4, 10, 12.0))
+    assert stream.getvalue() == "\r\x1b[J\nscore       40% 0:00:12, 0:00:12 left  4/10 Spark tasks\r\x1b[1A"
+
+
 @pytest.fixture
 def outputs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stand for a notebook, and return its outputs."""

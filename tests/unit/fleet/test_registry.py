@@ -12,6 +12,7 @@ from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.registry import fetch_fleet, register_fleet
 from mirrorspark.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.model.stored.uri import ModelStoreError
+from mirrorspark.training.configuration.fields import ConfigError
 from tests.unit.mlflow_stores import new_store
 
 MODELS = 40
@@ -22,6 +23,12 @@ def many(models: int, first: int = 0, coefficient: float = 1.0) -> Fleet:
     return fleet_from_coefficients(
         pa.table({"model": names, "column": ["a"] * models, "coefficient": [coefficient] * models})
     )
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "late.", "con", "a\nb", "a" * 300])
+def test_a_name_that_no_registry_takes_is_refused_first(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^registered_model '[^\n]*$"):
+        register_fleet(many(1), name)
 
 
 def test_a_new_version_uploads_ten_models_and_every_version_can_be_loaded(

@@ -6,6 +6,8 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, wide_deep
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
@@ -71,3 +73,10 @@ def test_a_crossing_of_what_is_no_single_id_is_refused(flight_features: FittedFe
         wide_deep.build(wide_deep.Settings(crosses=(cross,)), flight_features, seed=1)
     with pytest.raises(ModelSettingsError, match=message):
         catalog.check_features("wide_deep", {"crosses": [cross]}, flight_features.spec)
+
+
+def test_a_crossed_name_may_have_an_asterisk() -> None:
+    spec = FeatureSpec((Categorical("x*y"), Categorical("z")), Label("late"), ("id",))
+    wide_deep.check_features(wide_deep.Settings(crosses=("x*y*z", "z*x*y")), spec)
+    with pytest.raises(ModelSettingsError, match=r"has 'x\*z', but 'x' is not a feature of one id per row"):
+        wide_deep.check_features(wide_deep.Settings(crosses=("x*z",)), spec)

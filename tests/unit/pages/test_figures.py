@@ -355,6 +355,17 @@ def test_precision_and_recall_of_classes_count_weights_and_stand_beside_the_riva
     assert [text.get_text() for text in confusion.axes[0].texts] == ["0.25", "0.75", "1.00"]
 
 
+@pytest.mark.parametrize("classes", [3, 10, 12, 30])
+def test_a_confusion_matrix_fills_most_of_its_picture(classes: int) -> None:
+    label = np.arange(classes)
+    figure = confusion_matrix(label, label, [f"a class with a long name {number}" for number in label])
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_window_extent().height > 0.5 * figure.bbox.height
+    cell = axes.get_window_extent().width / min(classes, 21)
+    assert max(text.get_window_extent().width for text in axes.texts) < cell
+
+
 def test_an_image_becomes_a_figure_of_its_size() -> None:
     original = roc_curve(LABEL, SCORE)
     again = figure_of_image(png(original))

@@ -1,5 +1,6 @@
 """Abilities of a session in addition to its tables, by its kind; a missing one is refused in one way."""
 
+import logging
 import operator
 import pickle
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from py4j.protocol import Py4JError
 from pyspark import BarrierTaskContext, BarrierTaskInfo, SparkFiles, TaskContext, accumulators, cloudpickle
 from pyspark.accumulators import Accumulator
 from pyspark.resource import ResourceInformation
@@ -14,8 +16,9 @@ from pyspark.resource import ResourceInformation
 from mirrorspark.spark_session import task
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
-from mirrorspark.spark_session.kinds import StoppedSessionError, session_of
+from mirrorspark.spark_session.kinds import StoppedSessionError, on_running_session, session_of
 from mirrorspark.spark_session.session import MissingCapabilityError, Session, StageTasks
+from mirrorspark.spark_session.silence import hide_interrupts
 
 
 def test_a_session_that_was_stopped_is_refused_with_the_remedy() -> None:
@@ -24,6 +27,25 @@ def test_a_session_that_was_stopped_is_refused_with_the_remedy() -> None:
             StoppedSessionError, match=r"session was stopped; start another one .* read the tables again"
         ):
             session_of(stopped)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Py4JError("Gateway must be connected to send cancel cmd.")])
+def test_an_interrupt_leaves_a_function_without_the_stack_of_py4j(error: BaseException) -> None:
+    error.__context__ = KeyboardInterrupt()
+
+    def interrupted() -> None:
+        raise error
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        on_running_session(interrupted)()
+    assert raised.value.__context__ is None
+
+
+def test_py4j_logs_no_stack_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    hide_interrupts()
+    for words in ("KeyboardInterrupt while sending command.", "Exception while sending command.", "another"):
+        logging.error(words)
+    assert caplog.messages == ["another"]
 
 
 CAPABILITIES = [name for name in vars(Session) if not name.startswith("_")]

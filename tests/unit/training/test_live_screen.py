@@ -126,8 +126,11 @@ def test_a_dumb_terminal_and_a_file_are_not_drawn_on(
 
 def test_a_line_breaks_between_words_and_a_path_stays_whole(stream: io.StringIO) -> None:
     screen = TerminalScreen(Console(file=stream, width=30))
+    screen.write("  epoch 1/2  loss 0.3  val_mae 10.3789")
     screen.write("  warm start from /a/path/that/is/longer/than/the/terminal of yesterday's run")
     assert shown(stream.getvalue()) == [
+        "  epoch 1/2  loss 0.3",
+        "    val_mae 10.3789",
         "  warm start from",
         "    /a/path/that/is/longer/than/the/terminal",
         "    of yesterday's run",

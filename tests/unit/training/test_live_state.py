@@ -1,5 +1,6 @@
 """State of a training after the events of the ranks, and the lines that show it."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from mirrorspark.training.executor import task as worker
 from mirrorspark.training.protocol.messages.events import Event, EventAddress
-from mirrorspark.training.run_records.live.drawing import headline, metrics, rank_table
+from mirrorspark.training.run_records.live.drawing import bar, headline, metrics, rank_table, training
 from mirrorspark.training.run_records.live.state import TrainingState, input_bound_warning
 from tests.unit.training import rank_entries
 
@@ -157,10 +158,45 @@ def test_many_ranks_are_shown_as_the_slowest_few_and_one_line() -> None:
     assert rows[5].endswith("58 waiting for rank 7, 1 training")
 
 
-def test_on_a_narrow_terminal_a_rank_keeps_its_line_and_its_numbers() -> None:
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        (82, "  rank 0        1,230           -         12%   1.24 GB  waiting for rank 1 (9 s)"),
+        (79, "  rank 0        1,230           -         12%  waiting for rank 1 (9 s)"),
+        (60, "  rank 0        1,230           -  waiting for rank 1 (9 s)"),
+        (40, "  rank 0        1,230           -  wait…"),
+    ],
+)
+def test_a_narrow_terminal_leaves_columns_out_before_it_cuts_a_condition(columns: int, row: str) -> None:
     state = after([attempt(), system(0), alive(0, step=1230, waiting_for="rank 1", waiting_seconds=9.0)])
-    (row,) = rank_rows(state, 0.0, columns=64)
-    assert row == "  rank 0        1,230           -         12%   1.24 GB  waitin…"
+    assert rank_rows(state, 0.0, columns=columns) == [row]
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (80, "export       4% {20} 0:00:03, 0:01:09 left 5/9 rows read"),
+        (70, "export       4% {10} 0:00:03, 0:01:09 left 5/9 rows read"),
+        (55, "export       4% 0:00:03, 0:01:09 left 5/9 rows read"),
+        (45, "export       4% 0:00:03, 0:01:09 left"),
+    ],
+)
+def test_the_line_of_a_stage_never_wraps(columns: int, line: str) -> None:
+    console = Console(width=columns, color_system=None)
+    with console.capture() as drawn:
+        console.print(bar("export", 3.0, 0.04, left=69.0, text="5/9 rows read"))
+    assert re.sub(r"(?<=4% )[━╸ ]{9,}(?= 0)", lambda found: f"{{{len(found[0])}}}", drawn.get()).rstrip() == line
+
+
+def test_metrics_that_do_not_fit_are_on_a_line_of_their_own() -> None:
+    state = after([attempt(workers=1), progress(130), epoch_end(1, val_auc=0.81, val_log_loss=0.4, val_pr_auc=0.71)])
+    console = Console(width=70, color_system=None)
+    with console.capture() as drawn:
+        console.print(training("train", 3.0, state, 0.0))
+    assert [line.rstrip() for line in drawn.get().splitlines()[1:3]] == [
+        "  epoch 1/3  step 100/100  80,000 examples/s  loss 0.5123",
+        "  val_auc 0.8100  val_log_loss 0.4000  val_pr_auc 0.7100",
+    ]
 
 
 def test_events_of_an_earlier_attempt_and_of_none_change_nothing() -> None:

@@ -50,6 +50,13 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     return configs
 
 
+def error_of_an_interrupt() -> Exception:
+    """Return the error that py4j raises in the place of an interrupt."""
+    error = RuntimeError("Gateway must be connected to send cancel cmd.")
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, known: Summary | None = None) -> None:
     def run(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         if known is not None:
@@ -200,6 +207,7 @@ def test_the_summary_of_an_earlier_run_is_gone_before_the_work_begins(
     ("flags", "error", "status", "ending", "message"),
     [
         ([], KeyboardInterrupt(), 130, "stopped", "interrupted; the same command goes on from the last"),
+        ([], error_of_an_interrupt(), 130, "stopped", "interrupted; the same command goes on from the last"),
         ([], TrainingStoppedError((), 7, "SIGINT"), 130, "stopped", "stopped at step 7 (SIGINT); the"),
         ([], TrainingStoppedError((), 1234, "SIGTERM"), EXIT_FAILED, "stopped", "stopped at step 1,234 (SIGTERM); the"),
         ([], ConfigError("no data"), EXIT_USAGE, "failed", "no data"),
@@ -207,7 +215,16 @@ def test_the_summary_of_an_earlier_run_is_gone_before_the_work_begins(
         (["--workers", "0"], None, EXIT_USAGE, "failed", "workers 0 begins below 1; use 1 or more"),
         (["--recipe", "flight"], None, EXIT_USAGE, "failed", "recipe 'flight' is unknown"),
     ],
-    ids=["interrupted", "stopped by Ctrl-C", "stopped", "configuration", "failure", "bad value", "bad recipe"],
+    ids=[
+        "interrupted",
+        "interrupted in a call of Java",
+        "stopped by Ctrl-C",
+        "stopped",
+        "configuration",
+        "failure",
+        "bad value",
+        "bad recipe",
+    ],
 )
 def test_every_way_out_replaces_the_summary_of_an_earlier_run(
     old: Path,

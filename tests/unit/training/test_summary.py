@@ -1,5 +1,6 @@
 """Summary of a run at its end, for programs and for people."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -116,6 +117,17 @@ def test_the_table_shows_the_headline_metrics_beside_the_baseline() -> None:
     assert rows["auc"] == ["0.7012", "0.6877", "0.6789"]
     assert rows["log_loss"] == ["0.5100", "0.5000", "0.5200"]
     assert "brier" not in rows
+
+
+def test_sentences_are_broken_to_the_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    terminal = io.StringIO()
+    sentence = "The model is better than gradient boosting on the test rows in AUC by 0.0035."
+    summary = replace(BINARY, verdict=(sentence,))
+    assert summary.as_text(terminal) == summary.as_text()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    broken = "The model is better than gradient boosting on the test rows\n  in AUC by 0.0035."
+    assert summary.as_text(terminal) == summary.as_text().replace(sentence, broken)
 
 
 def test_a_metric_that_one_split_lacks_leaves_its_place_empty() -> None:

@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -57,18 +58,14 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     writable = _output(output)
     file_system = check_file_system(_existing(output)) if writable.passed else None
     checks = [_session(master), _java(), _packages(), _legacy_keras(), writable, file_system, _tracking(tracking_uri)]
-    settings = check_session(None, 1) if SparkSession.getActiveSession() is None else []
-    return [check for check in (*checks, *settings) if check is not None]
+    # A local session has one executor whatever the setting.
+    if not re.match(r"local($|\[)", master or "local") and SparkSession.getActiveSession() is None:
+        checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
+    return [check for check in checks if check is not None]
 
 
-def check_session(spark: SparkSession | None, workers: int) -> list[Check]:
-    """Return the checks of a session's settings and of its slots; they start no job.
-
-    Of a session that is yet to start, None, the settings in Spark's configuration folder are checked.
-    """
-    if spark is None:
-        dynamic = _dynamic(user_settings().get(_ALLOCATION, ""))
-        return [dynamic] if dynamic else []
+def check_session(spark: SparkSession, workers: int) -> list[Check]:
+    """Return the checks of a session's settings and of its slots; they start no job."""
     session = session_of(spark)
     try:
         session.require_barrier_jobs()
@@ -330,7 +327,8 @@ def _slots(session: Session, workers: int) -> Check:
 
 
 def _allocation(session: Session) -> Check:
-    return _dynamic(session.setting(_ALLOCATION)) or Check("allocation", True, "fixed")
+    dynamic = None if session.is_local else _dynamic(session.setting(_ALLOCATION))
+    return dynamic or Check("allocation", True, "fixed")
 
 
 def _dynamic(setting: str) -> Check | None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from mirrorspark.storage import atomic_file, clean, without_credentials
+from mirrorspark.storage import atomic_file, clean, terminal_text, without_credentials
 from mirrorspark.training.protocol.outcomes import findings_in_words
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.run_records import run_history
@@ -98,12 +98,14 @@ class Summary:
         """
         return cls(**_with_numbers(json.loads(path.read_text(encoding="utf-8"))))
 
-    def as_text(self) -> str:
-        """Return the table that ends a run."""
+    def as_text(self, stream: TextIO | None = None) -> str:
+        """Return the table that ends a run; for a terminal with sentences that are broken to its width."""
         lines = verdict_lines(self.metrics, self.baseline)
         alias = "no alias" if self.withheld else f"alias {CHALLENGER}"
         model = f"models:/{self.registered_model}/{self.model_version} ({alias})"
-        lines += ["", *self.verdict, *([self.withheld] if self.withheld else [])] if self.verdict else []
+        sentences = [*self.verdict, *([self.withheld] if self.withheld else [])] if self.verdict else []
+        shown = sentences if stream is None else [terminal_text.for_stream(one, stream) for one in sentences]
+        lines += ["", *shown] if shown else []
         places = {
             "parity": _parity_in_words(self.parity) if self.parity else None,
             "warm start": _warm_start_in_words(self.warm_start),
@@ -119,11 +121,11 @@ class Summary:
             "MLflow run": self.run_page,
             "compare runs": self._way_to_compare(),
         }
-        shown = [
+        named = [
             *((name, value) for name, value in places.items() if value),
             *(("warning", one) for one in self.warnings),
         ]
-        lines += ["", *(f"{name:<14}{value}" for name, value in shown)]
+        lines += ["", *(f"{name:<14}{value}" for name, value in named)]
         return "\n".join(lines)
 
     def _way_to_compare(self) -> str:

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ _ALL_RANKS = 8
 _SLOWEST = 5
 
 _BAR_COLUMNS = 20
+_UNBOUNDED = 10_000
 
 RANK_COLUMNS = ("", "step", "examples/s", "input busy", "memory")
 
@@ -36,28 +38,53 @@ def block(picture: Picture) -> RenderableType | None:
     return bar(stage.name, stage.seconds, text=stage.doing)
 
 
-def bar(name: str, elapsed: float, share: float | None = None, *, left: float | None = None, text: str = "") -> Table:
+@dataclass(frozen=True)
+class _WidestThatFits:
+    """Forms of the same facts, the widest first, of which the terminal gets the first that fits it."""
+
+    forms: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=_UNBOUNDED)
+        widths = (Measurement.get(console, unbounded, form).maximum for form in self.forms)
+        fitting = (form for form, width in zip(self.forms, widths, strict=True) if width <= options.max_width)
+        yield next(fitting, self.forms[-1])
+
+
+def bar(
+    name: str, elapsed: float, share: float | None = None, *, left: float | None = None, text: str = ""
+) -> RenderableType:
     """Return the line of a stage: name, share done, elapsed seconds, seconds left, and a text."""
+    so_far = task_bar.clock_time(elapsed)
+    times = so_far if left is None else f"{so_far}, {task_bar.clock_time(left)} left"
+    if share is None:
+        return _WidestThatFits([_line(name, times, text), _line(name, times)])
+    drawn = [
+        ProgressBar(1.0, share, columns, complete_style="green", finished_style="green")
+        for columns in (_BAR_COLUMNS, _BAR_COLUMNS // 2)
+    ]
+    forms = [_line(name, f"{share:4.0%}", one, times, text) for one in drawn]
+    return _WidestThatFits([*forms, _line(name, f"{share:4.0%}", times, text), _line(name, f"{share:4.0%}", times)])
+
+
+def _line(*cells: RenderableType) -> Table:
     line = Table.grid(padding=(0, 1))
     line.add_column(min_width=10)
-    times = (
-        task_bar.clock_time(elapsed)
-        if left is None
-        else f"{task_bar.clock_time(elapsed)}, {task_bar.clock_time(left)} left"
-    )
-    done: tuple[RenderableType, ...] = ()
-    if share is not None:
-        filled = ProgressBar(1.0, share, _BAR_COLUMNS, complete_style="green", finished_style="green")
-        done = (f"{share:4.0%}", filled)
-    line.add_row(name, *done, times, text)
+    for _ in cells[1:]:
+        line.add_column(no_wrap=True)
+    line.add_row(*cells)
     return line
 
 
 def training(name: str, elapsed: float, state: TrainingState, now: float) -> RenderableType:
     """Return the bar of a training with the lines of its ranks."""
     parts: list[RenderableType] = [bar(name, elapsed, state.share, left=state.seconds_left)]
-    if text := "  ".join(filter(None, (headline(state), metrics(state)))):
-        parts.append(Text(f"  {text}"))
+    words = [word for text in (headline(state), metrics(state)) if text for word in text.split("  ")]
+    if words:
+        # Broken between two of them, if at all.
+        pairs = ((words[:place], words[place:]) for place in range(len(words), 0, -1))
+        texts = ["\n".join(f"  {'  '.join(line)}" for line in pair if line) for pair in pairs]
+        parts.append(_WidestThatFits(list(map(Text, texts))))
     return Group(*parts, rank_table(state, now)) if state.ranks else Group(*parts)
 
 
@@ -123,17 +150,24 @@ def rank_rows(state: TrainingState, now: float) -> list[RankRow]:
     return rows
 
 
-def rank_table(state: TrainingState, now: float) -> Table:
-    """Return the rows of the ranks as a table."""
+def rank_table(state: TrainingState, now: float) -> RenderableType:
+    """Return the rows of the ranks as a table; a narrow terminal gets fewer columns, and conditions that are cut."""
+    rows = rank_rows(state, now)
+    return _WidestThatFits([_rank_table(rows, RANK_COLUMNS[:count]) for count in (5, 4, 3)])
+
+
+def _rank_table(rows: Sequence[RankRow], columns: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), header_style="dim")
     table.add_column("", min_width=8, no_wrap=True)
     # Wide enough for most values: columns that move are hard to read.
-    for name, width in zip(RANK_COLUMNS[1:], (9, 10, 10, 8), strict=True):
+    for name, width in zip(columns[1:], (9, 10, 10, 8), strict=False):
         table.add_column(name, min_width=width, justify="right", no_wrap=True)
-    table.add_column("")  # The only one that shrinks on a narrow terminal.
-    for row in rank_rows(state, now):
+    # The only one that shrinks. With room for most conditions others seldom come and go.
+    table.add_column("", min_width=20 if len(columns) > 3 else None)
+    for row in rows:
         style = "red" if row.is_in_trouble else "yellow" if row.condition.startswith("waiting") else ""
-        table.add_row(*row.cells, Text(row.condition, style, no_wrap=True, overflow="ellipsis"))
+        cells = row.cells[: len(columns)]
+        table.add_row(*cells, Text(row.condition, style, no_wrap=True, overflow="ellipsis"))
     return table
 
 

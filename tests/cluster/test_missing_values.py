@@ -1,0 +1,58 @@
+"""#52: gaps in the types of pandas have the scores of nulls on Spark, in files, SQL and streams."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mirrorspark.data_pipelines.any_table import read_table
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.sql import register_sql
+from tests.unit.scoring.exported_models import TYPES, export_types
+from tests.unit.scoring.missing_values import FORMS
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Way = Callable[["SparkSession", pd.DataFrame, Path, Path], pd.DataFrame]
+
+
+def of_table(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path) -> pd.DataFrame:
+    return score(read_table(spark, frame), model, keys="id").toPandas()
+
+
+def of_files(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path) -> pd.DataFrame:
+    frame.to_parquet(folder / "rows.parquet")
+    score_files(spark, folder / "rows.parquet", model, folder / "scores", keys="id")
+    return pd.read_parquet(folder / "scores")
+
+
+def of_sql(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path) -> pd.DataFrame:
+    read_table(spark, frame).createOrReplaceTempView("rows_with_gaps")
+    register_sql(spark, "of_gaps", model)
+    return spark.sql("SELECT id, of_gaps(struct(*)).score AS score FROM rows_with_gaps").toPandas()
+
+
+def of_stream(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path) -> pd.DataFrame:
+    (folder / "rows").mkdir()
+    table = read_table(spark, frame)
+    table.write.parquet(str(folder / "rows"), mode="append")
+    stream = spark.readStream.schema(table.schema).parquet(str(folder / "rows"))
+    writer = score(stream, model, keys="id").writeStream.option("checkpointLocation", str(folder / "checkpoint"))
+    writer.trigger(availableNow=True).start(str(folder / "scores"), format="parquet").awaitTermination()
+    return spark.read.parquet(str(folder / "scores")).toPandas()
+
+
+@pytest.mark.parametrize(
+    ("way", "form"),
+    [*((way, "floats") for way in (of_table, of_files, of_sql, of_stream)), (of_files, "decimals")],
+)
+def test_gaps_of_pandas_have_the_scores_of_nulls(spark: "SparkSession", tmp_path: Path, way: Way, form: str) -> None:
+    model = export_types(tmp_path / "model")
+    found = way(spark, FORMS[form](TYPES), model, tmp_path).sort_values("id")["score"]
+    np.testing.assert_allclose(found, np.asarray(LoadedModel(model).score(TYPES)["score"]), rtol=0, atol=1e-6)
