@@ -383,7 +383,7 @@ def test_a_sql_call_that_does_not_fit_says_how_to_call(
     register_sql(spark, "score", models.first)
     for call, message in {
         "score(carrier, hour)": "got 2 arguments; give the 4 columns ['carrier', 'hour', 'stops', 'distance'] in this",
-        "score(struct(carrier, hour))": "column 'stops' (multi_valued) is missing",
+        "score(struct(carrier, hour))": "the columns 'stops', 'distance' are missing",
         "score(carrier, distance, stops, distance)": "column 'hour' has type double and the value ",
     }.items():
         with pytest.raises(PySparkException) as caught:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage import abilities
@@ -391,6 +392,7 @@ def test_dynamic_allocation_of_sparks_defaults_is_found_before_spark_starts(
 ) -> None:
     (tmp_path / "spark-defaults.conf").write_text("spark.dynamicAllocation.enabled   true\n")
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
     checks = check_driver(tmp_path / "output", f"sqlite:///{tmp_path}/mlflow.db", master)
     assert [check.passed for check in checks if check.name == "allocation"] == found
 

@@ -14,6 +14,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
@@ -153,6 +154,7 @@ def test_settings_of_another_installation_are_named_before_anything_is_inferred(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
     monkeypatch.setenv(variable, "/none")
     with pytest.raises(SparkStartError, match=message):
         fit(TABLE, label="late")
