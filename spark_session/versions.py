@@ -16,6 +16,9 @@ from pyspark.sql.types import StructType
 
 from mirrorspark.spark_session.session import MissingCapabilityError
 
+HAS_ARROW_UDFS = hasattr(functions, "arrow_udf")
+"""False with PySpark 4.0."""
+
 _ROWS = 10_000
 
 _HAS_ZONE = "timezone" in inspect.signature(types.to_arrow_schema).parameters
@@ -56,10 +59,10 @@ def arrow_udf(body: Any, results: StructType) -> Any:
     Raises:
         MissingCapabilityError: PySpark is older than 4.1.
     """
-    if not hasattr(functions, "arrow_udf"):
+    if not HAS_ARROW_UDFS:
         raise MissingCapabilityError(
             f"PySpark {pyspark.__version__}",
-            "UDFs on Arrow arrays, which SQL functions of models are",
+            "UDFs on Arrow arrays, such as a model's function in SQL",
             "use mirrorspark.score, or Spark 4.1 or later",
         )
     # The stub has no overload for an iterator function that is recognised by its type hints.
