@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from mirrorspark.spark_session import versions
     from mirrorspark.spark_session.ahead import SessionAhead
     from mirrorspark.spark_session.connect import USE_CLASSIC
     from mirrorspark.spark_session.errors import (
@@ -88,4 +89,5 @@ __all__ = [
     "task_message",
     "task_property",
     "user_settings",
+    "versions",
 ]

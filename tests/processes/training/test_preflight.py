@@ -141,11 +141,25 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     assert check == Check("packages", False, "no-such-package is not installed; run: pip install mirrorspark")
 
 
-def test_a_tensorflow_that_does_not_work_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"tensorflow": "2.21.0"}
-    monkeypatch.setattr(preflight, "version", lambda package: versions.get(package, "2.20.1"))
+@pytest.mark.parametrize(
+    ("tensorflow", "keras", "message"),
+    [
+        ("2.18.1", "2.18.0", "tensorflow 2.18.1 is none of 2.19, 2.20 and 2.21; install tensorflow==2.20.*"),
+        (
+            "2.19.1",
+            "2.20.1",
+            "tf-keras 2.20.1 does not go with tensorflow 2.19.1; run: pip install tf-keras==2.19.*",
+        ),
+        ("2.21.0", "2.21.0", None),
+    ],
+)
+def test_a_tensorflow_that_does_not_work_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorflow: str, keras: str, message: str | None
+) -> None:
+    versions = {"tensorflow": tensorflow, "tf-keras": keras}
+    monkeypatch.setattr(preflight, "version", lambda package: versions.get(package, "1.0"))
     check = checked(tmp_path, "packages")
-    assert check == Check("packages", False, "tensorflow 2.21.0 does not work here; install tensorflow==2.20.*")
+    assert (check.passed, check.detail) == (False, message) if message else check.passed
 
 
 @pytest.mark.parametrize(("value", "passed"), [("0", False), ("false", False), ("1", True), (None, True)])
