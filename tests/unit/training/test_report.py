@@ -83,6 +83,11 @@ def test_a_baseline_is_better_by_the_monitored_metric_beyond_the_noise_alone(
     assert better_baseline({"test": MODEL}, {}, monitor) is None
 
 
+def test_a_network_that_lost_is_named_with_its_article() -> None:
+    (sentence,) = verdict_sentences({"test": {"auc": 0.75}}, {"name": "network", "metrics": {"auc": 0.7}})
+    assert sentence.startswith("The model is better than the network on the test rows")
+
+
 def test_the_page_stands_alone_and_shows_no_value_as_markup_and_no_secret(tmp_path: Path) -> None:
     facts = ReportFacts(
         title="<b>late</b> 3",
