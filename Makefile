@@ -16,7 +16,7 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-faults unit quick check benchmarks quality format lock advisories clean
+.PHONY: help setup run test test-faults test-matrix unit quick check benchmarks quality format lock advisories clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -38,6 +38,9 @@ test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and 
 	@tools/browser.sh
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		tools/kernels.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
+
+test-matrix: setup  ## the core of the tests with other versions, in environments of tools/matrix, ten minutes each (ARGS=lowest)
+	@tools/matrix.sh $(ARGS)
 
 unit: setup  ## the pure unit tests: no Java, no child processes, four to twelve minutes (ARGS="-k manifest")
 	@tools/kernels.sh
@@ -68,7 +71,7 @@ format: setup  ## rewrite the files as `make check` wants them, as far as that c
 	$(bin)/ruff check --fix .
 
 lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it has (ARGS=--upgrade: newest ones)
-	$(bin)/uv pip compile setup.cfg --extra backends --extra notebook --extra dev --python-version 3.11 \
+	$(bin)/uv pip compile setup.cfg --extra backends --extra recommend --extra notebook --extra dev --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
 
 advisories: setup  ## write tools/advisories.json from OSV's export of the ecosystem PyPI (EXPORT=all.zip)

@@ -276,7 +276,7 @@ class _Conversion:
             kept.write_bytes(self._page(manifest, profile, report, reference))
         if is_refused:
             raise DatasetError(
-                f"{report.refusal()}\nSee {kept}. Fix the table, or accept the errors (accept_errors, "
+                f"{report.refusal()}. See {kept}. Fix the table, or accept the errors (accept_errors, "
                 f"--accept-data-errors) to write the dataset anyway"
             )
         self._write_own_files(manifest, samples[TEST_SPLIT], profile)

@@ -20,13 +20,13 @@ from functools import reduce
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StringType, StructField, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import map_batches
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class CsvTable:
             if is_split and _has_breaks(spark, literal_hadoop_uri(file.path, *given), form.separator):
                 is_split = False
             found[replace(form, is_split=is_split)].append(file.path)
-        folders = StructType() if base is None else from_arrow_schema(listing.partition_schema(files))
+        folders = StructType() if base is None else versions.from_arrow_schema(listing.partition_schema(files))
         for form, paths in found.items():
             if both := [name for name in form.header if name in folders.names]:
                 raise CsvError(f"{paths[0]} has the columns {both}, as its folders have; drop them from one of the two")
@@ -250,8 +250,8 @@ class CsvTable:
 
     def _of_long_row(self, row: str) -> str:
         return (
-            f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}); quote cells "
-            f"that hold a separator, and name every column, in rows such as {row}"
+            f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}): quote cells "
+            f"that hold a separator, or give every column a name; such a row is {row}"
         )
 
     def _require_text(self, spark: SparkSession, columns: Sequence[str]) -> None:

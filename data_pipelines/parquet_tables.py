@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.pandas.types import from_arrow_schema
 
 from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.joined_files import as_one
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError, ParquetFiles
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _frame(
     is_plain = folders is None and all(_stored(field.type) is None for field in kept) and len(kept) == len(schema)
     if not is_plain:
         reader = reader.schema(
-            from_arrow_schema(
+            versions.from_arrow_schema(
                 pa.schema([*typed, *(folders or [])]),
                 prefer_timestamp_ntz=True,
             )

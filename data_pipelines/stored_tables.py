@@ -12,7 +12,7 @@ from pyspark.sql.types import StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.joined_files import OrcError, SchemasError, as_one, orc_schema
+from mirrorspark.data_pipelines.joined_files import OrcError, SchemasError, as_one, by_orc_schema
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
@@ -109,11 +109,7 @@ def read_stored(
             return json_frames(spark, own, partial(_load, spark, base, names))
         if kind == "parquet":
             return {own[0].path: read_parquet(spark, own, base, names)}
-        # Spark takes the columns of one file for those of all.
-        schemas: dict[str, list[StoragePath]] = defaultdict(list)
-        for file in own:
-            schemas[orc_schema(file.path) if kind == "orc" else ""].append(file.path)
-        return {paths[0]: _load(spark, base, names, kind, paths) for paths in schemas.values()}
+        return {found[0]: _load(spark, base, names, kind, found) for found in by_orc_schema([one.path for one in own])}
 
     try:
         return _by_folders(files, read)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mirrorspark.evaluation import bootstrap
     from mirrorspark.evaluation.metrics import (
         PRECISION_KS,
+        SEGMENTS,
         binary_metrics,
         check_binary_label,
         is_better,
@@ -25,6 +26,7 @@ else:
 
 __all__ = [
     "PRECISION_KS",
+    "SEGMENTS",
     "binary_metrics",
     "bootstrap",
     "check_binary_label",

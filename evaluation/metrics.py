@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
 PRECISION_KS = (1, 3, 5)
+# The names of their metrics have one of these in front.
+SEGMENTS = ("new_items", "light_users")
 # A row is said to have the labels whose probability is so high.
 CLASS_THRESHOLD = 0.5
 

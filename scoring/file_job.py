@@ -15,7 +15,6 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines import KINDS, TableError, is_path, of_one_kind, suffix_of
@@ -36,7 +35,7 @@ from mirrorspark.data_pipelines.spark import (
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import SparkSource, read_together
 from mirrorspark.scoring.task import Speed, TaskCounts, grouped, log_plan, plan_tasks, regrouped
-from mirrorspark.spark_session import partition_id, session_of
+from mirrorspark.spark_session import partition_id, session_of, versions
 from mirrorspark.storage import Location, StoragePath, hadoop_uri, lakes, listing
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
@@ -281,7 +280,7 @@ def schema_of(rows: InputRows, columns: Sequence[str]) -> pa.Schema:
     """Return columns of the rows in the types that tasks get."""
     if isinstance(rows, parquet_rows.ParquetRows):
         return pa.schema([rows.schema.field(name) for name in columns])
-    return to_arrow_schema(StructType([rows.schema[name] for name in columns]), timezone="UTC")
+    return versions.to_arrow_schema(StructType([rows.schema[name] for name in columns]))
 
 
 def files_or_table(

@@ -90,7 +90,8 @@ def score_by_group(  # noqa: D417 - the others are those of score
 
         def by_tasks(df: DataFrame, keys: Sequence[str]) -> DataFrame:
             scored: DataFrame = score_by_group(
-                *(df, models),
+                df,
+                models,
                 group=group,
                 keys=keys,
                 unknown=unknown,

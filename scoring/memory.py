@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.types import from_arrow_schema
 
 from mirrorspark.data_pipelines import any_table, table_forms
 from mirrorspark.data_pipelines.features import raw_columns
@@ -21,7 +20,7 @@ from mirrorspark.scoring.model.folder import exported_with
 from mirrorspark.scoring.model.loading import PROCESS_CACHE, check_versions, load_once
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan, SentColumns
 from mirrorspark.scoring.task import Counters, Scorer, ScoringCounts, ShippedModel
-from mirrorspark.spark_session import local_slots, open_session
+from mirrorspark.spark_session import local_slots, open_session, versions
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def _needs_tasks(rows: pa.Table, plan: ScoringPlan) -> str | None:
 
 def _as_sent(rows: pa.Table, plan: ScoringPlan) -> pa.Table:
     """Return the rows with the types in which Spark sends them to tasks, after the checks of these."""
-    sent = SentColumns.of(from_arrow_schema(rows.schema))
+    sent = SentColumns.of(versions.from_arrow_schema(rows.schema))
     plan.check_types(sent.schema(plan.inputs.columns))
     return pa.table(
         {name: rows[name].cast(sent.fields[name].type) for name in rows.column_names if name in sent.fields}

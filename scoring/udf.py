@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
-from pyspark.sql.pandas.functions import arrow_udf
 
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.data_pipelines.spark import portable, spark_schema_of
@@ -18,7 +17,7 @@ from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, ScoringCounts, ScoringOptions, pieces
-from mirrorspark.spark_session import on_running_session
+from mirrorspark.spark_session import on_running_session, versions
 
 
 @on_running_session
@@ -102,8 +101,7 @@ def udf_as_planned(
     def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
         yield from run(columns)
 
-    # The stub has no overload for an iterator function that is recognised by its type hints.
-    udf = arrow_udf(score, returnType=spark_schema_of(plan.results))  # type: ignore[call-overload]
+    udf = versions.arrow_udf(score, spark_schema_of(plan.results))
     # Spark computes a deterministic UDF once for the column and once more for a filter on it.
     return udf.asNondeterministic() if evaluated_once else udf
 

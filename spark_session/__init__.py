@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from mirrorspark.spark_session import versions
     from mirrorspark.spark_session.ahead import SessionAhead
     from mirrorspark.spark_session.connect import USE_CLASSIC
     from mirrorspark.spark_session.errors import (
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
         task_message,
     )
     from mirrorspark.spark_session.interfaces import DriverAddressError
-    from mirrorspark.spark_session.kinds import StoppedSessionError, on_running_session, require_running, session_of
+    from mirrorspark.spark_session.kinds import session_of
     from mirrorspark.spark_session.session import (
         MissingCapabilityError,
         NotPlainParquetError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         open_session,
         require_own_installation,
     )
+    from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session, require_running
     from mirrorspark.spark_session.task import (
         BarrierTask,
         archive_folder,
@@ -87,4 +89,5 @@ __all__ = [
     "task_message",
     "task_property",
     "user_settings",
+    "versions",
 ]

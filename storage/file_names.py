@@ -35,10 +35,10 @@ def unfit_folder(path: str) -> str | None:
     """Return why a folder of this path cannot be made, as part and reason; None if it can, or is there."""
     if not path.strip():
         return "it is empty"
-    if "\0" not in path and os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
-        return None
-    parts = [part for part in Path(path).parts if part not in ("/", "//", "..")]
-    return next((f"its part '{shown(part)}' {why}" for part in parts if (why := why_unfit(part))), None)
+    folder = Path(path)
+    # Path.exists raises for a name that is too long.
+    new = [one.name for one in (folder, *folder.parents) if one.name != ".." and not os.path.exists(one)]  # noqa: PTH110
+    return next((f"its part '{shown(part)}' {why}" for part in reversed(new) if (why := why_unfit(part))), None)
 
 
 def shown(name: str) -> str:

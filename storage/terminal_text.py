@@ -11,14 +11,21 @@ EXIT_INTERRUPTED = 130
 """Exit status of a command that Ctrl-C has ended, as shells count it: 128 and the number of the signal."""
 
 
-def is_interrupt(error: BaseException | None) -> bool:
-    """Return True if Ctrl-C has led to an error: py4j may raise one of its own in the place of the interrupt."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
 _NO_BREAK = "\x00"
+
+
+def is_interrupt(error: BaseException | None, handled: BaseException | None = None) -> bool:
+    """Return True if Ctrl-C has led to an error: py4j may raise one of its own in the place of the interrupt.
+
+    Args:
+        error: The error.
+        handled: An earlier one, which the caller handles already and which has not led to this one.
+    """
+    while error is not None and error is not handled:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def for_stream(text: str, stream: TextIO) -> str:

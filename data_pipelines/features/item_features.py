@@ -5,13 +5,13 @@ from collections.abc import Collection
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import StringType
 
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts
 from mirrorspark.data_pipelines.features.infer import LONGEST_LIST, propose_feature
 from mirrorspark.data_pipelines.features.kinds import Feature, FeatureSpecError, Sparse, Text
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.spark_session import versions
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def infer_items(items: pa.Table, key: str, exclude: Collection[str] = ()) -> Fea
     """
     used = items.drop_columns([name for name in items.column_names if name in {key, *exclude}])
     features, reasons = [], []
-    for name, fact in arrow_facts(used, from_arrow_schema(used.schema)).items():
+    for name, fact in arrow_facts(used, versions.from_arrow_schema(used.schema)).items():
         feature, reason = _proposed(fact, used[name])
         _LOGGER.log(logging.WARNING if feature is None else logging.INFO, "column %s of items: %s", name, reason)
         if feature is None:

@@ -98,8 +98,8 @@ class Report:
         """Return the reasons against training on the data, every error with its remedy; empty if there are none."""
         if not self.errors:
             return ""
-        lines = "".join(f"\n- {finding.sentence}" for finding in self.errors)
-        return f"validation found {len(self.errors)} error(s) in the data:{lines}"
+        count = f"{len(self.errors)} error{'s' * (len(self.errors) != 1)}"
+        return f"validation found {count} in the data: {'; '.join(finding.sentence for finding in self.errors)}"
 
     def summary(self) -> str:
         """Return one line with the number of findings per severity."""

@@ -194,7 +194,7 @@ def _rows_at_a_time(footer: pq.FileMetaData, groups: Sequence[int], columns: Seq
 
 @dataclass(frozen=True)
 class _Footer:
-    """Facts of a file; ``unread`` is what Spark does not read of it: codecs and encodings of columns."""
+    """Facts of a file; ``unread`` has the codecs of its columns that Spark does not read."""
 
     schema: pa.Schema
     group_rows: tuple[int, ...]
@@ -310,9 +310,8 @@ def _footer(file: listing.DataFile) -> _Footer:
 
 
 def _unread_by_spark(group: pq.RowGroupMetaData) -> tuple[str, ...]:
-    columns = [group.column(place) for place in range(group.num_columns)]
-    used = {name for column in columns for name in (column.compression, *column.encodings)}
-    return tuple(sorted(used & _UNREAD_BY_SPARK))
+    codecs = {group.column(place).compression for place in range(group.num_columns)}
+    return tuple(sorted(codecs & _UNREAD_BY_SPARK))
 
 
 def _plain_type(type_: pa.DataType, leaves: Iterator[pq.ColumnSchema]) -> pa.DataType:

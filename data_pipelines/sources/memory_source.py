@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StructField, StructType
 
 from mirrorspark.data_pipelines.features import CATEGORIES
@@ -24,6 +23,7 @@ from mirrorspark.data_pipelines.sources import hashes
 from mirrorspark.data_pipelines.sources.source import ORDER_COLUMN, ROW_HASH_COLUMN, ShardTask, sortable_columns
 from mirrorspark.data_pipelines.sources.token_counts import ranked_here
 from mirrorspark.data_pipelines.spark import BatchFunction
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath
 
 # Up to here this process is done before a session of Spark has started.
@@ -56,11 +56,11 @@ class MemorySource:
     @classmethod
     def of(cls, table: pa.Table) -> "MemorySource":
         """Return a table from :func:`data_pipelines.any_table.in_arrow` as a source."""
-        found = from_arrow_schema(table.schema.remove_metadata(), prefer_timestamp_ntz=False)
+        found = versions.from_arrow_schema(table.schema.remove_metadata(), prefer_timestamp_ntz=False)
         notes = [_note(field) for field in table.schema]
         sent = [
             field.with_metadata({_SPARK_NOTE: json.dumps(note, separators=(",", ":"))} if note else None)
-            for field, note in zip(to_arrow_schema(found, timezone=_TIME_ZONE), notes, strict=True)
+            for field, note in zip(versions.to_arrow_schema(found), notes, strict=True)
         ]
         rows = pa.Table.from_arrays([*table.columns], table.column_names).cast(pa.schema(sent))
         fields = zip(found, notes, strict=True)
@@ -92,7 +92,7 @@ class MemorySource:
 
     def with_column(self, name: str, values: pa.Array) -> "MemorySource":
         """Return the table with one more column."""
-        added = from_arrow_schema(pa.schema([(name, values.type)]))
+        added = versions.from_arrow_schema(pa.schema([(name, values.type)]))
         return MemorySource(self.rows.append_column(name, values), StructType([*self.schema, *added]))
 
     def column(self, name: str) -> pa.Array:

@@ -19,7 +19,6 @@ from pyspark.sql.datasource import (
     DataSource,
     DataSourceArrowWriter,
     DataSourceReader,
-    DataSourceStreamArrowWriter,
     InputPartition,
     WriterCommitMessage,
 )
@@ -29,7 +28,7 @@ from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schem
 from mirrorspark.data_pipelines.spark.tfrecord_options import OptionError, ReadOptions, WriteOptions
 from mirrorspark.data_pipelines.spark.tfrecord_tasks import ReadTask, WriteTask, infer_files, merged_schema, sampled
 from mirrorspark.data_pipelines.tfrecords import check_columns, check_readable, with_partition_columns
-from mirrorspark.spark_session import partition_id, task_property
+from mirrorspark.spark_session import partition_id, task_property, versions
 from mirrorspark.storage import StoragePath, listing
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
@@ -85,7 +84,7 @@ class TFRecordSource(DataSource):
         mode = SaveMode.OVERWRITE if overwrite else SaveMode.APPEND
         return _Writer(WriteTask(WriteJob.begin(_target(self.options), mode, driver=_driver()), options))
 
-    def streamWriter(self, schema: StructType, overwrite: bool) -> DataSourceStreamArrowWriter:  # noqa: N802 - Spark's
+    def streamWriter(self, schema: StructType, overwrite: bool) -> versions.StreamWriter:  # noqa: N802 - Spark's
         """Return a writer of the batches of a stream; each batch appears atomically.
 
         Raises:
@@ -99,9 +98,8 @@ class TFRecordSource(DataSource):
         # write.
         checkpoint = self.options.get("checkpointLocation")
         name = hashlib.sha256(checkpoint.encode()).hexdigest()[:16] if checkpoint else None
-        return _StreamWriter(
-            WriteTask(WriteJob.begin(_target(self.options), mode, driver=_driver(), name=name), options)
-        )
+        job = WriteJob.begin(_target(self.options), mode, driver=_driver(), name=name)
+        return _StreamWriter(WriteTask(job, options), schema)
 
 
 def _target(options: Mapping[str, str]) -> StoragePath:
@@ -193,19 +191,20 @@ class _BatchWritten(_Written):
     query: str
 
 
-class _StreamWriter(DataSourceStreamArrowWriter):
+class _StreamWriter(versions.StreamWriter):
     """Writer of the batches of a stream; a note next to the files has the last published batch.
 
     A restarted query may commit a batch a second time. The note is named by the query's id, so that the same batch of
     the same query is published once.
     """
 
-    def __init__(self, task: WriteTask) -> None:
+    def __init__(self, task: WriteTask, schema: StructType) -> None:
         self._task = task
+        self._schema = schema
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:
-        query = _query_id()
-        return _BatchWritten(tuple(self._task(partition_id(), iterator)), self._task.job, query)
+        query, batches = _query_id(), versions.arrow_batches(iterator, self._schema)
+        return _BatchWritten(tuple(self._task(partition_id(), batches)), self._task.job, query)
 
     def commit(self, messages: list[WriterCommitMessage | None], batchId: int) -> None:  # noqa: N803 - Spark's
         reports = [message for message in messages if isinstance(message, _BatchWritten)]

@@ -106,8 +106,8 @@ def confusion_matrix(
 
 
 def shown_names(names: Sequence[str]) -> list[str]:
-    """Return the names of the classes that have a place of their own, shortened."""
-    return [style.shown(name, _LONGEST_NAME) for name in names[:MOST_CLASSES]]
+    """Return the names of the classes that have a place of their own, each with its beginning and its end."""
+    return [style.both_ends(name, _LONGEST_NAME) for name in names[:MOST_CLASSES]]
 
 
 def _precision_and_recall(

@@ -39,7 +39,7 @@ def importance_chart(importance: Mapping[str, tuple[float, float]], *, loss: str
         color=style.MODEL,
         ecolor=style.GREY,
     )
-    axes.set_yticks(range(len(names)), [style.shown(name, _LONGEST_NAME) for name in names])
+    axes.set_yticks(range(len(names)), [style.both_ends(name, _LONGEST_NAME) for name in names])
     axes.axvline(0, color=style.BLACK, linewidth=0.8)
     style.dress(axes, title="Importance", x=f"Increase of {loss} when shuffled", y="")
     axes.grid(visible=False, axis="y")

@@ -88,7 +88,7 @@ def shown(value: object, longest: int = _LONGEST_TEXT) -> str:
 
 
 def both_ends(text: str, longest: int) -> str:
-    """Return a name as a text of one line that has its beginning and its end, which tell slices of a column apart."""
+    """Return a name as a text of one line that has its beginning and its end, which tell similar ones apart."""
     if len(text) <= longest:
         return shown(text, longest)
     return f"{shown(text[: longest // 2])}…{shown(text[-(longest - longest // 2 - 1) :])}"

@@ -17,13 +17,12 @@ import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import DataType, StructField, StructType, UserDefinedType
 
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import BatchFunction, Shares, map_batches, portable
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.spark_session import MissingCapabilityError, NotPlainParquetError, ParquetPlan, session_of
+from mirrorspark.spark_session import MissingCapabilityError, NotPlainParquetError, ParquetPlan, session_of, versions
 from mirrorspark.storage import StorageError, StoragePath, listing
 
 _LOGGER = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ def _as_spark_sends_it(found: pa.Schema, schema: StructType) -> pa.Schema:
     """
     sent = StructType([StructField(field.name, _stored(field.dataType)) for field in schema])
     try:
-        in_files = {field.name: field.dataType.simpleString() for field in from_arrow_schema(found)}
+        in_files = {field.name: field.dataType.simpleString() for field in versions.from_arrow_schema(found)}
     except PySparkException as error:
         raise NotPlainParquetError(str(error)) from error
     for field in sent:
@@ -151,7 +150,7 @@ def _as_spark_sends_it(found: pa.Schema, schema: StructType) -> pa.Schema:
                 f"column '{field.name}' is {in_files[field.name]} in the files, and {field.dataType.simpleString()} to "
                 f"Spark"
             )
-    return to_arrow_schema(sent, timezone="UTC")
+    return versions.to_arrow_schema(sent)
 
 
 def _stored(type_: DataType) -> DataType:

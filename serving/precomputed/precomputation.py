@@ -13,7 +13,6 @@ import pyarrow as pa
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.data_pipelines.reading import parquet_rows
@@ -28,7 +27,7 @@ from mirrorspark.serving.precomputed.store_file import (
     row_checksum,
     seal,
 )
-from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message, versions
 from mirrorspark.storage import Location, StoragePath, atomic_file, lakes
 from mirrorspark.storage.publish import SaveMode
 
@@ -127,7 +126,7 @@ class _SparkRows:
     @property
     def schema(self) -> pa.Schema:
         try:
-            return to_arrow_schema(self.table.schema, timezone="UTC")
+            return versions.to_arrow_schema(self.table.schema)
         except PySparkException as error:
             raise StoreError(f"the table has a column that cannot be kept: {first_line(error)}; cast it") from error
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from pyspark.sql.types import FloatType, IntegerType, LongType, StringType, StructField, StructType
 
-from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource, TFRecordsSource
 from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 
 if TYPE_CHECKING:
@@ -29,13 +28,6 @@ SCHEMA = StructType(
     ]
 )
 ROWS = [(11, 23, 10.0, "r1"), (21, None, 12.5, "ü")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered(spark: "SparkSession") -> None:
-    """Make the format known whichever folder the tests are started in; an installed one Spark finds by itself."""
-    spark.dataSource.register(TFRecordSource)
-    spark.dataSource.register(TFRecordsSource)
 
 
 @pytest.fixture

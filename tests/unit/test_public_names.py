@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 import mirrorspark as ms
 from mirrorspark import SUBJECTS
-from mirrorspark.spark_session.kinds import StoppedSessionError
+from mirrorspark.spark_session.stopped import StoppedSessionError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = [name for names in SUBJECTS.values() for name in names]

@@ -129,7 +129,7 @@ def few_updates(config: "TrainingConfig", rows: int) -> str | None:
     if updates * config.epochs < _FEWEST_UPDATES:
         epochs = -(-_FEWEST_UPDATES // updates)
         return (
-            f"{config.epochs} epochs of {rows:,} training rows in batches of {batch:,} have "
+            f"{config.epochs} epoch{'s' * (config.epochs != 1)} of {rows:,} training rows in batches of {batch:,} have "
             f"{_counted(updates * config.epochs)}, too few to learn much; use {epochs} epochs (--epochs {epochs})"
         )
     return None

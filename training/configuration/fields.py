@@ -141,7 +141,7 @@ class OptimizerSettings:
 class WorkerSettings:
     """The workers and their strategy."""
 
-    workers: Annotated[int | str, doc("Workers that train side by side; 2:4 goes on with as 2")] = 1
+    workers: Annotated[int | str, doc("Workers that train side by side; 2:4 goes on with as few as 2")] = 1
     batch_rule: Annotated[
         BatchRule, doc("Batch to keep when workers are lost: the global one, or that of each worker")
     ] = "keep_global_batch"

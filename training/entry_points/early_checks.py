@@ -119,8 +119,11 @@ def _check_settings(label_kinds: Iterable[str], model: Any, settings: Mapping[st
         given["model"] = {"name": model} if isinstance(model, str) else dict(model)
     errors: list[ValueError] = []
     for kind in label_kinds:
+        # As ``fit`` has it for a table of rows; sparse features and vectors, which it does not take, are found later.
+        has_boosting = given.get("register") == "better" and kind not in ("candidate", "multi_label")
+        baseline = {"baseline": "hist_gradient_boosting"} if has_boosting else {}
         try:
-            TrainingConfig(**{"name": "model", **given} | defaults_of_label(kind, given))
+            TrainingConfig(**{"name": "model", **baseline, **given} | defaults_of_label(kind, given))
         except (ConfigError, ModelSettingsError) as error:
             errors.append(error)
         else:

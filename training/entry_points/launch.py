@@ -225,7 +225,7 @@ def run_train_fn(
 
     Args:
         train_fn: The function. It is pickled by value, as Spark's own functions are.
-        workers: Number of workers; ``2:4`` goes on with as 2 when slots are lost, and grows back to 4.
+        workers: Number of workers; ``2:4`` goes on with as few as 2 when slots are lost, and grows back to 4.
         name: Names the run. An unfinished one of the same name and arguments goes on, also with a changed function.
         kwargs: The function's arguments.
         output: Folder for the run, and for the MLflow store by default; driver and workers share it.

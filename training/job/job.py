@@ -39,7 +39,8 @@ class Program:
 def epochs_in_words(attempts: Sequence[Attempt], best: str = "") -> str:
     """Return the note of a finished training: its epochs, the best one in words, and its attempts if it had several."""
     tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
-    return f"{attempts[-1].epochs} epochs{best}{tries}"
+    epochs = attempts[-1].epochs
+    return f"{epochs} epoch{'s' * (epochs != 1)}{best}{tries}"
 
 
 @dataclass(frozen=True)

@@ -508,8 +508,8 @@ def _withheld(config: TrainingConfig, verdict: evaluate_run.BaselineComparison, 
     if better is None or config.register == "always":
         return None
     return (
-        f"This version has no alias: {better}. Improve the model, or give it the alias {CHALLENGER} all the same with "
-        f"register='always' (--register always)"
+        f"This version has no alias, because {better}: improve the model, or register it with register='always' "
+        f"(--register always)"
     )
 
 

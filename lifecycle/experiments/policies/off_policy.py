@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
-from mirrorspark.spark_session import on_running_session
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +63,6 @@ class PolicyLog:
             raise ExperimentError("a reward of the log is not a finite number, or an arm is negative; remove the row")
 
 
-@on_running_session
 def off_policy_estimates(
     log: PolicyLog,
     target: ArrayLike,

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage import abilities
@@ -140,11 +141,25 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     assert check == Check("packages", False, "no-such-package is not installed; run: pip install mirrorspark")
 
 
-def test_a_tensorflow_that_does_not_work_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"tensorflow": "2.21.0"}
-    monkeypatch.setattr(preflight, "version", lambda package: versions.get(package, "2.20.1"))
+@pytest.mark.parametrize(
+    ("tensorflow", "keras", "message"),
+    [
+        ("2.18.1", "2.18.0", "tensorflow 2.18.1 is none of 2.19, 2.20 and 2.21; install tensorflow==2.20.*"),
+        (
+            "2.19.1",
+            "2.20.1",
+            "tf-keras 2.20.1 does not go with tensorflow 2.19.1; run: pip install tf-keras==2.19.*",
+        ),
+        ("2.21.0", "2.21.0", None),
+    ],
+)
+def test_a_tensorflow_that_does_not_work_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorflow: str, keras: str, message: str | None
+) -> None:
+    versions = {"tensorflow": tensorflow, "tf-keras": keras}
+    monkeypatch.setattr(preflight, "version", lambda package: versions.get(package, "1.0"))
     check = checked(tmp_path, "packages")
-    assert check == Check("packages", False, "tensorflow 2.21.0 does not work here; install tensorflow==2.20.*")
+    assert (check.passed, check.detail) == (False, message) if message else check.passed
 
 
 @pytest.mark.parametrize(("value", "passed"), [("0", False), ("false", False), ("1", True), (None, True)])
@@ -377,6 +392,7 @@ def test_dynamic_allocation_of_sparks_defaults_is_found_before_spark_starts(
 ) -> None:
     (tmp_path / "spark-defaults.conf").write_text("spark.dynamicAllocation.enabled   true\n")
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
     checks = check_driver(tmp_path / "output", f"sqlite:///{tmp_path}/mlflow.db", master)
     assert [check.passed for check in checks if check.name == "allocation"] == found
 

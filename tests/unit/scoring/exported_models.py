@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -435,7 +436,7 @@ def described(
         architecture=architecture,
         features_hash=fitted.hash,
         outputs=OUTPUTS[task],
-        versions={**encoder_versions(folder, fitted.spec.embedded), "tensorflow": "2.20.0"},
+        versions={**encoder_versions(folder, fitted.spec.embedded), "tensorflow": version("tensorflow")},
         indexes=indexes or {},
     ).with_columns(fitted, folder).save(folder)
     return folder

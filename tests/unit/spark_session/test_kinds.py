@@ -3,6 +3,9 @@
 import logging
 import operator
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +19,10 @@ from pyspark.resource import ResourceInformation
 from mirrorspark.spark_session import task
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
-from mirrorspark.spark_session.kinds import StoppedSessionError, on_running_session, session_of
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.session import MissingCapabilityError, Session, StageTasks
 from mirrorspark.spark_session.silence import hide_interrupts
+from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session
 
 
 def test_a_session_that_was_stopped_is_refused_with_the_remedy() -> None:
@@ -39,6 +43,37 @@ def test_an_interrupt_leaves_a_function_without_the_stack_of_py4j(error: BaseExc
     with pytest.raises(KeyboardInterrupt) as raised:
         on_running_session(interrupted)()
     assert raised.value.__context__ is None
+
+
+def test_an_error_while_an_earlier_interrupt_is_handled_is_shown() -> None:
+    @on_running_session
+    def failing() -> None:
+        raise ValueError("no such column")
+
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match="no such column"):
+            failing()
+
+
+def test_a_stopped_session_of_spark_connect_and_its_tables_are_refused() -> None:
+    stopped = type("SparkSession", (), {"is_stopped": True})()
+    table = type("DataFrame", (), {"sparkSession": stopped})()
+    for value in (stopped, table):
+        with pytest.raises(StoppedSessionError):
+            on_running_session(lambda given: given)(value)
+
+
+@pytest.mark.process
+def test_the_check_of_a_session_imports_no_pyspark() -> None:
+    program = (
+        "import sys\n"
+        "import mirrorspark.lifecycle.experiments.units.assignment\n"
+        "import mirrorspark.lifecycle.experiments.policies.off_policy\n"
+        "assert 'pyspark' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_py4j_logs_no_stack_of_its_own(caplog: pytest.LogCaptureFixture) -> None:

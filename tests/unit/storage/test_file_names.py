@@ -43,7 +43,7 @@ def test_a_path_is_refused_by_its_part_unless_it_is_there(tmp_path: Path) -> Non
     assert file_names.unfit_folder("a\0b") == "its part 'a\\x00b' has a line break or another control character"
     (tmp_path / "con").mkdir()
     assert "is the name of a device" in (file_names.unfit_folder("con/new") or "")
-    assert file_names.unfit_folder(str(tmp_path / "con")) is None
+    assert file_names.unfit_folder(str(tmp_path / "con" / "new")) is None
 
 
 def test_a_long_name_is_shown_by_its_beginning() -> None:

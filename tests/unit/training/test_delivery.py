@@ -168,6 +168,8 @@ def test_a_model_below_its_baseline_or_the_base_rate_gets_an_alias_only_if_asked
     delivery.name_version(job, trained)
     assert aliases == ([("rides", "1", "challenger")] if has_alias else [])
     assert ("--register always" in lines[-1]) is not has_alias
+    better = "popularity" if baseline else "the base rate"
+    assert has_alias or f"no alias, because {better} is better in AUC: improve" in lines[-1]
     delivery.keep_delivery(trained, job.folder)
     recalled = delivery.recall_delivery(job.folder, "store")
     assert (recalled.withheld, recalled.verdict.compared) == (trained.withheld, compared)

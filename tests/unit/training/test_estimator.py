@@ -181,6 +181,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     monkeypatch.setattr(convert_once, "content_hash", lambda table: "hash of " + ",".join(table.columns))
     monkeypatch.setattr(convert_once, "convert", convert)
     monkeypatch.setattr(estimator, "train", train)
+    monkeypatch.setattr(estimator.early_checks, "check_session", lambda spark, workers: None)
     monkeypatch.setattr(convert_once, "is_published", Path.is_dir)
     monkeypatch.setattr(Dataset, "open", lambda path: f"opened {path.name}")
     return made

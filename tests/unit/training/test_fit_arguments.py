@@ -14,6 +14,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
@@ -23,9 +24,10 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.fleet.training.train import train_fleet
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.spark_session.errors import SparkStartError
-from mirrorspark.spark_session.kinds import StoppedSessionError
+from mirrorspark.spark_session.stopped import StoppedSessionError
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
+from mirrorspark.training.entry_points import early_checks
 from mirrorspark.training.entry_points.estimator import TrainingEstimator
 from mirrorspark.training.entry_points.fit_table import fit
 from mirrorspark.training.entry_points.train_dataset import train
@@ -156,6 +158,7 @@ def test_settings_of_another_installation_are_named_before_anything_is_inferred(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
     monkeypatch.setenv(variable, "/none")
     with pytest.raises(SparkStartError, match=message):
         fit(TABLE, label="late")
@@ -173,6 +176,17 @@ def test_columns_to_exclude_are_those_of_the_items() -> None:
 _WIDER = {"output": str | PathLike[str], "run_date": str | date | None} | dict.fromkeys(
     ("warm_start", "checkpoints"), str | PathLike[str] | None
 )
+
+
+def test_the_better_of_two_needs_no_baseline_of_its_own() -> None:
+    def check(label: Any) -> None:
+        settings = {"register": "better"}
+        early_checks.check_arguments(TABLE, label, None, None, (), settings, null_labels="refuse", known=())
+
+    check("late")
+    check({"name": "late", "kind": "numeric"})
+    with pytest.raises(ConfigError, match="register better needs a baseline that can be registered, and 'none' cannot"):
+        check({"name": "late", "kind": "multi_label"})
 
 
 def test_the_arguments_of_fit_are_the_settings_of_a_training() -> None:

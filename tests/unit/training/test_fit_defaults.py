@@ -135,7 +135,7 @@ def test_a_batch_that_is_left_out_fits_every_number_of_workers(
         (150, {}, None),
         (9_770, {"global_batch_size": 2_048}, "has 5 updates, .*use 128 "),
         (1_000, {"global_batch_size": 1_000, "workers": 2}, "has 1 update, .*use 64 "),
-        (9_770, {"epochs": 1}, "1 epochs of 9,770 .* have 77 updates, .*use 2 epochs"),
+        (9_770, {"epochs": 1}, "1 epoch of 9,770 .* have 77 updates, .*use 2 epochs"),
         (120, {"epochs": 5}, "have 10 updates, .*use 50 epochs"),
         (244_737, {"epochs": 1}, None),
     ],

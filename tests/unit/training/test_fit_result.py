@@ -15,6 +15,7 @@ from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.results.report.baselines import as_baseline
+from mirrorspark.training.results.report.shown import trained_html
 from tests.unit.notebook_outputs import BASELINE, METRICS, trained
 
 LATE = Label("late", positive="yes")
@@ -151,6 +152,17 @@ def test_a_result_is_a_few_lines_with_its_verdict_and_places(tmp_path: Path) -> 
         f"report                  {tmp_path / 'report.html'}",
     ]
     assert repr(whole).splitlines()[1:] == lines[1:]
+    unnamed = repr(replace(whole, withheld="This version has no alias, because gradient boosting is better"))
+    assert unnamed.splitlines()[2] == "This version has no alias, because gradient boosting is better."
+
+
+def test_a_notebook_shows_ten_metrics_and_the_others_behind_a_summary(tmp_path: Path) -> None:
+    for count in (10, 11):
+        verdict = BaselineComparison({"test": {f"m{number}": 0.5 for number in range(count)}}, {}, {})
+        page = trained_html(replace(trained(tmp_path), verdict=verdict))
+        assert page.count(">m0<") == (1 if count == 10 else 2)
+        assert page.count(">m10<") == (count == 11)
+        assert ("all 11 metrics" in page) is (count == 11)
 
 
 def test_a_report_is_a_path_and_in_a_notebook_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

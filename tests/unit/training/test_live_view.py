@@ -127,6 +127,10 @@ def test_findings_of_validation_are_sentences(errors: int) -> None:
     assert last == f"and {len(findings) - len(told)} more: /data/late/dataset.html"
     assert ("&lt;b&gt;odd" in stage.details.markup) == (errors == 1)
     assert "note 0" not in stage.details.markup
+    del findings[:-3]
+    add_findings(notes := Stage("convert", time.monotonic), dataset)
+    assert notes.details is not None
+    assert notes.details.lines == ("more about the columns: /data/late/dataset.html",)
 
 
 def test_a_stage_that_fails_is_timed_and_leaves_the_message_to_others(view: LiveView, lines: list[str]) -> None:

@@ -20,6 +20,7 @@ import pytest
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.storage import terminal_text
 from mirrorspark.training import pipeline
 from mirrorspark.training import run as command
 from mirrorspark.training.configuration.command_line import parse
@@ -236,7 +237,8 @@ def test_a_driver_whose_run_is_not_its_own_any_more_leaves_the_summary_that_is_t
 
     monkeypatch.setattr(pipeline, "run", run)
     asked = dataclasses.replace(config, summary=str(folder.path.parent / "asked.json"))
-    assert executed(asked) == command.EXIT_FAILED
+    expected = terminal_text.EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else command.EXIT_FAILED
+    assert executed(asked) == expected
     assert Summary.load(file).status == "finished"
     assert Summary.load(Path(str(asked.summary))).status in ("stopped", "failed")
 

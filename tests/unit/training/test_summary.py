@@ -184,8 +184,8 @@ def test_the_verdict_is_said_and_a_model_without_an_alias_says_why() -> None:
     assert f"\n\n{verdict[0]}\n\n" in text
     assert f"{'warning':<14}few updates" in text.splitlines()
     assert "(alias challenger)" in text
-    without = replace(BINARY, verdict=verdict, withheld="This version has no alias: boosting is better").as_text()
-    assert f"\n\n{verdict[0]}\nThis version has no alias: boosting is better\n\n" in without
+    without = replace(BINARY, verdict=verdict, withheld="This version has no alias, because …").as_text()
+    assert f"\n\n{verdict[0]}\nThis version has no alias, because …\n\n" in without
     assert "models:/flights/3 (no alias)" in without
 
 

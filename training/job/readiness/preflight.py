@@ -42,9 +42,9 @@ _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Only the service itself could check these.
 _DATABRICKS = ("databricks", "databricks-uc", "uc")
 
-# TensorFlow 2.21 breaks `import tensorflow_recommenders` through ScaNN's op, and Keras 3 cannot train under
-# MultiWorkerMirroredStrategy: these two are pinned to a minor version.
-PINNED_MINOR = {"tensorflow": "2.20.", "tf-keras": "2.20."}
+# Keras 3 cannot train under MultiWorkerMirroredStrategy, so tf-keras goes with TensorFlow. ScaNN has builds for 2.20.
+DEFAULT_MINOR = "2.20"
+TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
 
 _STANDALONE_PORT = 7077
 
@@ -172,10 +172,22 @@ def _packages() -> Check:
             found[package] = version(package)
         except PackageNotFoundError:
             return failure("packages", f"{package} is not installed; run: pip install mirrorspark")
-    for package, minor in PINNED_MINOR.items():
-        if not found[package].startswith(minor):
-            return failure("packages", f"{package} {found[package]} does not work here; install {package}=={minor}*")
+    tensorflow, keras = found["tensorflow"], found["tf-keras"]
+    minor = _minor(tensorflow)
+    if minor not in TENSORFLOW_MINORS:
+        known = f"{', '.join(TENSORFLOW_MINORS[:-1])} and {TENSORFLOW_MINORS[-1]}"
+        return failure("packages", f"tensorflow {tensorflow} is none of {known}; install tensorflow=={DEFAULT_MINOR}.*")
+    if _minor(keras) != minor:
+        return failure("packages", f"tf-keras {keras} does not go with tensorflow {tensorflow}; {_keras_line(minor)}")
     return Check("packages", True, ", ".join(f"{package} {number}" for package, number in found.items()))
+
+
+def _minor(number: str) -> str:
+    return ".".join(number.split(".")[:2])
+
+
+def _keras_line(minor: str) -> str:
+    return f"run: pip install tf-keras=={minor}.*"
 
 
 def _legacy_keras() -> Check:
@@ -186,7 +198,7 @@ def _legacy_keras() -> Check:
             f"TF_USE_LEGACY_KERAS is '{chosen}', but Keras 3 cannot train on several workers; unset it or set it to 1",
         )
     if importlib.util.find_spec("tf_keras") is None:
-        return failure("legacy keras", "Python finds no module tf_keras; run: pip install tf-keras==2.20.*")
+        return failure("legacy keras", f"Python finds no module tf_keras; {_keras_line(_minor(version('tensorflow')))}")
     return Check("legacy keras", True, "tf-keras is used on the driver and on all workers")
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.data_pipelines.reading import Dataset, query_digests
-from mirrorspark.evaluation import bootstrap
+from mirrorspark.evaluation import SEGMENTS, bootstrap
 from mirrorspark.models.retrieval import catalogue_metrics, ranking_metrics
 
 # Share of a split's rows whose users count as light; those with as many interactions as the last of them do, too.
@@ -93,7 +93,7 @@ def segment_metrics(
         ``light_users``. A segment without rows, or of all of them, is left out.
     """
     result: dict[str, float] = {}
-    for segment, is_in in (("new_items", rows.is_new), ("light_users", rows.is_light)):
+    for segment, is_in in zip(SEGMENTS, (rows.is_new, rows.is_light), strict=True):
         if not is_in.any() or is_in.all():
             continue
         found = ranking_metrics(lists[is_in], held_back[is_in], (k,), queries=rows.queries[is_in])

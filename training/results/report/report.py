@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from mirrorspark.data_pipelines.quality import DatasetProfile, rate_rows
-from mirrorspark.evaluation import bootstrap, is_better
+from mirrorspark.evaluation import SEGMENTS, bootstrap, is_better
 from mirrorspark.pages import (
     Cell,
     card_html,
@@ -202,7 +202,10 @@ def _cost_in_words(cost: Cost) -> Markup:
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> Any:
-    """Return the metrics as a pandas table: a row per metric, a column per split, and one for each baseline."""
+    """Return the metrics as a pandas table: a row per metric, a column per split, and one for each baseline.
+
+    The most informative metrics come first; of lists those of the longest ones, and segments last.
+    """
     import pandas as pd
 
     columns: dict[str, Mapping[str, float]] = {split: metrics[split] for split in metrics}
@@ -210,7 +213,10 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
         columns[str(entry["name"])] = entry["metrics"]
     table = pd.DataFrame(columns)
     first = [name for name in run_history.headline(metrics.get("test", {})) if name in table.index]
-    return table.reindex([*first, *(name for name in table.index if name not in first)])
+    rest = [name for name in table.index if name not in first]
+    if first and (longest := first[0].removeprefix("recall")) != first[0]:
+        rest.sort(key=lambda name: (name.startswith(SEGMENTS), "_at_" in name and not name.endswith(longest)))
+    return table.reindex([*first, *rest])
 
 
 def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
@@ -255,7 +261,7 @@ def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str,
 def better_baseline(
     metrics: Mapping[str, Mapping[str, float]], compared: Mapping[str, Any], monitor: str
 ) -> str | None:
-    """Return in words what is better than the model on the test rows beyond the noise, and by how much; None without.
+    """Return in words what is better than the model on the test rows beyond the noise, and in which metric, or None.
 
     Args:
         metrics: Metrics by split.
@@ -268,8 +274,7 @@ def better_baseline(
         names = (monitor.removeprefix("val_"), *run_history.headline(test))
         name = next((name for name in names if name in intervals and name in test and name in other), None)
         if name is not None and _verdict(name, test[name], other[name], intervals[name]) < 0:
-            cell = _compared(name, test[name], other[name], intervals[name])
-            return f"{in_words(str(entry['name']))} is better than it on the test rows, in {cell}"
+            return f"{in_words(str(entry['name']))} is better in {in_words(name)}"
     return None
 
 

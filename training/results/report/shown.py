@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _RESULT_CHARACTERS = 300
 _BASELINES_IN_TEXT = 2
+_MOST_METRICS = 10
 
 
 class PagePath(type(Path())):  # type: ignore[misc] # the class of this system's paths, which is known when it runs
@@ -58,6 +59,8 @@ def trained_text(trained: "Trained", prediction: str = "") -> str:
     verdict = trained.verdict
     title = f"{trained.version_uri}: {prediction}" if prediction else trained.version_uri
     sentences = verdict_sentences(verdict.metrics, verdict.compared)[: 1 if trained.chosen else _BASELINES_IN_TEXT]
+    if trained.withheld:
+        sentences.append(f"{trained.withheld}.")
     lines = [*_lines(trained)]
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *sentences, *(f"{name:<{width}}  {text}" for name, text in lines)])
@@ -68,8 +71,6 @@ def _lines(trained: "Trained") -> Iterator[tuple[str, str]]:
     metrics, places = trained.verdict.metrics, ("run folder", without_credentials(str(trained.run_folder)))
     if trained.chosen:
         yield "registered", trained.chosen
-    if trained.withheld:
-        yield "no alias", trained.withheld
     if trained.rows:
         yield "rows", ", ".join(f"{count:,} {split}" for split, count in trained.rows.items())
     names = run_history.headline(metrics.get("test", {}))
@@ -96,7 +97,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
         paragraph_html(f"{trained.withheld}.") if trained.withheld else "",
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
-        table_html(metrics_table(verdict.metrics, verdict.baseline), index=True),
+        *_metrics_html(metrics_table(verdict.metrics, verdict.baseline)),
         *(
             details_html(title_of(name), figure_html(figure, title_of(name)))
             for name, figure in verdict.figures.items()
@@ -105,6 +106,13 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
         f"<p>Report: {report._repr_html_()}</p>" if report.is_file() else "",
         f'<p><a href="{escape(trained.run_page)}">The run in MLflow</a></p>' if trained.run_page else "",
     )
+
+
+def _metrics_html(table: pd.DataFrame) -> Iterator[str]:
+    """Yield the most informative metrics, and all of them behind a summary if there are more."""
+    yield table_html(table.head(_MOST_METRICS), index=True)
+    if len(table) > _MOST_METRICS:
+        yield details_html(f"all {len(table)} metrics", table_html(table, index=True))
 
 
 def launched_html(launched: "Launched") -> str:

@@ -41,7 +41,7 @@ def add_findings(stage: Stage, dataset: Dataset) -> None:
     stage.note += f"; validation: {findings_in_words(findings)}"
     grave = [finding for finding in findings if finding["severity"] != Severity.NOTE]
     shown, more = grave[:_MOST_FINDINGS], len(findings) - min(len(grave), _MOST_FINDINGS)
-    page = f"{f'and {more} more' if more else 'more about the columns'}: {dataset.path / PAGE_FILE}"
+    page = f"{f'and {more} more' if shown and more else 'more about the columns'}: {dataset.path / PAGE_FILE}"
     lines = [f"{finding['severity']}: {finding['sentence']}" for finding in shown]
     markup = findings_html(shown) if shown else ""
     stage.details = Details((*lines, page), markup + remark_html(page))

@@ -123,7 +123,7 @@ def test_a_test_split_that_differs_is_noted() -> None:
 def test_a_column_without_values_is_an_error() -> None:
     report = judged(tables(train=sound(1, x=pa.nulls(ROWS, pa.float64()))))
     assert "has no value in any of the 2,000 training rows" in report.errors[0].sentence
-    assert report.refusal().startswith("validation found 1 error(s) in the data:\n- 'x' has no value in any of")
+    assert report.refusal().startswith("validation found 1 error in the data: 'x' has no value in any of")
 
 
 def test_a_column_that_a_later_split_lacks_is_an_error() -> None:
