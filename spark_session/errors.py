@@ -19,6 +19,8 @@ SESSION_ERRORS = (PySparkException, Py4JError)
 """The same, and those of a session that does not start or does not answer any more."""
 
 _JAVA_ERROR = re.compile(r"^(?:Caused by)?: (?:[\w$]+\.)*[\w$]+: (.+)$", re.MULTILINE)
+# Before the message of raise_error, which ours are whole without.
+_RAISED = "[USER_RAISED_EXCEPTION] "
 _SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")
 _PYTHON_ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Warning|Interrupt))(?:: (.+))?$", re.MULTILINE)
 
@@ -66,7 +68,7 @@ def task_message(error: Exception) -> str:
     causes = [_SQL_STATE.sub("", message).strip() for message in _JAVA_ERROR.findall(text)]
     if causes:
         return causes[0] if causes[0] == causes[-1] else f"{causes[0].rstrip('.')} ({causes[-1]})"
-    return first_line(error)
+    return _SQL_STATE.sub("", first_line(error)).removeprefix(_RAISED)
 
 
 def lack_of_memory(text: str) -> str | None:

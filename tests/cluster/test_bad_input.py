@@ -129,6 +129,14 @@ def test_missing_column_or_wrong_type_in_the_table(
     assert nothing_is_left(folder)
 
 
+def test_cell_of_another_type_than_its_column(say: Say, folder: Path) -> None:
+    write_data(folder, [*rows(), "64,abc,Oslo,1,train"])
+    status, line = say()
+    told = "people.csv: column 'age' is double, but has the cell 'abc'; correct the cell, empty it, or give the column"
+    assert (status, told in line, "SQLSTATE" in line or "[" in line) == (1, True, False), line
+    assert nothing_is_left(folder)
+
+
 def test_query_that_spark_cannot_run(say: Say, folder: Path) -> None:
     write_recipe(folder, RECIPE, "SELECT nonsense FROM people")
     status, line = say()

@@ -98,7 +98,7 @@ def test_no_planted_secret_is_left_or_told_by_any_command(tmp_path: Path, s3_buc
         assert [int(found) for found in re.findall(rf"status (\d) of {name}", ended.stdout)] == status, ended.stderr
     told = "GET http://tracking.example:5000/api refused | postgresql+psycopg2://db:5432/x | "
     assert told in json.loads((folders["output"] / "failed.json").read_text())["error"]
-    assert f"WriteError: the table cannot be computed: [USER_RAISED_EXCEPTION] {told}" in ended.stderr
+    assert f"WriteError: the table cannot be computed: {told}" in ended.stderr
     assert f"preprocess of hooks.py failed: RuntimeError: {told}" in ended.stderr
     assert "LookupError: no rides in postgresql://db:5432/rides: token ***" in ended.stderr
 

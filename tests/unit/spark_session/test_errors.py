@@ -69,9 +69,13 @@ WITHOUT_CAUSE = """An error occurred while calling o1.save.
         ),
         (WITHOUT_CAUSE, "No space left on device"),
         ("[TABLE_NOT_FOUND] no table\nplan", "[TABLE_NOT_FOUND] no table"),
+        (
+            "[USER_RAISED_EXCEPTION] column 'age' has 'abc'; correct it SQLSTATE: P0001\nplan",
+            "column 'age' has 'abc'; correct it",
+        ),
         ("", "RuntimeError"),
     ],
-    ids=["Python", "JVM", "JVM without a cause", "something else", "nothing"],
+    ids=["Python", "JVM", "JVM without a cause", "something else", "raise_error", "nothing"],
 )
 def test_a_failed_task_says_what_is_wrong_in_one_line(text: str, message: str) -> None:
     assert task_message(RuntimeError(text)) == message

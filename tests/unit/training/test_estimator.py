@@ -1,11 +1,13 @@
 """T2, T8: an estimator's params are the run's settings; its work on a table, without Spark."""
 
 import json
+from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines import converted_once as convert_once
@@ -162,6 +164,9 @@ class Table:
 
     def select(self, *columns: str) -> "Table":
         return Table(*columns)
+
+    def without_rows(self, columns: Sequence[str]) -> pa.Table:
+        return pa.table({name: pa.nulls(0) for name in columns})
 
 
 @pytest.fixture
