@@ -12,7 +12,7 @@ from typing import Any
 
 import pyspark
 import pytest
-from pyspark import java_gateway
+from pyspark import SparkContext, java_gateway
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
@@ -213,7 +213,8 @@ def test_an_error_of_a_query_is_raised_and_not_printed_as_well(capfd: pytest.Cap
 
 
 @pytest.mark.process
-def test_java_does_not_outlive_an_interrupt_of_its_start() -> None:
+def test_java_does_not_outlive_an_interrupt_of_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SparkContext, "_gateway", None)  # as before a first session
     launch = quiet_launch()
     launch.__enter__()
     started = java_gateway.Popen(["sleep", "60"])
