@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType
 from typing import NoReturn
@@ -42,11 +41,6 @@ class SessionAhead:
             # It ends with the process: an error of the other work must not wait for it.
             threading.Thread(target=self._start, args=(self._starting,), name="spark-start", daemon=True).start()
 
-    def then(self, work: Callable[[SparkSession], None]) -> None:
-        """Do ``work`` with the session in a thread of its own, once it has started; nothing with one that was there."""
-        if self._starting is not None:
-            self._starting.add_done_callback(lambda started: _in_thread(work, started))
-
     def get(self) -> SparkSession:
         """Return the session, once it has started.
 
@@ -67,11 +61,6 @@ class SessionAhead:
             starting.set_result(open_session(None, self._workers, verbose=self._verbose))
         except BaseException as error:
             starting.set_exception(error)
-
-
-def _in_thread(work: Callable[[SparkSession], None], started: "Future[SparkSession]") -> None:
-    if started.exception() is None:
-        threading.Thread(target=work, args=(started.result(),), name="spark-ahead", daemon=True).start()
 
 
 def _make_active(spark: SparkSession) -> None:

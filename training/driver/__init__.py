@@ -9,7 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
-    from mirrorspark.training.driver.launcher import SparkLauncher, get_workers_ready
+    from mirrorspark.training.driver.launcher import SparkLauncher
     from mirrorspark.training.driver.signals import on_stop_signals
     from mirrorspark.training.driver.store_reads import StoreReader
     from mirrorspark.training.driver.supervisor import Launcher, Supervisor
@@ -24,6 +24,5 @@ __all__ = [
     "Supervisor",
     "TrainingFailedError",
     "TrainingStoppedError",
-    "get_workers_ready",
     "on_stop_signals",
 ]

@@ -15,14 +15,9 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory, session_of
-from mirrorspark.training.configuration import TrainingConfig
-from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, get_ready, run_program
+from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_program
 from mirrorspark.training.protocol import AttemptPlan
 from mirrorspark.training.protocol.outcomes import SESSION_LOST, RankError
-
-_LOGGER = logging.getLogger(__name__)
-
-_READY_SECONDS = 60.0
 
 
 class BarrierJobError(ClearError, RuntimeError):
@@ -106,18 +101,6 @@ class SparkLauncher:
             finally:
                 with self._turn:
                     self._group = None
-
-
-def get_workers_ready(config: TrainingConfig, spark: SparkSession) -> None:
-    """Let Spark's Python workers import TensorFlow for the first attempt while the driver prepares the training.
-
-    Nobody waits for this job, so its failure is not an error: the attempt meets the same one, or none.
-    """
-    body = partial(get_ready, config.threads_per_worker, config.verbose)
-    try:
-        session_of(spark).run_barrier_job(body, config.fewest_ranks, timeout_seconds=_READY_SECONDS)
-    except (*SESSION_ERRORS, ConnectionError) as error:
-        _LOGGER.debug("the workers import TensorFlow when the training begins: %s", error)
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

@@ -4,7 +4,6 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -192,13 +191,10 @@ def fit(
     session.begin()
     # While Spark starts, this process imports MLflow and scikit-learn, which takes seconds.
     from mirrorspark.scoring.embedding import Embedder
-    from mirrorspark.training.driver import get_workers_ready
     from mirrorspark.training.entry_points.train_dataset import train_in_view
     from mirrorspark.training.results import FitResult, RecommenderResult
 
-    tracking, first_config = _require_valid(spec, session.slots, name=name, **settings)
-    if not first_config.is_fitted:
-        session.then(partial(get_workers_ready, first_config))
+    tracking = _require_valid(spec, session.slots, name=name, **settings)
     with view.stage("convert", spark=session.known) as stage:
         check_columns(rows, spec)
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
@@ -300,8 +296,8 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)
 
 
-def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "tuple[Tracking, TrainingConfig]":
-    """Return the training's place in MLflow, and its configuration as far as it is known without the number of rows.
+def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking":
+    """Return the training's place in MLflow.
 
     Raises:
         ConfigError: A setting is wrong with one worker and with many: found before rows are converted.
@@ -315,7 +311,7 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "tuple[Tra
     config.require_features(spec)
     tracking = Tracking.find(config)
     tracking.require_names(config.registry_name)
-    return tracking, config
+    return tracking
 
 
 def _inputs(

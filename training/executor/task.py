@@ -18,7 +18,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -119,7 +119,8 @@ class WorkerTask:
         return outcome
 
     def _environment(self) -> dict[str, str]:
-        environment = _lasting_environment(self.plan.threads, verbose=self.plan.verbose)
+        threads = self.plan.threads or task_cores() or 1
+        environment = tensorflow_environment(threads, verbose=self.plan.verbose)
         if self.plan.meets_through_driver:
             # The runner sets these later, and such a worker needs neither; the present values are the executor's own.
             environment.pop("TF_CONFIG", None)
@@ -150,17 +151,6 @@ class WorkerTask:
             verbose=self.plan.verbose,
             host=_host(barrier) if self.plan.meets_through_driver else None,
         )
-
-
-def get_ready(threads: int | None, verbose: bool, _partition: Iterable[Any]) -> Iterator[None]:
-    """Let this Spark Python worker import TensorFlow for the worker of a later job: the body of a task of its own."""
-    worker_process.get_ready(_lasting_environment(threads, verbose=verbose))
-    yield from ()
-
-
-def _lasting_environment(threads: int | None, *, verbose: bool) -> dict[str, str]:
-    """Return the environment that the workers of a fork server share; by default a thread per CPU of the task."""
-    return tensorflow_environment(threads or task_cores() or 1, verbose=verbose)
 
 
 def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition: Any) -> list[Any]:

@@ -137,11 +137,6 @@ def start(environment: Mapping[str, str], preload: str = PRELOAD) -> WorkerProce
     return process
 
 
-def get_ready(environment: Mapping[str, str], preload: str = PRELOAD) -> None:
-    """Let the fork server of later workers with this environment begin its imports, and do not wait for them."""
-    _server_for(environment, preload)
-
-
 def shut_down() -> None:
     """End the fork server, and with it every worker that it has forked."""
     global _server

@@ -51,13 +51,6 @@ def test_a_start_that_fails_is_the_error_of_who_asks(opened: list[tuple[int, boo
         session.get()
 
 
-def test_work_is_done_once_the_session_has_started(opened: list[tuple[int, bool]]) -> None:
-    session, done = SessionAhead(None, 2), threading.Event()
-    session.begin()
-    session.then(lambda spark: done.set())
-    assert done.wait(10)
-
-
 def test_a_given_session_is_not_started(opened: list[tuple[int, bool]]) -> None:
     given: Any = SimpleNamespace()
     session = SessionAhead(given, 2)
