@@ -67,7 +67,7 @@ def test_gaps_of_pandas_have_the_scores_of_nulls(spark: "SparkSession", tmp_path
     np.testing.assert_allclose(found, np.asarray(LoadedModel(model).score(TYPES)["score"]), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", [of_table, of_files, of_sql, of_stream])
+@pytest.mark.parametrize("way", [of_table, of_files, pytest.param(of_sql, marks=in_sql), of_stream])
 def test_columns_without_any_value_are_missing_whatever_their_type(
     spark: "SparkSession", tmp_path: Path, way: Way
 ) -> None:
