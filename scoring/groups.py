@@ -86,34 +86,33 @@ def score_by_group(  # noqa: D417 - the others are those of score
     if unknown not in get_args(Unknown):
         raise ScoringError(f"unknown '{unknown}' is not a rule for groups without a model; use fail or null")
     own_keys = (keys,) if isinstance(keys, str) else tuple(keys)
-    if not hasattr(table, "sparkSession"):
 
-        def by_tasks(df: DataFrame, keys: Sequence[str]) -> DataFrame:
-            scored: DataFrame = score_by_group(
-                df,
-                models,
-                group=group,
-                keys=keys,
-                unknown=unknown,
-                colocate=colocate,
-                tracking_uri=tracking_uri,
-                outputs=outputs,
-                batch_size=batch_size,
-                with_columns=with_columns,
-                nulls=nulls,
-                bad_rows=bad_rows,
-                other_versions=other_versions,
-                trust=trust,
-                counters=counters,
-            )
-            return scored
+    def by_tasks(df: DataFrame, keys: Sequence[str]) -> DataFrame:
+        by_value = _by_value(df, group, models)
+        check_keys(df.columns, keys)
+        pinned = _pinned_models(by_value, group, tracking_uri)
+        return _scored_frame(
+            df, pinned, group, keys, options, unknown=unknown, colocate=colocate, trust=trust, counters=counters
+        )
 
-        return _scored_table(table, group, own_keys, by_tasks, spark)
-    df: DataFrame = table
-    by_value = _by_value(df, group, models)
-    check_keys(df.columns, own_keys)
-    all_keys = own_keys if group in own_keys else (group, *own_keys)
-    pinned = _pinned_models(by_value, group, tracking_uri)
+    if hasattr(table, "sparkSession"):
+        return by_tasks(table, own_keys)
+    return _scored_table(table, group, own_keys, by_tasks, spark)
+
+
+def _scored_frame(
+    df: DataFrame,
+    pinned: Mapping[PinnedModel, Sequence[Any]],
+    group: str,
+    keys: Sequence[str],
+    options: ScoringOptions,
+    *,
+    unknown: Unknown,
+    colocate: bool,
+    trust: bool,
+    counters: Counters | None,
+) -> DataFrame:
+    all_keys = _with_group(group, keys)
     found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, options, trust=trust)
     sent = df.select(*(quoted(name) for name in dict.fromkeys([*all_keys, *read])))
     _LOGGER.info("%d models by '%s' read the columns %s", len(found), group, sent.columns)
@@ -145,9 +144,13 @@ def _scored_table(
     if group not in rows.column_names:
         raise _no_group(group, rows.column_names)
     own_keys = keys_among_columns(keys, rows.column_names, table_forms.index_names(table))
-    all_keys = own_keys if group in own_keys else (group, *own_keys)
+    all_keys = _with_group(group, own_keys)
     scored, places = scored_by_tasks(rows, (), lambda df, number: by_tasks(df, (*all_keys, number)), spark)
     return table_forms.with_columns(table_forms.selected(table, all_keys), scored.drop_columns(list(all_keys)), places)
+
+
+def _with_group(group: str, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(keys) if group in keys else (group, *keys)
 
 
 def _no_group(group: str, columns: Sequence[str]) -> ScoringError:
