@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         task_message,
     )
     from mirrorspark.spark_session.interfaces import DriverAddressError
+    from mirrorspark.spark_session.interpreter import is_local
     from mirrorspark.spark_session.kinds import session_of
     from mirrorspark.spark_session.session import (
         MissingCapabilityError,
@@ -75,6 +76,7 @@ __all__ = [
     "files_folder",
     "first_line",
     "is_in_task",
+    "is_local",
     "java_major_version",
     "lack_of_memory",
     "local_slots",

@@ -1,6 +1,5 @@
 """Classic sessions, whose driver is this process: capabilities by the Spark context and its JVM."""
 
-import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -15,6 +14,7 @@ from pyspark.sql.types import StructType
 
 from mirrorspark.spark_session.hadoop_look import HadoopLook
 from mirrorspark.spark_session.interfaces import interface_towards, is_every_interface
+from mirrorspark.spark_session.interpreter import is_local
 from mirrorspark.spark_session.parquet_plan import parquet_plan
 from mirrorspark.spark_session.session import ParquetPlan, Session, StageTasks, StoreLook, TaskTotal
 from mirrorspark.spark_session.silence import hide_interrupts
@@ -48,7 +48,7 @@ class ClassicSession(Session):
     @property
     def is_local(self) -> bool:
         """True if the driver is the only executor: the master is ``local`` or ``local[...]``."""
-        return re.match(r"local$|local\[", self.master) is not None
+        return is_local(self.master)
 
     @property
     def default_parallelism(self) -> int:

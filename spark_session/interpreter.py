@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,11 @@ def why_unfit(python: str) -> str | None:
 def is_on_this_machine(master: str) -> bool:
     """Return True if the tasks of a session are processes of this machine, as they are of ``local-cluster[...]``."""
     return master.startswith("local")
+
+
+def is_local(master: str) -> bool:
+    """Return True if the driver is the only executor: the master is ``local`` or ``local[...]``."""
+    return re.match(r"local$|local\[", master) is not None
 
 
 _NO_START = "which does not start as a Python"

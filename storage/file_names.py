@@ -4,13 +4,13 @@ import os
 import re
 from pathlib import Path
 
+from mirrorspark.clear_error import BREAKS_AND_CONTROLS, escaped
+
 MOST_BYTES = 255
 """The longest name on the file systems of Linux."""
 
 # Names of devices on Windows, with any ending: a share may be looked at from there, and Git has the same rule.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-# Line breaks, also those that few programs know, and characters that a terminal obeys.
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SHOWN_CHARACTERS = 40
 
 
@@ -18,7 +18,7 @@ def why_unfit(name: str, most_bytes: int = MOST_BYTES) -> str | None:
     """Return why no file or folder should have this name, in words that follow it; None if it is fit."""
     if not name.strip():
         return "is empty"
-    if _CONTROLS.search(name):
+    if BREAKS_AND_CONTROLS.search(name):
         return "has a line break or another control character"
     try:
         size = len(name.encode())
@@ -44,4 +44,4 @@ def unfit_folder(path: str) -> str | None:
 def shown(name: str) -> str:
     """Return a name as a message shows it: its beginning, with control characters as Python writes them."""
     text = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return escaped(text)

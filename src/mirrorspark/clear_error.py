@@ -9,15 +9,23 @@ _PACKAGE = __name__.partition(".")[0]
 # The mode of IPython's tracebacks in which nothing is folded.
 _WHOLE = "Verbose"
 # All that some program takes for a line break, with the blanks around it.
-_BREAKS = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+\s*")
+_BREAK = r"\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029"
+_BREAKS = re.compile(rf"\s*[{_BREAK}]+\s*")
 # Other characters that a terminal obeys, or that turn the direction of a text.
-_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = r"\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+_CONTROLS = re.compile(f"[{_CONTROL}]")
+BREAKS_AND_CONTROLS = re.compile(f"[{_BREAK}{_CONTROL}]")
 _FOLDED = f"(The frames inside {_PACKAGE} are folded; %xmode Verbose, then %tb, shows them.)"
 
 
 def visible(text: str) -> str:
     """Return a text in which control characters are written as Python writes them; line breaks and tabs stay."""
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return escaped(text, _CONTROLS)
+
+
+def escaped(text: str, characters: "re.Pattern[str]" = BREAKS_AND_CONTROLS) -> str:
+    """Return a text in which some characters, line breaks and controls by default, are written as Python does."""
+    return characters.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_visible_line(text: str) -> str:

@@ -64,12 +64,10 @@ def _run(options: SweepOptions, engine: "Callable[[RunConfig], SparkEngine]") ->
 
     try:
         summary = run(options, engine(options.config), on_summary=store)
-    except (SweepStoppedError, KeyboardInterrupt) as stop:
-        message = one_line(stop) if isinstance(stop, Exception) else "interrupted; the same command goes on"
-        is_interrupted = isinstance(stop, KeyboardInterrupt) or stop.is_interrupted
-        status = terminal_text.EXIT_INTERRUPTED if is_interrupted else EXIT_FAILED
-        return end(replace(latest, status="stopped", error=message), options.summary, status)
-    except Exception as error:
+    except SweepStoppedError as stop:
+        status = terminal_text.EXIT_INTERRUPTED if stop.is_interrupted else EXIT_FAILED
+        return end(replace(latest, status="stopped", error=one_line(stop)), options.summary, status)
+    except (Exception, KeyboardInterrupt) as error:
         if terminal_text.is_interrupt(error):
             stopped = replace(latest, status="stopped", error="interrupted; the same command goes on")
             return end(stopped, options.summary, terminal_text.EXIT_INTERRUPTED)

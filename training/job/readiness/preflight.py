@@ -3,7 +3,6 @@
 import http.client
 import importlib.util
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -22,6 +21,7 @@ from mirrorspark.spark_session import (
     USE_CLASSIC,
     MissingCapabilityError,
     Session,
+    is_local,
     java_major_version,
     session_of,
     user_settings,
@@ -59,7 +59,7 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     file_system = check_file_system(_existing(output)) if writable.passed else None
     checks = [_session(master), _java(), _packages(), _legacy_keras(), writable, file_system, _tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
-    if not re.match(r"local($|\[)", master or "local") and SparkSession.getActiveSession() is None:
+    if not is_local(master or "local") and SparkSession.getActiveSession() is None:
         checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
     return [check for check in checks if check is not None]
 
