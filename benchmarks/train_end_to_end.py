@@ -93,6 +93,7 @@ def _plain(rows: int, folder: Path) -> tuple[float, float]:
     for split in SPLITS:
         write_examples(table.where(F.col("split") == split), encoding, folder / split)
     table.unpersist()
+    config = config.fitted_to(counts["train"])
     settings = Settings(**{key: value for key, value in config.model_settings.items() if key != "name"})
     rank = PlainRank(
         encoding,

@@ -181,7 +181,9 @@ def supervised(
     with unwatched(Path(config.output)):
         preflight.require(check_cluster(session, config))
         view = LiveView(epochs=config.epochs)
-        prepared = PreparedRun(config, Dataset.open(dataset), session, Tracking.find(config))
+        data = Dataset.open(dataset)
+        config = config.fitted_to(data.manifest.rows("train"))
+        prepared = PreparedRun(config, data, session, Tracking.find(config))
         with open_job(prepared, view, listener=listener) as job:
             begin = time.monotonic()
             job.train()
