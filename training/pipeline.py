@@ -37,14 +37,14 @@ def run(
         # With converted data, a finished run of that date is found without Spark.
         if config.only_once and (dataset := sources.converted()) is not None:
             require_unfinished(config.fitted_to(dataset.manifest.rows("train")), dataset)
-        prepared = prepare(config, tracking, view, sources=sources)
+        prepared = prepare(config, tracking, view, sources=sources)  # preflight, convert
         with (
-            ExportAhead(config) as ahead,
+            ExportAhead(config, prepared.dataset.manifest.rows("train")) as ahead,
             open_job(prepared, view, listener=ahead.on_event) as job,
             _reporting(on_summary, job, prepared) as progress,
         ):
             job.tracked.log_file(prepared.dataset.path / PAGE_FILE)
-            progress.attempts = job.train()
+            progress.attempts = job.train()  # train
             summary = deliver_and_score(job, progress.attempts, prepared, ahead.process)
             if config.run_date is not None:
                 # Written before the run counts as finished: the next command for its date reads it.
@@ -89,9 +89,9 @@ def deliver_and_score(
     """Export, register and evaluate the trained model, score the test split with it and compare the scores."""
     config = prepared.config
     assert isinstance(config, RunConfig)  # noqa: S101 - a recipe's run has one
-    trained = delivery.deliver(job, attempts, process)
+    trained = delivery.deliver(job, attempts, process)  # export, evaluate
     assert prepared.table is not None  # noqa: S101 - a recipe has one
-    report = score_and_compare(job, trained, prepared.table, config)
+    report = score_and_compare(job, trained, prepared.table, config)  # score, parity
     trained = delivery.keep_report(job, trained, parity=f"max {report.max:.1e} over {report.rows:,} rows")
     begun = run_summary.begun(job, is_reused=prepared.is_reused)
     done = run_summary.finished(run_summary.with_attempts(begun, trained.attempts, job), trained, report)

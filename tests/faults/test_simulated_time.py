@@ -153,7 +153,7 @@ class Driver(Process):
 
     def drive(self) -> None:
         """Begin an attempt and train to the end, unless another one takes over."""
-        point = resume.resume_point(self.world.plan, (), lambda: None, has_begun=False)
+        point = resume.fence_and_find_start(self.world.plan, (), lambda: None, has_begun=False)
         self.fence = point.fence
         begin = 0 if point.checkpoint is None else point.checkpoint.step
         if self.world.is_current(point.fence):

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ResumePoint:
+class FencedStart:
     """The point at which an attempt begins.
 
     Attributes:
@@ -26,9 +26,9 @@ class ResumePoint:
     newest_step: int
 
 
-def resume_point(
+def fence_and_find_start(
     plan: AttemptPlan, earlier: Sequence[Attempt], beat: Callable[[], None], *, has_begun: bool
-) -> ResumePoint:
+) -> FencedStart:
     """Put up a new fence and return the resume point; from then on no earlier attempt may publish checkpoints.
 
     Args:
@@ -61,4 +61,4 @@ def resume_point(
     if checkpoint is None and has_begun:
         logger.warning("there is no whole checkpoint in %s; the training starts afresh", plan.checkpoints)
     fencing.adopt(plan.checkpoints, mine, [one.path.name for one in found])
-    return ResumePoint(mine.id, checkpoint, found[0].step if found else 0)
+    return FencedStart(mine.id, checkpoint, found[0].step if found else 0)

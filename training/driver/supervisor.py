@@ -14,7 +14,7 @@ from mirrorspark.callbacks.checkpoints import checkpoint_store, commit
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.driver.failure_policy import decide, growth_pause_seconds, usable_slots
 from mirrorspark.training.driver.launcher import BarrierJobError
-from mirrorspark.training.driver.resume import resume_point
+from mirrorspark.training.driver.resume import fence_and_find_start
 from mirrorspark.training.driver.running_attempt import Commands, RunningAttempt
 from mirrorspark.training.driver.store_reads import StoppedReading, StoreReader
 from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits
@@ -180,7 +180,7 @@ class Supervisor:
     def _attempt(self, plan: AttemptPlan, earlier: Sequence[Attempt], workers: int) -> Attempt:
         """Launch one attempt, and return it when it has ended."""
         number = len(earlier) + 1
-        read = functools.partial(resume_point, plan, earlier, has_begun=self.has_begun)
+        read = functools.partial(fence_and_find_start, plan, earlier, has_begun=self.has_begun)
         try:
             resume = self._store.read(plan.checkpoints, read)
         except StoppedReading:

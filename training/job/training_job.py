@@ -307,7 +307,11 @@ class TrainingJob:
         return Program(
             plan=self._training_plan(),
             elastic=config.elastic,
-            budgets=Budgets(config.max_restarts, config.max_preemptions, config.max_start_failures),
+            budgets=Budgets(
+                max_restarts=config.max_restarts,
+                max_preemptions=config.max_preemptions,
+                max_start_failures=config.max_start_failures,
+            ),
             limits=Limits(
                 start_seconds=config.start_limit_seconds,
                 first_step_seconds=config.first_step_limit_seconds,

@@ -379,7 +379,7 @@ def test_a_calibrated_model_is_exported_with_its_calibration(trained: Trained, t
     """#23: the exported graph gives what the calibration gives in NumPy."""
     architecture, model = trained.architecture, trained.model
     if not hasattr(architecture, "logits"):
-        with pytest.raises(ModelSettingsError, match="calibration 'temperature' is for probabilities"):
+        with pytest.raises(ModelSettingsError, match="calibration 'temperature'"):
             catalog.check_calibration(trained.name, "temperature")
         return
     is_several = architecture.TASK == "multi_class"
