@@ -71,7 +71,7 @@ format: setup  ## rewrite the files as `make check` wants them, as far as that c
 	$(bin)/ruff check --fix .
 
 lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it has (ARGS=--upgrade: newest ones)
-	$(bin)/uv pip compile setup.cfg --extra backends --extra recommend --extra notebook --extra dev --python-version 3.11 \
+	$(bin)/uv pip compile setup.cfg --extra all --extra notebook --extra dev --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
 
 advisories: setup  ## write tools/advisories.json from OSV's export of the ecosystem PyPI (EXPORT=all.zip)

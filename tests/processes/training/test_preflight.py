@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,9 +137,14 @@ def test_a_java_home_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "SHARED_PACKAGES", ("numpy", "no-such-package"))
+    def version(package: str) -> str:
+        if package == "tf-keras":
+            raise PackageNotFoundError(package)
+        return "2.20.0"
+
+    monkeypatch.setattr(preflight, "version", version)
     check = checked(tmp_path, "packages")
-    assert check == Check("packages", False, "no-such-package is not installed; run: pip install mirrorspark")
+    assert check == Check("packages", False, 'tf-keras is not installed; run: pip install "mirrorspark[train]"')
 
 
 @pytest.mark.parametrize(

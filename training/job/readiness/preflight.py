@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.extras import install_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
     USE_CLASSIC,
@@ -171,7 +172,8 @@ def _packages() -> Check:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            return failure("packages", f"{package} is not installed; run: pip install mirrorspark")
+            module = package.replace("-", "_")
+            return failure("packages", f"{package} is not installed; run: {install_line(module)}")
     tensorflow, keras = found["tensorflow"], found["tf-keras"]
     minor = _minor(tensorflow)
     if minor not in TENSORFLOW_MINORS:
