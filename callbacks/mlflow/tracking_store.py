@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.extras import needed
 from mirrorspark.storage import without_credentials
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
         tracking_uri: The store.
         registry_uri: Its model registry; by default that of :func:`registry_of`.
     """
+    needed("mlflow", "an MLflow store")
     import mlflow  # seconds
     from mlflow.entities import RunStatus
 
@@ -77,6 +79,7 @@ def chosen_store() -> str | None:
     It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment or a
     run that is set is in MLflow's current store, which is then meant even where it is the default one.
     """
+    needed("mlflow", "an MLflow store")
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())

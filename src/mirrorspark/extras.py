@@ -6,7 +6,9 @@ first used. A function that imports a package itself calls :func:`needed` first,
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mirrorspark.clear_error import ClearError
@@ -15,7 +17,11 @@ from mirrorspark.clear_error import ClearError
 _MODULES: Mapping[str, tuple[str, ...]] = {
     "data": ("numba", "pandas"),
     "score": ("lightgbm", "onnx", "onnxruntime", "PIL", "xgboost"),
-    "train": ("matplotlib", "optuna", "scipy", "sklearn", "spark_tensorflow_distributor", "tensorflow", "tf_keras"),
+    "train": (
+        *("docstring_parser", "google", "jsonargparse", "matplotlib", "optuna", "rich", "scipy", "sklearn"),
+        *("spark_tensorflow_distributor", "tensorflow"),
+    ),
+    "keras": ("tf_keras",),
     "recommend": ("scann", "tensorflow_recommenders"),
     "fleet": ("alembic", "sqlalchemy"),
     "serve": ("httptools", "prometheus_client", "starlette", "uvicorn"),
@@ -68,5 +74,12 @@ def missing(error: ImportError, what: str) -> MissingPackageError | None:
 
 
 def install_line(module: str) -> str:
-    """Return the command that installs a module with its extra, or with all of them if none has it."""
-    return f'pip install "mirrorspark[{EXTRAS.get(module.partition(".")[0], "all")}]"'
+    """Return the command that installs a module with its extra, or with all of them if none has it.
+
+    That of tf-keras names the version that goes with the installed TensorFlow, which pip would replace otherwise.
+    """
+    package = module.partition(".")[0]
+    if package == "tf_keras":
+        with suppress(PackageNotFoundError):
+            return f"pip install tf-keras=={'.'.join(version('tensorflow').split('.')[:2])}.*"
+    return f'pip install "mirrorspark[{EXTRAS.get(package, "all")}]"'

@@ -3,13 +3,14 @@
 import configparser
 import pickle
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mirrorspark import extras
 from mirrorspark.extras import EXTRAS, MissingPackageError, install_line, missing, needed
 from mirrorspark.lazy import lazy_exports
 
@@ -43,6 +44,22 @@ def test_a_package_that_is_missing_is_named_with_what_needs_it_and_the_line(monk
     )
     assert needed("json", "this").dumps([1]) == "[1]"
     assert install_line("any.other") == 'pip install "mirrorspark[all]"'
+
+
+@pytest.mark.parametrize(
+    ("tensorflow", "line"),
+    [("2.19.1", "pip install tf-keras==2.19.*"), (None, 'pip install "mirrorspark[keras]"')],
+)
+def test_the_keras_of_the_installed_tensorflow_is_named(
+    monkeypatch: pytest.MonkeyPatch, tensorflow: str | None, line: str
+) -> None:
+    def version(package: str) -> str:
+        if tensorflow is None:
+            raise PackageNotFoundError(package)
+        return tensorflow
+
+    monkeypatch.setattr(extras, "version", version)
+    assert install_line("tf_keras.layers") == line
 
 
 @pytest.mark.parametrize("name", ["numpy.no_such_module", "no_such_module", None])

@@ -138,13 +138,13 @@ def test_a_java_home_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
-        if package == "tf-keras":
+        if package == "pyspark":
             raise PackageNotFoundError(package)
         return "2.20.0"
 
     monkeypatch.setattr(preflight, "version", version)
     check = checked(tmp_path, "packages")
-    assert check == Check("packages", False, 'tf-keras is not installed; run: pip install "mirrorspark[train]"')
+    assert check == Check("packages", False, 'pyspark is not installed; run: pip install "mirrorspark[local]"')
 
 
 @pytest.mark.parametrize(
