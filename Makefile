@@ -16,7 +16,7 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-faults test-matrix unit quick check benchmarks quality format lock advisories clean
+.PHONY: help setup run test test-faults test-matrix unit quick check benchmarks quality format lock advisories dist clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -76,6 +76,12 @@ lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it 
 
 advisories: setup  ## write tools/advisories.json from OSV's export of the ecosystem PyPI (EXPORT=all.zip)
 	$(bin)/python tools/advisories.py update "$(EXPORT)"
+
+dist: setup  ## build sdist and wheel into dist/ and check them as an index does
+	rm -rf dist
+	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" \
+		$(bin)/uv build --quiet --no-build-isolation --python $(bin)/python --out-dir dist
+	$(bin)/uv tool run --quiet twine check --strict dist/*
 
 clean:  ## remove .venv, caches and build products; keep datasets and results
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
