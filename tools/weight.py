@@ -1,7 +1,7 @@
-"""Print the packages and the size of each extra, and what an installation beside a platform's packages changes.
+"""Print the packages and the size of each extra, and the changes of an installation next to a platform's.
 
 `python tools/weight.py` makes the tables of docs/platforms.md: it builds the wheel, and an environment for each row, by
-uv and, beside a platform, by pip. They take two minutes, once uv has downloaded the packages.
+uv and, next to a platform's packages, by pip. They take two minutes, once uv has downloaded the packages.
 """
 
 import json

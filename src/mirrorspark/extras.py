@@ -1,7 +1,7 @@
 """Extras of the installation: the packages that it may lack, and the line that installs them.
 
-An import at the top of one of our modules needs nothing: :mod:`mirrorspark.lazy` names the extra when the module is
-first used. A function that imports a package itself calls :func:`needed` first, or instead.
+An import at the top of one of our modules needs nothing: ``lazy_exports`` names the extra when the module is first
+used. A function that imports a package itself calls :func:`needed` first, or instead.
 """
 
 import sys
@@ -37,7 +37,7 @@ class MissingPackageError(ClearError, ModuleNotFoundError):
     """A package of an extra is not installed; the message has the line that installs it."""
 
 
-def needed(module: str, what: str) -> Any:
+def needed(module: str, subject: str) -> Any:
     """Import a module of an extra.
 
     ``needed("tensorflow_recommenders", "a model of TFRS")`` raises "a model of TFRS needs the package
@@ -45,7 +45,7 @@ def needed(module: str, what: str) -> Any:
 
     Args:
         module: Name of the module, which may be one inside a package.
-        what: What needs it, as the beginning of a sentence.
+        subject: Subject of the message: the thing that needs the module.
 
     Raises:
         MissingPackageError: It or a package that it imports is not installed.
@@ -53,22 +53,22 @@ def needed(module: str, what: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise missing(error, what) or error from error
+        raise missing(error, subject) or error from error
 
 
-def missing(error: ImportError, what: str) -> MissingPackageError | None:
+def missing(error: ImportError, subject: str) -> MissingPackageError | None:
     """Return the error that names the extra of a module which cannot be imported; None if no extra has it.
 
     Args:
         error: The error of the import.
-        what: What needs the module, as the beginning of a sentence.
+        subject: Subject of the message: the thing that needs the module.
     """
     package = (error.name or "").partition(".")[0]
     is_there = sys.modules.get(package) is not None  # in a version without the module
     if package not in EXTRAS or is_there:
         return None
     return MissingPackageError(
-        f"{what} needs the package {package}, which {sys.executable} does not have; run: {install_line(package)}",
+        f"{subject} needs the package {package}, which {sys.executable} does not have; run: {install_line(package)}",
         name=error.name,
     )
 

@@ -1,4 +1,4 @@
-"""The core and the extras: what works with each, what a name needs, their packages and their size."""
+"""The core and the extras: the names that work with each, their packages and their size."""
 
 import json
 import os

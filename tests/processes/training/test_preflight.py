@@ -176,7 +176,7 @@ def test_a_tensorflow_that_does_not_work_here_is_named(
             "pyspark",
             "4.0.1.dev3",
             True,
-            "; with pyspark 4.0 a model is no function in SQL, for which Spark 4.1 is needed",
+            "; with pyspark 4.0 a model cannot be a function in SQL, for which Spark 4.1 is needed",
         ),
         ("mlflow", "2.22.0", False, "mlflow 2.22.0 is older than 3.0; install a later one"),
         ("mlflow", "3.17.2", True, ", mlflow 3.17.2"),

@@ -47,9 +47,9 @@ _DATABRICKS = ("databricks", "databricks-uc", "uc")
 DEFAULT_MINOR = "2.20"
 TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
 
-# Ends of the ranges in setup.cfg, which an installation beside the packages of a platform does not check.
+# Ends of the ranges in setup.cfg, which an installation next to the packages of a platform does not check.
 OLDEST = {"pyspark": "4.0", "mlflow": "3.0"}
-_LIMITS = {("pyspark", "4.0"): "a model is no function in SQL, for which Spark 4.1 is needed"}
+_LIMITS = {("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed"}
 
 _STANDALONE_PORT = 7077
 
