@@ -16,7 +16,7 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-faults test-matrix unit quick check benchmarks quality format lock advisories clean
+.PHONY: help setup run test test-faults test-matrix unit quick check benchmarks quality format lock advisories dist clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -71,11 +71,17 @@ format: setup  ## rewrite the files as `make check` wants them, as far as that c
 	$(bin)/ruff check --fix .
 
 lock: setup  ## write requirements.lock from setup.cfg, keeping the versions it has (ARGS=--upgrade: newest ones)
-	$(bin)/uv pip compile setup.cfg --extra backends --extra recommend --extra notebook --extra dev --python-version 3.11 \
+	$(bin)/uv pip compile setup.cfg --extra all --extra notebook --extra dev --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --quiet --output-file requirements.lock $(ARGS)
 
 advisories: setup  ## write tools/advisories.json from OSV's export of the ecosystem PyPI (EXPORT=all.zip)
 	$(bin)/python tools/advisories.py update "$(EXPORT)"
+
+dist: setup  ## build sdist and wheel into dist/ and check them as an index does
+	rm -rf dist
+	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" \
+		$(bin)/uv build --quiet --no-build-isolation --python $(bin)/python --out-dir dist
+	$(bin)/uv tool run --quiet twine check --strict dist/*
 
 clean:  ## remove .venv, caches and build products; keep datasets and results
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines import any_table, interactions, table_forms, tables
-    from mirrorspark.data_pipelines.any_table import TableError, read_table
+    from mirrorspark.data_pipelines import any_table, interactions, memory_tables, table_forms, tables
+    from mirrorspark.data_pipelines.any_table import read_table
     from mirrorspark.data_pipelines.conversion import (
         EXAMPLE_FILE,
         ConversionOptions,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from mirrorspark.data_pipelines.ingest import ingest_csv
     from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+    from mirrorspark.data_pipelines.memory_tables import TableError
     from mirrorspark.data_pipelines.stored_tables import (
         KINDS,
         is_path,
@@ -66,6 +67,7 @@ __all__ = [
     "interactions",
     "is_path",
     "library_versions",
+    "memory_tables",
     "of_one_kind",
     "path_for_spark",
     "quoted",

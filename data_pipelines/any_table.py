@@ -1,8 +1,7 @@
 """Tables in any of the forms that users have, as Spark DataFrames."""
 
 import json
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,22 @@ import pyarrow.csv
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form
-from mirrorspark.data_pipelines.features import CATEGORIES, quoted
+from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.memory_tables import ROW_NUMBER as ROW_NUMBER
+from mirrorspark.data_pipelines.memory_tables import TableError as TableError
+from mirrorspark.data_pipelines.memory_tables import (
+    categories_of,
+    require_different,
+    require_different_but_for_case,
+)
+from mirrorspark.data_pipelines.memory_tables import in_arrow as in_arrow
+from mirrorspark.data_pipelines.memory_tables import is_in_memory as is_in_memory
+from mirrorspark.data_pipelines.memory_tables import numbered as numbered
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
-from mirrorspark.data_pipelines.stored_tables import TableError as TableError
 from mirrorspark.spark_session import on_running_session, require_running
 from mirrorspark.storage import Location, StoragePath, lacking
-
-# The key of a table in memory that has none: the position of the row.
-ROW_NUMBER = "row_number"
 
 
 @on_running_session
@@ -60,14 +64,14 @@ def read_table(
         df = read_stored(spark, table, encoding=encoding, separator=separator)
     else:
         arrow = in_arrow(table)
-        _require_different(arrow.column_names)
+        require_different(arrow.column_names)
         df = spark.createDataFrame(arrow)
         for field in arrow.schema:
             if noted := categories_of(field):
                 df = df.withMetadata(field.name, {name: json.loads(order) for name, order in noted.items()})
     if spark.conf.get("spark.sql.caseSensitive") != "true":
-        _require_different(df.columns)
-        _require_different_but_for_case(df.columns)
+        require_different(df.columns)
+        require_different_but_for_case(df.columns)
     return df
 
 
@@ -100,19 +104,6 @@ def csv_in_memory(path: Location, types: Mapping[str, pa.DataType]) -> pa.Table:
     )
 
 
-def _require_different(names: Sequence[str]) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise TableError(f"the table has several columns of one name: {repeated}; rename or drop all but one")
-
-
-def _require_different_but_for_case(names: Sequence[str]) -> None:
-    counts = Counter(map(str.lower, names))
-    twins = [name for name in names if counts[name.lower()] > 1]
-    if twins:
-        raise TableError(f"the columns {twins} differ in case alone, which Spark ignores; rename all but one")
-
-
 def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
     """Return some columns of a Spark, pandas or Polars DataFrame or of a PyArrow table, in this process's memory.
 
@@ -139,102 +130,9 @@ def in_memory(table: Any) -> MemorySource:
         TableError: See :func:`in_arrow`; or two columns have the same name, or names that differ in case alone.
     """
     arrow = in_arrow(table)
-    _require_different(arrow.column_names)
-    _require_different_but_for_case(arrow.column_names)
+    require_different(arrow.column_names)
+    require_different_but_for_case(arrow.column_names)
     return MemorySource.of(arrow)
-
-
-def is_in_memory(table: Any) -> bool:
-    """Return True for a pandas, Polars or PyArrow table, whose rows have an order."""
-    return not hasattr(table, "sparkSession") and not isinstance(table, Location | list | tuple)
-
-
-def numbered(table: Any) -> pa.Table:
-    """Return a table in memory with the column ``row_number``, the position of the row from 0.
-
-    Raises:
-        TableError: It already has such a column, or is not a table.
-    """
-    arrow = in_arrow(table)
-    if ROW_NUMBER in arrow.column_names:
-        raise TableError(f"the table has a column '{ROW_NUMBER}' already; give it as the key, or rename it")
-    return arrow.append_column(ROW_NUMBER, pa.array(range(arrow.num_rows), pa.int64()))
-
-
-def in_arrow(table: Any, needed: Collection[str] = ()) -> pa.Table:
-    """Return a table in memory with types that Spark takes.
-
-    A column of another type, such as a time of day, is left out with a warning.
-
-    Args:
-        table: The table.
-        needed: Columns that may not be left out.
-
-    Raises:
-        TableError: It is not a table, its columns have no names that can be told apart, or no column can be held, or
-            not one that is needed.
-    """
-    reasons: dict[str, str] = {}
-    if isinstance(table, pa.Table):
-        arrow = table
-    elif type(table).__module__.startswith("polars"):
-        arrow, reasons = held_columns.of_polars(getattr(table, "collect", lambda: table)())
-    elif type(table).__module__.startswith("pandas") and hasattr(table, "columns"):
-        _require_texts(table.columns)
-        arrow, reasons = held_columns.of_pandas(table)
-    else:
-        raise TableError(
-            f"a {type(table).__name__} is not a table; give a Spark, pandas or Polars DataFrame, a PyArrow table, the "
-            f"name of a table, or the path of Parquet, CSV or JSON files"
-        )
-    orders = {field.name: _order(arrow, field) for field in arrow.schema if pa.types.is_dictionary(field.type)}
-    if type(table).__module__.startswith("polars"):
-        orders |= {name: _order_of_enum(kind) for name, kind in table.collect_schema().items() if _is_enum(kind)}
-    notes = {
-        field.name: {CATEGORIES: json.dumps(orders[field.name])} if field.name in orders else categories_of(field)
-        for field in arrow.schema
-    }
-    held, others = held_columns.held(arrow, notes)
-    reasons |= others
-    if reasons and not held.num_columns:
-        raise TableError(
-            f"no column of the table can be used: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}; "
-            f"make them text or numbers, for example df[column].astype(str)"
-        )
-    if name := next((name for name in needed if name in reasons), None):
-        raise TableError(f"column '{name}' cannot be used: {reasons[name]}; make it text or numbers")
-    held_columns.warn_of(reasons)
-    return held
-
-
-def _order(arrow: pa.Table, field: pa.Field) -> list[str]:
-    """Return the values of an ordered dictionary as text, the lowest first; an empty list if it has no order."""
-    chunks, kind = arrow.column(field.name).chunks, field.type.value_type
-    has_tokens = pa.types.is_integer(kind) or held_columns.held_type(kind) == pa.string()
-    if not (field.type.ordered and chunks and has_tokens):
-        return []
-    return [value for value in chunks[0].dictionary.cast(pa.string()).to_pylist() if value]
-
-
-def _is_enum(kind: Any) -> bool:
-    return type(kind).__name__ == "Enum"
-
-
-def _order_of_enum(kind: Any) -> list[str]:
-    return [value for value in kind.categories.to_list() if value]
-
-
-def categories_of(field: pa.Field) -> dict[str, str]:
-    """Return the note of :func:`in_arrow` on a column of categories: its order as JSON, by the name of the note."""
-    noted = (field.metadata or {}).get(CATEGORIES.encode())
-    return {} if noted is None else {CATEGORIES: noted.decode()}
-
-
-def _require_texts(names: Sequence[Any]) -> None:
-    odd = [name for name in names if not isinstance(name, str)]
-    if odd:
-        raise TableError(f"column names {odd[:5]} are not strings; rename them: df.columns = df.columns.astype(str)")
-    _require_different(list(names))
 
 
 def _stored(spark: SparkSession, name: Location, encoding: str | None, separator: str | None) -> DataFrame:

@@ -35,7 +35,6 @@ from mirrorspark.data_pipelines.dataset import (
     stage,
 )
 from mirrorspark.data_pipelines.features import (
-    CATEGORIES,
     FeatureSpec,
     FittedFeatures,
     fitting,
@@ -43,6 +42,7 @@ from mirrorspark.data_pipelines.features import (
     quoted,
     raw_columns,
 )
+from mirrorspark.data_pipelines.memory_tables import CATEGORIES
 from mirrorspark.data_pipelines.quality import (
     PAGE_FILE,
     PROFILE_FILE,

@@ -10,10 +10,10 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
-from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.joined_files import OrcError, SchemasError, as_one, by_orc_schema
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
+from mirrorspark.data_pipelines.memory_tables import TableError as TableError
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
@@ -41,10 +41,6 @@ _READERS = {
     ".arrow": "pandas.read_feather", ".dta": "pandas.read_stata", ".sas7bdat": "pandas.read_sas",
     ".sav": "pandas.read_spss", ".pkl": "pandas.read_pickle", ".h5": "pandas.read_hdf", ".avro": "polars.read_avro",
 }  # fmt: skip
-
-
-class TableError(ClearError, ValueError):
-    """A value that is not a table, or a table that Spark cannot take; the message gives the remedy."""
 
 
 def is_path(name: Location) -> bool:

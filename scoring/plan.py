@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,10 +15,10 @@ from mirrorspark.data_pipelines.spark import sent_schema_of, spark_schema_of
 from mirrorspark.data_pipelines.tfrecord import arrow_schema
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import Inputs, Reader
-from mirrorspark.scoring.model import HOOKS_FILE, log_ages
+from mirrorspark.scoring.model import HOOKS_FILE, opened_model
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.loading import Search
-from mirrorspark.scoring.model.stored import PinnedModel, check_consent, pinned_folder, resolve
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import form_of_labels
 from mirrorspark.scoring.task import Counters, Scorer, ScoringOptions, ship
 from mirrorspark.spark_session import require_running
@@ -81,15 +80,7 @@ class ScoringPlan:
             UntrustedModelError: The model brings code that may not run.
             ScoringError: The model's outputs do not fit the form, or the reader is unknown.
         """
-        pinned = model if isinstance(model, PinnedModel) else pinned_folder(model) or resolve(model, tracking_uri)
-        directory = ModelDirectory.open(pinned.path)
-        # Most models were trained here: they bring no code and have no catalogue, and scoring them enters no module to
-        # find that out.
-        description = directory.description
-        if not trust and not isinstance(description, ModelDescription):
-            check_consent(directory, pinned.label)
-        if not isinstance(description, ModelDescription) or description.catalogue:
-            log_ages(directory, pinned.label, datetime.now(UTC))
+        pinned, directory = opened_model(model, tracking_uri, trust=trust)
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, options, options.schema(directory), reader)
 

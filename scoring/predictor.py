@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines import any_table, table_forms
+from mirrorspark.data_pipelines import memory_tables, table_forms
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import RowErrors
+from mirrorspark.scoring.model import opened_model
 from mirrorspark.scoring.model.folder import ModelDescription, exported_with
 from mirrorspark.scoring.model.loading import (
     DEFAULT_BATCH_SIZE,
@@ -24,7 +25,6 @@ from mirrorspark.scoring.model.loading import (
 )
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import Entries
-from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import OtherVersions, ScoringOptions
 from mirrorspark.storage import each_meant
 
@@ -67,8 +67,8 @@ class Predictor:
             ScoringError: The model has an output with the name of an added column, such as ``model_version``.
         """
         options = ScoringOptions(with_columns=(), other_versions=other_versions)
-        plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
-        pinned, directory = plan.pinned, plan.directory
+        pinned, directory = opened_model(model, tracking_uri, trust=trust)
+        options.schema(directory)  # raises
         self._added = ScoringOptions().added
         if taken := [column.name for column in self._added if column.name in directory.description.outputs]:
             raise ScoringError(
@@ -78,9 +78,9 @@ class Predictor:
         if other_versions == "refuse":
             check_versions(exported_with(pinned.path), pinned.label)
         self.label = pinned.label
-        self.columns: tuple[str, ...] = plan.inputs.columns
+        self.columns: tuple[str, ...] = directory.inputs.columns
         # A None has no type, so rows have several schemas.
-        self._check = lru_cache(maxsize=_SCHEMAS)(plan.inputs.check)
+        self._check = lru_cache(maxsize=_SCHEMAS)(directory.inputs.check)
         is_trained = isinstance(directory.description, ModelDescription)
         features = directory.features.spec.features if is_trained else ()
         self._types = {
@@ -113,7 +113,7 @@ class Predictor:
             ScoringError: One is not a row.
         """
         if table_forms.is_table(rows):
-            rows = any_table.in_arrow(rows, needed=self.columns).to_pylist()
+            rows = memory_tables.in_arrow(rows, needed=self.columns).to_pylist()
         for row in rows:
             self._check_row(row)
         batch = self.batch({name: [row[name] for row in rows] for name in self.columns})

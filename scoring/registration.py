@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
+from mirrorspark.extras import needed
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model import mlflow_flavour
 from mirrorspark.scoring.model.folder import ModelDirectory
@@ -29,6 +30,7 @@ def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterato
     Raises:
         ModelStoreError: The store cannot be used, by the client either, or there is none.
     """
+    needed("mlflow", "an MLflow store")
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database

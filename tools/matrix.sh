@@ -18,7 +18,7 @@ for name in "$@"; do
     python=$(sed -n '1s/^# python //p' "$file")
     if [ ! "$environment/made" -nt "$file" ] || [ ! "$environment/made" -nt setup.cfg ]; then
         .venv/bin/uv venv --quiet --clear --python "$python" "$environment"
-        .venv/bin/uv pip install --quiet --python "$environment/bin/python" --constraint "$file" --editable ".[dev]"
+        .venv/bin/uv pip install --quiet --python "$environment/bin/python" --constraint "$file" --editable ".[train,keras,fleet,serve,local,demo,dev]"
         touch "$environment/made"
     fi
     echo "$name: $("$environment/bin/python" -c "

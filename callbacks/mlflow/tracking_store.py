@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.extras import needed
 from mirrorspark.storage import without_credentials
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
         tracking_uri: The store.
         registry_uri: Its model registry; by default that of :func:`registry_of`.
     """
+    needed("mlflow", "an MLflow store")
     import mlflow  # seconds
     from mlflow.entities import RunStatus
 
@@ -48,12 +50,22 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
     class QuietClient(mlflow.MlflowClient):
-        """Ends a run without MLflow's lines on standard output, which show the server's address with its password."""
+        """Ends a run without MLflow's lines on standard output, which show the server's address with its password.
+
+        Artifacts are those of this store.
+        """
 
         def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
             store, ended = self._tracking_client.store, end_time or int(time.time() * 1000)
             store.shut_down_async_logging()
             store.update_run_info(run_id, RunStatus.from_string(status or "FINISHED"), ended, None)
+
+        # MLflow 3.0 looks for a path of a run in the store that is set, whatever the client's.
+        def list_artifacts(self, run_id: str, path: str | None = None) -> Any:
+            return self._tracking_client._get_artifact_repo(run_id).list_artifacts(path)
+
+        def download_artifacts(self, run_id: str, path: str, dst_path: str | None = None) -> str:
+            return str(self._tracking_client._get_artifact_repo(run_id).download_artifacts(path, dst_path))
 
     registry_uri = registry_uri or registry_of(tracking_uri)
     if is_same_store(mlflow.get_tracking_uri(), tracking_uri):
@@ -77,6 +89,7 @@ def chosen_store() -> str | None:
     It is set by ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or the runtime of Databricks. An experiment or a
     run that is set is in MLflow's current store, which is then meant even where it is the default one.
     """
+    needed("mlflow", "an MLflow store")
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())

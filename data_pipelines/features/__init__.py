@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         text_rules,
     )
     from mirrorspark.data_pipelines.features.checks import FeatureSpecError
-    from mirrorspark.data_pipelines.features.column_facts import CATEGORIES, quoted
+    from mirrorspark.data_pipelines.features.column_facts import quoted
     from mirrorspark.data_pipelines.features.fitted import (
         FeatureMismatchError,
         FittedFeatures,
@@ -46,7 +46,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "CATEGORIES",
     "USER_NAME",
     "Encoded",
     "Encoder",

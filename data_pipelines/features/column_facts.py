@@ -29,11 +29,7 @@ from pyspark.sql.types import (
 )
 
 from mirrorspark.data_pipelines.features.date_formats import DATE_ORDERS, DATE_PATTERNS, DateOrder
-
-CATEGORIES = "mirrorspark.categories"
-"""Metadata of a column that was a categorical of pandas or Polars, or a dictionary of Arrow: its values as text, the
-lowest first, or an empty list if they have no order.
-"""
+from mirrorspark.data_pipelines.memory_tables import CATEGORIES
 
 # This number of first values decides which orders of dates are looked for in all values.
 _FIRST_VALUES = 100

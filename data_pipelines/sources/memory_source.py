@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructField, StructType
 
-from mirrorspark.data_pipelines.features import CATEGORIES
+from mirrorspark.data_pipelines.memory_tables import CATEGORIES
 from mirrorspark.data_pipelines.sources import hashes
 from mirrorspark.data_pipelines.sources.source import ORDER_COLUMN, ROW_HASH_COLUMN, ShardTask, sortable_columns
 from mirrorspark.data_pipelines.sources.token_counts import ranked_here

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from mirrorspark.extras import install_line
 from mirrorspark.fleet.columns import (
     FLEET_SCHEMA,
     LEAF,
@@ -23,7 +24,6 @@ from mirrorspark.fleet.columns import (
 )
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.trees import TreeNodes
-from mirrorspark.scoring.backends import BACKENDS_EXTRA
 
 PROBED_ROWS = 16
 
@@ -70,8 +70,8 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"reading such models needs the package '{name}', which {sys.executable} cannot import ({error}); install "
-            f"it, or {BACKENDS_EXTRA} with it; scoring does not need it",
+            f"reading such models needs the package '{name}', which {sys.executable} cannot import ({error}), and "
+            f"scoring does not; run: {install_line(name)}",
             name=error.name,
         ) from error
 

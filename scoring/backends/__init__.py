@@ -10,7 +10,7 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.scoring.backends import protocol
     from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend, runs_code
-    from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+    from mirrorspark.scoring.backends.libraries import library
     from mirrorspark.scoring.backends.linear import FIELDS
     from mirrorspark.scoring.backends.onnx_file import OnnxBackend
     from mirrorspark.scoring.backends.pyfunc import mlflow_signature
@@ -22,7 +22,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "BACKENDS_EXTRA",
     "DEFAULT_SIGNATURE",
     "FIELDS",
     "OnnxBackend",

@@ -7,16 +7,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-BACKENDS_EXTRA = "mirrorspark[backends]"
+from mirrorspark.extras import install_line
 
 
-def library(name: str, need: str, requirement: str = "mirrorspark") -> Any:
+def library(name: str, need: str) -> Any:
     """Import the module ``name``.
 
     Args:
         name: Name of the module.
         need: Purpose of the module, as the beginning of a sentence.
-        requirement: The requirement to install.
 
     Raises:
         ModuleNotFoundError: The module or a dependency is not installed; the message names the Python and the remedy.
@@ -26,8 +25,8 @@ def library(name: str, need: str, requirement: str = "mirrorspark") -> Any:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{need}, but {sys.executable} has no module '{error.name}'; install {requirement} with its requirements "
-            f"in the Python of every executor (spark.pyspark.python, or an environment sent with --archives)",
+            f"{need}, but {sys.executable} has no module '{error.name}'; in the Python of every executor "
+            f"(spark.pyspark.python, or an environment sent with --archives) run: {install_line(error.name or name)}",
             name=error.name,
         ) from error
 

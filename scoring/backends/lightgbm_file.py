@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+from mirrorspark.scoring.backends.libraries import library
 from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
 
 INPUT, OUTPUT = "features", "score"
@@ -26,7 +26,7 @@ class LightGBMBackend:
             UnsupportedModelError: The file is not a LightGBM model, or the model was trained with pandas categories.
             ModuleNotFoundError: LightGBM is not installed here.
         """
-        lightgbm = library("lightgbm", f"the model {path.name} needs LightGBM", BACKENDS_EXTRA)
+        lightgbm = library("lightgbm", f"the model {path.name} needs LightGBM")
         _check_whole(path)
         try:
             self._booster = lightgbm.Booster(model_file=path)

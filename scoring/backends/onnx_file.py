@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+from mirrorspark.scoring.backends.libraries import library
 from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count, with_rank
 
 # Spark's names by ONNX Runtime's names of types (NodeArg.type).
@@ -35,7 +35,7 @@ class OnnxBackend:
             UnsupportedModelError: ONNX Runtime cannot load it.
             ModuleNotFoundError: ONNX Runtime is not installed here.
         """
-        runtime = library("onnxruntime", f"the model {path.name} needs ONNX Runtime", BACKENDS_EXTRA)
+        runtime = library("onnxruntime", f"the model {path.name} needs ONNX Runtime")
         options = runtime.SessionOptions()
         # By default every Python worker of a node would start a thread per core of the node.
         options.intra_op_num_threads = self.threads = thread_count(threads)

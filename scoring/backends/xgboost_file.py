@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
+from mirrorspark.scoring.backends.libraries import library
 from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
 
 INPUT, OUTPUT = "features", "score"
@@ -32,7 +32,7 @@ class XGBoostBackend:
             UnsupportedModelError: The file is not an XGBoost model, or the model has categorical features.
             ModuleNotFoundError: XGBoost is not installed here.
         """
-        xgboost = library("xgboost", f"the model {path.name} needs XGBoost", BACKENDS_EXTRA)
+        xgboost = library("xgboost", f"the model {path.name} needs XGBoost")
         check_whole(path)
         try:
             self._booster = xgboost.Booster(model_file=path)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +16,14 @@ class ElementType:
     """The type of a single value or of an array's elements.
 
     Attributes:
+        numpy: NumPy's type; ``object`` for strings and bytes.
         fits: Predicate for Arrow types that can be cast to it; the cast may only round numbers.
     """
 
     arrow: pa.DataType
+    numpy: type
     fits: Callable[[pa.DataType], bool]
     can_be_nan: bool = False
-
-    @property
-    def numpy(self) -> Any:
-        """NumPy's type; ``object`` for strings and bytes."""
-        return self.arrow.to_pandas_dtype()
 
     @property
     def size_bytes(self) -> int:
@@ -65,13 +61,13 @@ def element_name(column_type: str) -> str:
 
 
 ELEMENT_TYPES: Mapping[str, ElementType] = {
-    "boolean": ElementType(pa.bool_(), pa.types.is_boolean),
-    "int": ElementType(pa.int32(), _is_whole),
-    "bigint": ElementType(pa.int64(), _is_whole),
-    "float": ElementType(pa.float32(), raw_columns.is_number, can_be_nan=True),
-    "double": ElementType(pa.float64(), raw_columns.is_number, can_be_nan=True),
-    "string": ElementType(pa.string(), _is_text),
-    "binary": ElementType(pa.binary(), _is_bytes),
+    "boolean": ElementType(pa.bool_(), np.bool_, pa.types.is_boolean),
+    "int": ElementType(pa.int32(), np.int32, _is_whole),
+    "bigint": ElementType(pa.int64(), np.int64, _is_whole),
+    "float": ElementType(pa.float32(), np.float32, raw_columns.is_number, can_be_nan=True),
+    "double": ElementType(pa.float64(), np.float64, raw_columns.is_number, can_be_nan=True),
+    "string": ElementType(pa.string(), np.object_, _is_text),
+    "binary": ElementType(pa.binary(), np.object_, _is_bytes),
 }
 
 _GIVEN = {name: element.arrow for name, element in ELEMENT_TYPES.items() if name != "binary"}

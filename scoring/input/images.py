@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mirrorspark.scoring.backends import BACKENDS_EXTRA, library, protocol, start_tensorflow
+from mirrorspark.scoring.backends import library, protocol, start_tensorflow
 
 _CHANNELS = (1, 3, 4)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -180,7 +180,7 @@ def with_tensorflow() -> ReadImage:
 
 def with_pillow() -> ReadImage:
     """Return a reader that decodes with Pillow, as is usual for models of PyTorch."""
-    pillow = library("PIL.Image", "decoding images needs Pillow", BACKENDS_EXTRA)
+    pillow = library("PIL.Image", "decoding images needs Pillow")
 
     def read(value: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
         with pillow.open(io.BytesIO(value)) as image:

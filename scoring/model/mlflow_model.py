@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,6 +15,9 @@ from mirrorspark.scoring.embedding import taken_as_vectors
 from mirrorspark.scoring.input import element_name, is_array
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory, exported_with
 from mirrorspark.scoring.model.loading import PYTHON
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The modules that load a model for MLflow: one of TensorFlow alone, whose file goes along, and one of ours.
 _TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"
@@ -102,7 +104,7 @@ def _packaged_signature(directory: ModelDirectory) -> Any:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
-def input_example(file: Path, folder: Path) -> pd.DataFrame:
+def input_example(file: Path, folder: Path) -> "pd.DataFrame":
     """Return the raw rows of a dataset's example as the model in ``folder`` takes them.
 
     The example has the vectors of images and not the images. Where the model takes images, they are missing ones, of no

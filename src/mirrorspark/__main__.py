@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from mirrorspark import extras
 from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import likely_meant, terminal_text, without_credentials
 
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if terminal_text.is_interrupt(error):
             print("mirrorspark: interrupted", file=sys.stderr)
             return terminal_text.EXIT_INTERRUPTED
+        if isinstance(error, ImportError):
+            error = extras.missing(error, f"mirrorspark {name}") or error
         if not isinstance(error, ClearError):
             raise
         line = without_credentials(f"mirrorspark: {error}")

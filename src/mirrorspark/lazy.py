@@ -34,6 +34,7 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
                 value = import_module(f"{package}.{name}") if home == package else getattr(import_module(home), name)
         except ImportError as error:
             _require_own_pyspark(error)
+            _name_extra(error, f"{package}.{name}")
             raise
         namespace[name] = value
         return value
@@ -54,6 +55,14 @@ def _require_own_pyspark(error: ImportError) -> None:
             f"installed one: take it out of PYTHONPATH",
             name=name,
         ) from error
+
+
+def _name_extra(error: ImportError, what: str) -> None:
+    """Raise the error that names the extra of a package that is not installed; the outermost name needs it."""
+    from mirrorspark.extras import missing  # importing the package loads nothing
+
+    if (named := missing(error, what)) is not None:
+        raise named from error
 
 
 @contextmanager

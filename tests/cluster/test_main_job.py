@@ -22,6 +22,7 @@ from benchmarks.score_parity import predicted, ways_in
 from benchmarks.train_kills import weights_of
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fencing import FENCE
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
 from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.stored.uri import resolve
@@ -135,7 +136,7 @@ def test_every_way_in_gives_the_scores_of_the_training_framework(
 
 def test_mlflow_has_one_run_with_everything_in_it(unbroken: Finished) -> None:
     """T7, L5: parameters, a point per epoch, manifest, spec, environment, plots, and the registered model."""
-    client = mlflow.MlflowClient(unbroken.summary["tracking_uri"])
+    client = store_client(unbroken.summary["tracking_uri"])
     experiment = client.get_experiment_by_name("some_flights")
     assert [found.info.run_id for found in client.search_runs([experiment.experiment_id])] == [
         unbroken.summary["run_id"]

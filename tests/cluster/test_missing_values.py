@@ -46,6 +46,8 @@ def of_sql(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path
 def of_stream(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path) -> pd.DataFrame:
     (folder / "rows").mkdir()
     table = read_table(spark, frame)
+    if spark.version.startswith("4.0."):  # which writes no column without a type
+        table = table.withColumns({name: table[name].cast("string") for name, of in table.dtypes if of == "void"})
     table.write.parquet(str(folder / "rows"), mode="append")
     stream = spark.readStream.schema(table.schema).parquet(str(folder / "rows"))
     writer = score(stream, model, keys="id").writeStream.option("checkpointLocation", str(folder / "checkpoint"))

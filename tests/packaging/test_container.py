@@ -159,7 +159,7 @@ def test_the_image_gets_the_locked_versions_and_none_of_the_tests_packages(tmp_p
     environment = tmp_path / "environment"
     subprocess.run([UV, "-q", "venv", "--python", sys.executable, str(environment)], check=True, timeout=60)
     command = [UV, "pip", "install", "--dry-run", "--python", str(environment / "bin/python")]
-    command += ["--constraint", "requirements.lock", ".[backends]"]
+    command += ["--constraint", "requirements.lock", ".[train,score,fleet,serve,local,demo]"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 60, check=True)
     wanted = dict(re.findall(r"^ \+ (\S+)==(\S+)$", done.stderr, re.MULTILINE))
     locked = dict(re.findall(r"^(\S+?)==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE))

@@ -1,10 +1,11 @@
-"""The wheel: it holds all packages and recipe files, and runs where there is no clone."""
+"""The sdist, and the wheel that is built from it: all packages and recipe files, which run where there is no clone."""
 
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.conftest import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {"mirrorspark", "pyspark_tfrecord", "pyspark_tfrecords"}
+BESIDE_THE_CODE = ("README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md")
 NAMES_OF_USERS = (
     "callbacks",
     "data_pipelines",
@@ -72,24 +74,36 @@ def run_uv(*arguments: str) -> None:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy what a wheel is built from: setuptools leaves a build folder, which has no place in the clone."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", *BESIDE_THE_CODE):
         shutil.copy(REPOSITORY / name, folder)
-    # Links are followed: the copy holds the files that they lead to.
-    shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(REPOSITORY / "docs", folder / "docs")
+    for package in TOP_LEVEL - {"mirrorspark"}:
+        shutil.copytree(REPOSITORY / "src" / package, folder / "src" / package)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(REPOSITORY / "src" / "mirrorspark", folder / "src" / "mirrorspark", symlinks=True, ignore=ignored)
+    for link in (REPOSITORY / "src" / "mirrorspark").iterdir():
+        if link.is_symlink():
+            shutil.copytree(link, folder / link.name, ignore=ignored)
     return folder
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the sdist and of the wheel, which is built from the unpacked sdist."""
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)],
         check=True,
         timeout=PATIENCE * 100,
         stdout=subprocess.DEVNULL,
     )
-    (built,) = folder.glob("*.whl")
-    return built
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +123,13 @@ def test_wheel_puts_three_names_into_site_packages_and_holds_every_package(wheel
         held = {Path(name).parent.as_posix() for name in archive.namelist() if name.endswith("/__init__.py")}
         folders = {name.split("/")[0] for name in archive.namelist()}
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == TOP_LEVEL
-    assert held == {path.parent.relative_to(source / "src").as_posix() for path in source.glob("src/**/__init__.py")}
+    packages = {
+        (Path("mirrorspark") / path.parent.relative_to(source)).as_posix()
+        for link in (source / "src" / "mirrorspark").iterdir()
+        if link.is_symlink()
+        for path in (source / link.name).rglob("__init__.py")
+    }
+    assert held == packages | TOP_LEVEL
     folders_of_the_clone = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"benchmarks"}
     assert {f"mirrorspark/{name}" for name in folders_of_the_clone} <= held
 
@@ -145,8 +165,29 @@ def test_wheel_carries_the_licence_and_the_python_versions_it_runs_on(wheel: Pat
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         text = archive.read(metadata).decode()
         assert any(name.endswith("/LICENSE") for name in archive.namelist())
-    assert "Apache-2.0" in text
+    assert "License-Expression: Apache-2.0" in text
     assert "Requires-Python: <3.14,>=3.11" in text
+    assert "Classifier: Typing :: Typed" in text
+    assert "URL" not in text.partition("\n\n")[0]  # there is no public address
+
+
+def test_the_sdist_holds_real_files_and_the_pages_beside_the_code(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = archive.getmembers()
+    assert [one.name for one in members if not (one.isfile() or one.isdir())] == []
+    names = {one.name.partition("/")[2] for one in members}
+    assert {*BESIDE_THE_CODE, "docs/index.md", "src/mirrorspark/scoring/predictor.py"} <= names
+    assert "scoring/predictor.py" not in names
+
+
+@pytest.mark.full
+def test_an_index_takes_sdist_and_wheel(built: Path) -> None:
+    uv = Path(sysconfig.get_path("scripts")) / "uv"
+    files = [str(file) for file in built.iterdir() if file.suffix in (".whl", ".gz")]
+    assert len(files) == 2
+    command = [str(uv), "--quiet", "tool", "run", "twine", "check", "--strict", *files]
+    subprocess.run(command, check=True, timeout=PATIENCE * 60)
 
 
 def test_packages_come_from_the_wheel_and_not_from_the_clone(installation: Installation) -> None:

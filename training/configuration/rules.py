@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mirrorspark.callbacks.checkpoints import Mode
+from mirrorspark.extras import install_line
 from mirrorspark.models import own_model
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration.fields import ConfigError
@@ -138,8 +139,7 @@ def check_baseline(config: "TrainingConfig") -> None:
         )
         require(
             name not in PACKAGED_BASELINES or find_spec(name) is not None,
-            f"baseline '{name}' needs the package {name}, which is not installed; run: pip install "
-            f"'mirrorspark[backends]'",
+            f"baseline '{name}' needs the package {name}, which is not installed; run: {install_line(name)}",
         )
     names = [asked.label for asked in config.recommenders] or list(config.row_baselines)
     require(len(set(names)) == len(names), f"baseline lists one twice: {names}; leave out the repetition")

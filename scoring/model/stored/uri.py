@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse, urlsplit
 
 from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
 from mirrorspark.clear_error import ClearError
+from mirrorspark.extras import needed
 from mirrorspark.scoring.model.stored.digest import cached_digest
 from mirrorspark.scoring.model.stored.fetched import (
     DISK_ERRORS,
@@ -80,6 +81,7 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
     if found := pinned_folder(uri):
         return found
     text = str(uri)
+    needed("mlflow", f"the model {text}")
     try:
         tracking_uri = tracking_uri or tracking_store.default_store()
     except tracking_store.NoStoreError as error:

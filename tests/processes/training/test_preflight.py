@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,9 +137,14 @@ def test_a_java_home_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "SHARED_PACKAGES", ("numpy", "no-such-package"))
+    def version(package: str) -> str:
+        if package == "pyspark":
+            raise PackageNotFoundError(package)
+        return "2.20.0"
+
+    monkeypatch.setattr(preflight, "version", version)
     check = checked(tmp_path, "packages")
-    assert check == Check("packages", False, "no-such-package is not installed; run: pip install mirrorspark")
+    assert check == Check("packages", False, 'pyspark is not installed; run: pip install "mirrorspark[local]"')
 
 
 @pytest.mark.parametrize(
@@ -157,9 +163,40 @@ def test_a_tensorflow_that_does_not_work_here_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorflow: str, keras: str, message: str | None
 ) -> None:
     versions = {"tensorflow": tensorflow, "tf-keras": keras}
-    monkeypatch.setattr(preflight, "version", lambda package: versions.get(package, "1.0"))
+    monkeypatch.setattr(preflight, "version", lambda package: versions.get(package, "4.1.0"))
     check = checked(tmp_path, "packages")
     assert (check.passed, check.detail) == (False, message) if message else check.passed
+
+
+@pytest.mark.parametrize(
+    ("package", "number", "passed", "message"),
+    [
+        ("pyspark", "3.5.8", False, "pyspark 3.5.8 is older than 4.0; install a later one"),
+        (
+            "pyspark",
+            "4.0.1.dev3",
+            True,
+            "; with pyspark 4.0 a model cannot be a function in SQL, for which Spark 4.1 is needed",
+        ),
+        ("mlflow", "2.22.0", False, "mlflow 2.22.0 is older than 3.0; install a later one"),
+        ("mlflow", "3.17.2", True, ", mlflow 3.17.2"),
+    ],
+)
+def test_versions_of_a_platform_are_refused_or_named_with_their_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, number: str, passed: bool, message: str
+) -> None:
+    versions = {"tensorflow": "2.20.0", "tf-keras": "2.20.1", package: number}
+    monkeypatch.setattr(preflight, "version", lambda name: versions.get(name, "4.1.0"))
+    check = checked(tmp_path, "packages")
+    assert check.passed is passed
+    assert check.detail.endswith(message)
+
+
+def test_the_oldest_versions_are_those_of_the_ranges() -> None:
+    setup = (Path(__file__).parents[3] / "setup.cfg").read_text()
+    assert {package: re.findall(rf"^    {package}>=([\d.]+)", setup, re.MULTILINE) for package in preflight.OLDEST} == {
+        package: [oldest] for package, oldest in preflight.OLDEST.items()
+    }
 
 
 @pytest.mark.parametrize(("value", "passed"), [("0", False), ("false", False), ("1", True), (None, True)])

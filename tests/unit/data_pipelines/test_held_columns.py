@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.any_table import in_arrow
-from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
+from mirrorspark.data_pipelines.memory_tables import CATEGORIES
 
 X = [1.0, 2.0, 3.0, 4.0]
 NOT_HELD = {

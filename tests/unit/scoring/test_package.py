@@ -285,7 +285,7 @@ def test_a_library_that_is_missing_where_a_model_is_loaded_is_named(
     packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, module: str, need: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
-    with pytest.raises(ModuleNotFoundError, match=rf"{need}, but .* has no module '{module}'; install mirrorspark"):
+    with pytest.raises(ModuleNotFoundError, match=rf"{need}, but .* has no module '{module}'; .* run: pip install"):
         LoadedModel(packages[name])
 
 

@@ -350,7 +350,7 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
     monkeypatch.setattr(config_rules, "find_spec", lambda name: None)
     # Ranks fit no baseline.
     assert config.for_ranks().row_baselines == ()
-    with pytest.raises(ConfigError, match=r"needs the package xgboost, which is not installed; run: pip install 'mirr"):
+    with pytest.raises(ConfigError, match=r'needs the package xgboost, which is not installed; run: pip install "mirr'):
         dataclasses.replace(config)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.extras import install_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
     USE_CLASSIC,
@@ -45,6 +46,10 @@ _DATABRICKS = ("databricks", "databricks-uc", "uc")
 # Keras 3 cannot train under MultiWorkerMirroredStrategy, so tf-keras goes with TensorFlow. ScaNN has builds for 2.20.
 DEFAULT_MINOR = "2.20"
 TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
+
+# Ends of the ranges in setup.cfg, which an installation next to the packages of a platform does not check.
+OLDEST = {"pyspark": "4.0", "mlflow": "3.0"}
+_LIMITS = {("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed"}
 
 _STANDALONE_PORT = 7077
 
@@ -167,11 +172,15 @@ def _java() -> Check:
 
 def _packages() -> Check:
     found = {}
-    for package in SHARED_PACKAGES:
+    for package in (*SHARED_PACKAGES, "mlflow"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            return failure("packages", f"{package} is not installed; run: pip install mirrorspark")
+            module = package.replace("-", "_")
+            return failure("packages", f"{package} is not installed; run: {install_line(module)}")
+    for package, oldest in OLDEST.items():
+        if _numbers(found[package]) < _numbers(oldest):
+            return failure("packages", f"{package} {found[package]} is older than {oldest}; install a later one")
     tensorflow, keras = found["tensorflow"], found["tf-keras"]
     minor = _minor(tensorflow)
     if minor not in TENSORFLOW_MINORS:
@@ -179,11 +188,19 @@ def _packages() -> Check:
         return failure("packages", f"tensorflow {tensorflow} is none of {known}; install tensorflow=={DEFAULT_MINOR}.*")
     if _minor(keras) != minor:
         return failure("packages", f"tf-keras {keras} does not go with tensorflow {tensorflow}; {_keras_line(minor)}")
-    return Check("packages", True, ", ".join(f"{package} {number}" for package, number in found.items()))
+    limits = [
+        f"; with {package} {of} {text}" for (package, of), text in _LIMITS.items() if _minor(found[package]) == of
+    ]
+    versions = ", ".join(f"{package} {number}" for package, number in found.items())
+    return Check("packages", True, "".join([versions, *limits]))
 
 
 def _minor(number: str) -> str:
     return ".".join(number.split(".")[:2])
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in _minor(version).split(".")]
 
 
 def _keras_line(minor: str) -> str:
