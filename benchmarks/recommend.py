@@ -156,9 +156,10 @@ def _tensorflow_ways(items: np.ndarray, queries: np.ndarray, sample: np.ndarray,
     import tensorflow as tf
     import tensorflow_recommenders as tfrs
 
-    from mirrorspark.models.index.exact import ExactTopK, Index, Queries
+    from mirrorspark.models.index.exact import ExactTopK
     from mirrorspark.models.index.ivf import IvfTopK, inverted_lists, recall_by_lists
     from mirrorspark.models.index.scann import ScannTopK
+    from mirrorspark.models.index.search import Index, Queries
 
     embeddings = np.concatenate([np.zeros((2, items.shape[1]), np.float32), items])
     exact = ExactTopK(embeddings)

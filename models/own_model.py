@@ -21,7 +21,13 @@ if TYPE_CHECKING:  # the driver sends a model without loading TensorFlow
 # The name of the architecture is this and the task.
 PREFIX = "own_"
 # The task by the kind of its label.
-TASKS = {"binary": "binary", "multi_class": "multi_class", "multi_label": "multi_label", "numeric": "regression"}
+TASKS = {
+    "binary": "binary",
+    "candidate": "retrieval",
+    "multi_class": "multi_class",
+    "multi_label": "multi_label",
+    "numeric": "regression",
+}
 NAMES = tuple(PREFIX + task for task in TASKS.values())
 
 _LONGEST_NAME = 60
@@ -49,17 +55,32 @@ class OwnArchitecture:
     TASK: str
     Settings: type = OwnSettings
 
+    @property
+    def READS_ITEMS(self) -> bool:  # noqa: N802 - as the constant of an architecture
+        """True if candidates may have features, which the model finds in ``fitted.items``."""
+        return self.TASK == "retrieval"
+
     def build(self, settings: OwnSettings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
         """Return the user's model, with its weights created.
 
         Raises:
-            ModelSettingsError: The function does not return a model of tf-keras.
+            ModelSettingsError: The function does not return a model of tf-keras, or not one for the label.
         """
+        from mirrorspark.models import own_recommender
         from mirrorspark.models.fitting import ScaledLoss
         from mirrorspark.models.layers.input import symbolic_inputs
 
         model = _unpickled(settings)[0](fitted)
         _require_tf_keras(model, settings.function)
+        if own_recommender.is_recommender(model):
+            model.own_compilation = getattr(model, "optimizer", None) is not None
+            own_recommender.prepare(model, self.TASK, fitted, settings.function)
+            return model
+        if self.TASK == "retrieval":
+            raise ModelSettingsError(
+                f"{settings.function} returns {type(model).__name__}, and a label of kind candidate needs a model of "
+                f"TensorFlow Recommenders; extend tfrs.Model, and let compute_loss call tfrs.tasks.Retrieval"
+            )
         if self.TASK == "regression":
             scale = fitted.statistics[fitted.spec.label.name].standard_deviation or 1.0
             model.regression_loss = ScaledLoss("squared", scale)  # if it has no loss of its own
@@ -93,12 +114,21 @@ class OwnArchitecture:
                 f"{function} returns a model with {shape[1]} outputs per row, and {wanted}: end it with Dense({needed})"
             )
 
-    def predict(self, model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
-        """Return ``score``, float32 ``[batch]``, or ``scores``, float32 ``[batch, classes]``."""
+    def predict(self, model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> Any:
+        """Return ``score``, float32 ``[batch]``, or ``scores``, float32 ``[batch, classes]``.
+
+        For a candidate label they are the query's vectors, float32 ``[batch, dim]``, alone.
+        """
         import tensorflow as tf
 
-        outputs = tf.cast(model(inputs, training=False), tf.float32)
-        if self.TASK != "regression" and returns_logits(model):
+        if self.TASK == "retrieval":
+            return model.own_tasks.query_vectors(inputs)
+        if hasattr(model, "own_tasks"):
+            outputs, loss = model.own_tasks.predictions(inputs)
+            are_logits = takes_logits(loss)
+        else:
+            outputs, are_logits = tf.cast(model(inputs, training=False), tf.float32), returns_logits(model)
+        if self.TASK != "regression" and are_logits:
             outputs = tf.nn.softmax(outputs) if self.TASK == "multi_class" else tf.sigmoid(outputs)
         if self.TASK in ("binary", "regression"):
             return {"score": tf.reshape(outputs, [tf.shape(outputs)[0]])}
@@ -119,22 +149,18 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
         build: A function from the fitted features to a model of tf-keras, or a subclass of ``tf_keras.Model`` with that
             one argument. A model without a loss returns logits, and gets the loss of the label's kind and the
             configured optimizer. A compiled one keeps its own loss, metrics and optimizer, and returns probabilities,
-            unless its loss says ``from_logits=True``.
+            unless its loss says ``from_logits=True``. A ``tfrs.Model``, which a candidate label needs, computes its own
+            loss (:mod:`models.own_recommender`).
         label_kind: Kind of the label.
         callbacks: Keras callbacks; each worker gets a copy of each.
 
     Raises:
-        ModelSettingsError: ``build`` cannot be called with the features, the label's kind is not supported, or
-            something it uses cannot be pickled.
+        ModelSettingsError: ``build`` cannot be called with the features, or something it uses cannot be pickled.
     """
     name = getattr(build, "__qualname__", type(build).__name__)
     if not callable(build):
         raise ModelSettingsError(f"model {build!r} is not a function; give one from the features to a Keras model")
     _require_function_of_features(build, name)
-    if label_kind not in TASKS:
-        raise ModelSettingsError(
-            f"an own model cannot learn a label of kind {label_kind} yet; it can learn {list(TASKS)}"
-        )
     given = (build, tuple(callbacks))
     with _modules_by_value():
         try:
@@ -169,6 +195,11 @@ def returns_logits(model: "tf_keras.Model") -> bool:
         return True
     while isinstance(loss, list | tuple | Mapping) and len(loss) == 1:  # one loss for the one output
         (loss,) = loss.values() if isinstance(loss, Mapping) else loss
+    return takes_logits(loss)
+
+
+def takes_logits(loss: Any) -> bool:
+    """Return whether a loss is one of logits."""
     if hasattr(loss, "from_logits"):
         return bool(loss.from_logits)
     return bool(getattr(loss, "_fn_kwargs", {}).get("from_logits", False))

@@ -28,6 +28,9 @@ class Settings(ItemSettings):
         embedding_dim: Width of the field embeddings, and of both towers' outputs.
         hidden_units: Width of each hidden layer of the query tower.
         dropout: Share of hidden units dropped while training.
+        cross_layers: Layers of TensorFlow Recommenders that multiply the query's features with each other before the
+            first hidden layer.
+        cross_rank: Width inside of such a layer.
         graph_layers: How often the embeddings of users and candidates are propagated over the graph of the training
             rows (LightGCN, :mod:`models.retrieval.graph`); 0 leaves them as they are.
         rating_hidden_units: With a rating in the label, width of each hidden layer between both vectors and the rating.
@@ -39,6 +42,8 @@ class Settings(ItemSettings):
     embedding_dim: int = 32
     hidden_units: tuple[int, ...] = (64,)
     dropout: float = 0.0
+    cross_layers: int = 0
+    cross_rank: int = 32
     graph_layers: int = 0
     rating_hidden_units: tuple[int, ...] = (64,)
     retrieval_weight: float = 1.0
@@ -47,6 +52,7 @@ class Settings(ItemSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("embedding_dim", self.embedding_dim)
+        check_positive("cross_rank", self.cross_rank)
         for name in ("hidden_units", "rating_hidden_units"):
             for units in getattr(self, name):
                 check_positive(name, units)
@@ -54,8 +60,9 @@ class Settings(ItemSettings):
             if not getattr(self, name) > 0:  # also not a number
                 raise ModelSettingsError(f"model setting {name} is {getattr(self, name)}; use a number above 0")
         check_fraction("dropout", self.dropout)
-        if self.graph_layers < 0:
-            raise ModelSettingsError(f"model setting graph_layers is {self.graph_layers}; use a number from 0 on")
+        for name in ("cross_layers", "graph_layers"):
+            if getattr(self, name) < 0:
+                raise ModelSettingsError(f"model setting {name} is {getattr(self, name)}; use a number from 0 on")
         if self.graph_layers and not self.candidate_id:
             raise ModelSettingsError(
                 f"model setting graph_layers is {self.graph_layers}, and candidates have no embedding by id to "
@@ -69,7 +76,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     If the label has a rating, the model predicts it, too.
     """
     from mirrorspark.models.layers.input import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.retrieval import RatingTask, RetrievalModel, query_tower
+    from mirrorspark.models.retrieval import RatingTask, RetrievalModel, crossed, query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)
@@ -81,7 +88,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         )
     options: Any = (settings.hidden_units, dim, settings.dropout, seed)
     if not settings.graph_layers:
-        joined = concatenated_inputs(fitted, features, inputs, dim)
+        joined = crossed(concatenated_inputs(fitted, features, inputs, dim), settings.cross_layers, settings.cross_rank)
         tower = query_tower(inputs, joined, *options, cosine=settings.cosine)
         return RetrievalModel(tower, fitted, settings, seed, _candidate_tower(settings, fitted, seed), rating)
     from mirrorspark.models.retrieval import GraphEmbeddings, GraphRetrieval
@@ -90,7 +97,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     assert isinstance(user, kinds.Bucketed | kinds.Categorical)  # noqa: S101 - as FittedFeatures.user is
     others = [feature for feature in features if feature is not user]
     graph = GraphEmbeddings(fitted.id_count(user), fitted.id_count(fitted.spec.candidate), dim, settings.graph_layers)
-    joined = concatenated_inputs(fitted, others, inputs, dim) if others else None
+    joined = None
+    if others:
+        joined = crossed(concatenated_inputs(fitted, others, inputs, dim), settings.cross_layers, settings.cross_rank)
     tower = query_tower(inputs, joined, *options, cosine=settings.cosine, user=graph(inputs[user.name]))
     return GraphRetrieval(tower, graph, _candidate_tower(settings, fitted, seed, graph), fitted, settings, seed, rating)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         build_optimizer,
         gathering,
     )
-    from mirrorspark.models.fitting.real_rows import count_real_rows
+    from mirrorspark.models.fitting.real_rows import count_real_rows, scale_in_hand, share_in_hand, share_of_rows
     from mirrorspark.models.fitting.step_loop import use_step_loop
     from mirrorspark.models.fitting.warm_start import EarlierModel, begin_from
     from mirrorspark.models.fitting.xla import compile_with_xla
@@ -35,5 +35,8 @@ __all__ = [
     "compile_with_xla",
     "count_real_rows",
     "gathering",
+    "scale_in_hand",
+    "share_in_hand",
+    "share_of_rows",
     "use_step_loop",
 ]

@@ -25,8 +25,8 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
     Raises:
         ValueError: The task is unknown.
     """
-    if task == "retrieval":
-        # Retrieval models compute their own loss.
+    if task == "retrieval" or hasattr(model, "own_tasks"):
+        # Retrieval models, and all of TensorFlow Recommenders, compute their own loss.
         model.compile(optimizer, weighted_metrics=[], steps_per_execution=steps_per_execution)
         return
     if task not in _OBJECTIVES:

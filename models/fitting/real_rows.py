@@ -34,12 +34,36 @@ def count_real_rows(model: tf_keras.Model) -> None:
     model.train_step, model.test_step = losses.within(model.train_step), losses.within(model.test_step)
 
 
+# By thread, since the replicas of a process run their steps in threads, which take turns within a step.
+_of_thread = threading.local()
+
+
+def scale_in_hand() -> Any:
+    """Return the scale of the batch of the step that runs; 1.0 if it has none."""
+    scale = getattr(_of_thread, "scale", None)
+    return 1.0 if scale is None else scale
+
+
+def share_in_hand() -> Any:
+    """Return the share of a mean over this replica's rows in that over all rows of the step."""
+    share = getattr(_of_thread, "share", None)
+    return scale_in_hand() / tf.distribute.get_strategy().num_replicas_in_sync if share is None else share
+
+
+@contextlib.contextmanager
+def share_of_rows(share: Any) -> Iterator[None]:
+    """Let :func:`share_in_hand` return ``share`` in the block, whose rows are not those of the batch."""
+    _of_thread.share = share
+    try:
+        yield
+    finally:
+        _of_thread.share = None
+
+
 class _LossesOfRealRows(LossesContainer):
     """Losses by Keras' rules, of which each that is a mean is scaled to the rows that are not padding."""
 
     def __init__(self, compiled: LossesContainer) -> None:
-        # By thread, since the replicas of a process run their steps in threads, which take turns within a step.
-        self._of_thread = threading.local()
         super().__init__(
             compiled._user_losses,
             compiled._user_loss_weights,
@@ -50,7 +74,7 @@ class _LossesOfRealRows(LossesContainer):
     @property
     def scale(self) -> Any:
         """The scale of the batch in hand, or None."""
-        return getattr(self._of_thread, "scale", None)
+        return getattr(_of_thread, "scale", None)
 
     def within(self, step: Any) -> Any:
         """Return the model's ``step``, which is given a batch without its scale; losses are scaled meanwhile."""
@@ -68,11 +92,11 @@ class _LossesOfRealRows(LossesContainer):
 
     @contextlib.contextmanager
     def _scaled_by(self, scale: Any) -> Iterator[None]:
-        self._of_thread.scale = scale
+        _of_thread.scale = scale
         try:
             yield
         finally:
-            self._of_thread.scale = None
+            _of_thread.scale = None
 
     def _get_loss_object(self, loss: Any) -> Any:
         found = super()._get_loss_object(loss)

@@ -9,11 +9,12 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.models.index import ivf, row_sums, scann
-    from mirrorspark.models.index.exact import (
+    from mirrorspark.models.index.exact import ExactTopK
+    from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_filled, is_ranked_list
+    from mirrorspark.models.index.search import (
         GROUP,
         TILE_SCORES,
         Best,
-        ExactTopK,
         Index,
         Queries,
         best_columns,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         recall,
         without,
     )
-    from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_filled, is_ranked_list
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

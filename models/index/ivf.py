@@ -11,17 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models.index.exact import (
-    GROUP,
-    TILE_SCORES,
-    Best,
-    ExactTopK,
-    Queries,
-    best_columns,
-    completed,
-    in_tiles,
-    without,
-)
+from mirrorspark.models.index.exact import ExactTopK, completed
+from mirrorspark.models.index.search import GROUP, TILE_SCORES, Best, Queries, best_columns, in_tiles, without
+from mirrorspark.models.index.top_k import SearchTopK
 
 RECALL_TARGET = 0.95
 LEAST_CANDIDATES = 16
@@ -58,7 +50,7 @@ class InvertedLists:
         return homes
 
 
-class IvfTopK(tf.Module):
+class IvfTopK(SearchTopK):
     """Searches the lists whose centres have the largest dot products with the query.
 
     For a tile of queries the lists are processed one by one, each with the queries that probe it: a matrix product as
@@ -73,14 +65,19 @@ class IvfTopK(tf.Module):
             lists: The lists.
             searched: Number of lists that a query probes.
         """
-        super().__init__(name="ivf_top_k")
-        self.exact = exact
+        super().__init__("ivf_top_k")
+        self._exact = exact
         self._centres = tf.Variable(lists.centres, trainable=False, name="list_centres")
         self._ids = tf.Variable(lists.ids, trainable=False, name="list_ids")
         self._homes = tf.Variable(lists.homes(exact.id_count), trainable=False, name="list_homes")
         self._searched = searched
         self._count, self._width = lists.ids.shape
         self._tile_queries = max(1, TILE_SCORES // (searched * self._width))
+
+    @property
+    def exact(self) -> ExactTopK:
+        """The exact index of the same candidates."""
+        return self._exact
 
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
         """Return approximately the best ``k``; a row with fewer candidates in its lists gets the exact best."""

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models.index.exact import TILE_SCORES, Best, ExactTopK, Queries, best_columns, in_tiles, without
+from mirrorspark.models.index.exact import ExactTopK
+from mirrorspark.models.index.search import TILE_SCORES, Best, Queries, best_columns, in_tiles, without
 
 
 class HistoryTopK(ExactTopK):

@@ -4,7 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models.index.exact import Best, ExactTopK, Queries, completed
+from mirrorspark.models.index.exact import ExactTopK, completed
+from mirrorspark.models.index.search import Best, Queries
+from mirrorspark.models.index.top_k import SearchTopK
 
 # ScaNN cannot exclude candidates from its search, so more are fetched and the excluded ones dropped.
 OVERFETCH = 8
@@ -16,7 +18,7 @@ LEAST_CANDIDATES = 16
 _DIMENSIONS_PER_BLOCK = 2
 
 
-class ScannTopK(tf.Module):
+class ScannTopK(SearchTopK):
     """ScaNN (Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector Quantization")."""
 
     def __init__(self, exact: ExactTopK, k: int) -> None:
@@ -31,8 +33,8 @@ class ScannTopK(tf.Module):
         """
         from scann.scann_ops.py import scann_ops
 
-        super().__init__(name="scann_top_k")
-        self.exact = exact
+        super().__init__("scann_top_k", k=k)
+        self._exact = exact
         ids = exact.candidate_ids
         self._candidates = len(ids)
         if self._candidates < LEAST_CANDIDATES:
@@ -51,6 +53,11 @@ class ScannTopK(tf.Module):
         builder = builder.tree(leaves, max(1, round(leaves * SEARCHED_SHARE)))
         builder = builder.score_ah(_DIMENSIONS_PER_BLOCK).reorder(fetched)
         self._searcher = builder.build().serialize_to_module()
+
+    @property
+    def exact(self) -> ExactTopK:
+        """The exact index of the same candidates."""
+        return self._exact
 
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
         """Return approximately the best ``k``; a row for which ScaNN finds fewer gets the exact best."""

@@ -10,7 +10,8 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.models.retrieval import saved_towers
     from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
-    from mirrorspark.models.retrieval.graph import GraphCandidates, GraphEmbeddings, GraphRetrieval
+    from mirrorspark.models.retrieval.graph import GraphCandidates, GraphEmbeddings
+    from mirrorspark.models.retrieval.graph_model import GraphRetrieval
     from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
     from mirrorspark.models.retrieval.list_metrics import (
         RANKING_KS,
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from mirrorspark.models.retrieval.rating import RatingTask, rating_task
     from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
     from mirrorspark.models.retrieval.sequence import SequenceRetrieval
-    from mirrorspark.models.retrieval.towers import candidate_tower, of_length_1, query_tower
+    from mirrorspark.models.retrieval.task import RetrievalTask
+    from mirrorspark.models.retrieval.towers import candidate_tower, crossed, of_length_1, query_tower
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -35,11 +37,13 @@ __all__ = [
     "GraphRetrieval",
     "RatingTask",
     "RetrievalModel",
+    "RetrievalTask",
     "SavedQueryTower",
     "SequenceRetrieval",
     "candidate_tower",
     "catalogue_metrics",
     "configured_candidate_tower",
+    "crossed",
     "list_values",
     "of_length_1",
     "query_tower",

@@ -1,7 +1,7 @@
 """The model of all trained retrieval architectures: two towers, and a loss that compares candidates.
 
 Each row's own candidate is compared with others: those of the batch, a sample, both, or all of them
-(:mod:`models.retrieval.sampling`), by a loss of :mod:`models.retrieval.losses`.
+(:mod:`models.retrieval.sampling`), by the loss of :mod:`models.retrieval.task`.
 
 Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3.1: candidates are the
 classes of an extreme multi-class problem, and serving searches the classes' weights. The in-batch softmax is that of
@@ -17,10 +17,11 @@ import tf_keras
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.data_pipelines.reading import padding_scale
 from mirrorspark.models.index import GROUP, TILE_SCORES, Best, Queries, best_columns, in_tiles, without
+from mirrorspark.models.recommenders import tfrs
 from mirrorspark.models.retrieval.item_tower import ItemTower
-from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
 from mirrorspark.models.retrieval.rating import RatingTask
-from mirrorspark.models.retrieval.sampling import CandidateSampling, Columns, hardest
+from mirrorspark.models.retrieval.sampling import CandidateSampling, Columns
+from mirrorspark.models.retrieval.task import RetrievalTask
 from mirrorspark.models.retrieval.towers import CandidateEmbedding, candidate_tower
 from mirrorspark.models.settings import LossSettings
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # they are models of this kind
     from mirrorspark.models.retrieval.graph import GraphCandidates
 
 
-class RetrievalModel(tf_keras.Model):
+class RetrievalModel(tfrs.Model):
     """Two towers whose dot product ranks the candidates: ``query_tower``, and ``candidate_tower`` by id.
 
     Validation compares each row with all candidates, or with those of the batch if training does.
@@ -64,6 +65,7 @@ class RetrievalModel(tf_keras.Model):
         self._sampling = CandidateSampling(settings, fitted, seed)
         # Keras saves what is an attribute of the model itself.
         self.sample = self._sampling.sample
+        self.task = RetrievalTask(settings, sampling_rate=self._sampling.rate)
         self.mean_loss = tf_keras.metrics.Mean(name="loss")
         self.rating = rating
 
@@ -109,11 +111,11 @@ class RetrievalModel(tf_keras.Model):
         if drawn is not None:
             candidates.append(self.candidate_tower(drawn, training=training))
         # Concatenating one tensor would change the order in which gradients are summed, and so their last bits.
-        scores = self._scores(queries, candidates[0] if len(candidates) == 1 else tf.concat(candidates, axis=0))
+        scores = self.task.scores(queries, candidates[0] if len(candidates) == 1 else tf.concat(candidates, axis=0))
         own_scores = tf.reduce_sum(queries * mine, axis=1) / self._settings.temperature
         columns = self._sampling.columns(own, is_row, drawn)
         nearest = self._nearest(queries, own) if training and self._settings.index_negatives else None
-        return self._compared(own, own_scores, columns, scores, training, nearest)
+        return self.task.losses_of_rows(own, own_scores, columns, scores, training, nearest)
 
     def _nearest(self, queries: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
         """Return the scores of the candidates but the own one that are nearest to each query: ``[queries, count]``.
@@ -140,59 +142,13 @@ class RetrievalModel(tf_keras.Model):
 
     def _losses_among_all(self, queries: tf.Tensor, own: tf.Tensor, training: bool) -> tf.Tensor:
         """Return the loss of each query among all candidates of the vocabulary, float32 ``[queries]``."""
-        scores = self._scores(queries, self.candidate_tower.all_embeddings(training)[kinds.FIRST_VOCABULARY_ID :])
+        scores = self.task.scores(queries, self.candidate_tower.all_embeddings(training)[kinds.FIRST_VOCABULARY_ID :])
         number = own - kinds.FIRST_VOCABULARY_ID
         if self._settings.loss == "softmax" and not (training and self._settings.hard_negatives):
             return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=number, logits=scores)
         own_scores = tf.gather(scores, number, axis=1, batch_dims=1)
         columns = Columns(tf.range(tf.shape(scores)[1], dtype=tf.int64) + kinds.FIRST_VOCABULARY_ID)
-        return self._compared(own, own_scores, columns, scores, training)
-
-    def _compared(
-        self,
-        own: tf.Tensor,
-        own_logits: tf.Tensor,
-        columns: Columns,
-        scores: tf.Tensor,
-        training: bool,
-        nearest: tf.Tensor | None = None,
-    ) -> tf.Tensor:
-        """Return the loss of each query.
-
-        Args:
-            own: int64 ``[queries]``, their own candidates.
-            own_logits: float32 ``[queries]``, the scores of these.
-            columns: The candidates that all queries are compared with.
-            scores: float32 ``[queries, columns]``.
-            training: Whether only the hardest are kept.
-            nearest: float32 ``[queries, any]``, scores of further others of each.
-        """
-        settings = self._settings
-        logits, are_others = scores, columns.are_others(own)
-        if settings.loss == "softmax" and columns.log_counts is not None:
-            logits -= columns.log_counts
-            if columns.are_rows:  # Yi et al. correct the own candidate too
-                own_logits -= columns.log_counts
-        hard_negatives = settings.hard_negatives if training else 0
-        lowest = scores.dtype.min
-        if settings.loss == "softmax" and columns.are_rows and not hard_negatives and nearest is None:
-            is_compared = are_others | tf.eye(tf.shape(scores)[0], dtype=tf.bool)
-            return softmax_of_rows(tf.where(is_compared, logits, lowest))
-        others = tf.where(are_others, logits, lowest)
-        if hard_negatives:
-            others = hardest(others, tf.where(are_others, scores, lowest), hard_negatives)
-        if nearest is not None:
-            if settings.loss == "softmax" and columns.are_rows:
-                # A row's candidate has the logit s - log(p), which leaves out log(rows) of s - log(rows * p).
-                # A worker's share may be padding alone.
-                rows = tf.maximum(tf.reduce_sum(tf.cast(columns.is_candidate, tf.float32)), 1.0)
-                nearest += tf.math.log(rows)
-            others = tf.concat([others, nearest], axis=1)
-        return named_loss(settings, own_logits, others, self._sampling.rate if training else 1.0)
-
-    def _scores(self, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-        """Return float32 ``[queries, candidates]``."""
-        return tf.matmul(queries, candidates, transpose_b=True) / self._settings.temperature
+        return self.task.losses_of_rows(own, own_scores, columns, scores, training)
 
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Return the weighted mean loss of a batch of ``load_batches``; the label is a rating or ignored."""

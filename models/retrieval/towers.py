@@ -8,6 +8,24 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.models.layers.input import dense_stack
+from mirrorspark.models.recommenders import tfrs
+
+
+def crossed(joined: tf.Tensor, layers: int, rank: int) -> tf.Tensor:
+    """Return ``joined``, ``[batch, width]``, after cross layers, each of which multiplies it by itself once more.
+
+    They are TensorFlow Recommenders' (Wang et al. 2021, "DCN V2").
+
+    Args:
+        joined: The features side by side.
+        layers: Number of layers; 0 returns ``joined``.
+        rank: Width inside of a layer.
+    """
+    last = joined
+    for number in range(layers):
+        cross = tfrs.layers.dcn.Cross(rank, kernel_initializer="glorot_uniform", name=f"cross_{number}")
+        last = cross(joined, last)
+    return last
 
 
 def query_tower(

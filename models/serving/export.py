@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
-from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, ExactTopK, Index, Queries, ivf, recall
-from mirrorspark.models.index import scann as scann_index
+from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, Index, Queries, recall
 from mirrorspark.models.layers.input import lists_of_any_length
 from mirrorspark.models.retrieval import SavedQueryTower, rating_task
 from mirrorspark.models.serving.preprocessing import (
@@ -106,8 +105,8 @@ class RetrievalModule(tf.Module):
         self._state = state(model)
         self._exclude = fitted.spec.exclude
         self._features = fitted.spec.query_features + ((fitted.spec.excluded,) if fitted.spec.excluded else ())
-        # In our own models the query tower takes the features; other models take them directly.
-        tower = getattr(model, "query_tower", model)
+        # In our own models the query tower takes the features; other models take them directly, whatever they call it.
+        tower = model if hasattr(model, "own_candidates") else getattr(model, "query_tower", model)
         self._any_length = tower.any_length if isinstance(tower, SavedQueryTower) else lists_of_any_length(tower)
         self._encoder = GraphEncoder(fitted, self._features, encoders)
         self._candidate, task = fitted.spec.candidate.name, rating_task(model)
@@ -123,7 +122,9 @@ class RetrievalModule(tf.Module):
             raise ValueError(f"k {k} cannot be met by {candidates} candidates; use 1 to {candidates}")
         self._k = k
         self._tokens = tf.constant([UNFILLED] * kinds.FIRST_VOCABULARY_ID + tokens)
-        self._indexes = dict(indexes)
+        # Not a dict, which would be saved with the models that the indexes are for Keras.
+        self._indexes = MappingProxyType(dict(indexes))
+        self._state_of_indexes = [state(index) for index in indexes.values()]
 
     def functions(self) -> dict[str, Function]:
         """Return the functions by signature name, each with the specs of its inputs."""
@@ -214,6 +215,10 @@ def build_indexes(
         removed: int64 ``[any]``, ids that must never be found.
         on_progress: Gets the activity, the amount done and the total; 0 where that cannot be counted.
     """
+    # Here, because they need TensorFlow Recommenders, and the export of other models does not.
+    from mirrorspark.models.index import ExactTopK, ivf
+    from mirrorspark.models.index import scann as scann_index
+
     exact = ExactTopK(candidate_embeddings(model, partial(on_progress, "candidates embedded")), removed)
     candidates = len(exact.candidate_ids)
     indexes: dict[str, Index] = {EXACT: exact}
@@ -239,7 +244,7 @@ def recalls(indexes: Mapping[str, Index], k: int, sample: np.ndarray) -> dict[st
 
 def candidate_embeddings(model: Any, on_progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
     """Return float32 ``[ids, dim]``: the candidate tower's output for every id, reported by ``on_progress``."""
-    tower = model.candidate_tower
+    tower = getattr(model, "own_candidates", None) or model.candidate_tower
     # In pieces: a tower on item features holds those of all its ids at a time.
     parts = []
     for start in range(0, tower.input_dim, _IDS_AT_ONCE):

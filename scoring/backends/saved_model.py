@@ -1,7 +1,7 @@
 """Backend for SavedModels of other origin: calls a named signature with tensors."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, sta
 _COMPILED = "_XlaMustCompile"
 
 _MISSING_OPERATION = re.compile(r"Op type not registered '(\w+)'")
+
+# Begins the names of ScaNN's operations, which its package adds to TensorFlow when it is imported.
+_SCANN = "Scann>"
 
 # Operations that call a Python function of this process by its number. The number in a file means another one here.
 _PYTHON_OPERATIONS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
@@ -67,7 +70,7 @@ class SavedModelBackend:
         Raises:
             UnsupportedModelError: It is damaged, there is no such signature, or none to choose, TensorFlow lacks an
                 operation, or one calls Python, or reads or writes files and it is not trusted.
-            ModuleNotFoundError: TensorFlow is not installed here.
+            ModuleNotFoundError: TensorFlow is not installed here, or ScaNN for a graph with its operations.
         """
         tf = start_tensorflow()
         self.threads = compute_threads(tf)
@@ -114,8 +117,14 @@ class SavedModelBackend:
 
 def side_effects(graph: Any) -> list[str]:
     """Return the operations of a ``GraphDef`` that call Python, read or write files, or reach other processes."""
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return sorted({node.op for node in nodes if _has_side_effects(node)})
+    return sorted({node.op for node in _nodes(graph) if _has_side_effects(node)})
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a ``GraphDef`` and of its functions."""
+    yield from graph.node
+    for function in graph.library.function:
+        yield from function.node_def
 
 
 def _has_side_effects(node: Any) -> bool:
@@ -133,6 +142,8 @@ def _check_operations(folder: Path, *, trusted: bool) -> bool:
     parse = library("tensorflow.python.saved_model.loader_impl", "a SavedModel needs TensorFlow").parse_saved_model
     document = _read(folder, lambda: parse(str(folder)))
     found = sorted({name for one in document.meta_graphs for name in side_effects(one.graph_def)})
+    if any(node.op.startswith(_SCANN) for one in document.meta_graphs for node in _nodes(one.graph_def)):
+        library("scann", "the model holds a ScaNN index, which needs the package scann")
     if python := [name for name in found if name in _PYTHON_OPERATIONS]:
         raise UnsupportedModelError(
             f"{folder} has the operations {', '.join(python)} (tf.py_function, tf.numpy_function), which call Python "

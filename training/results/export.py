@@ -472,10 +472,14 @@ def delete_unregistered(client: Any, plan: ExportPlan) -> None:
 
 
 def has_scann() -> bool:
-    """Return whether ScaNN is installed here."""
-    import importlib.util
+    """Return whether ScaNN is installed here, and built for this TensorFlow."""
+    import tensorflow as tf
 
-    return importlib.util.find_spec("scann") is not None
+    try:
+        import scann  # noqa: F401
+    except (ImportError, tf.errors.NotFoundError):
+        return False
+    return True
 
 
 def _tensorflow_version() -> str:

@@ -211,6 +211,41 @@ def test_keras_3_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val
         assert check.detail.startswith(f"TF_USE_LEGACY_KERAS is '{value}', but Keras 3 cannot train")
 
 
+@pytest.mark.parametrize(
+    ("versions", "legacy", "status", "message"),
+    [
+        ({"tensorflow": "2.20.0", "scann": "1.4.2"}, "1", "ok", "tensorflow-recommenders 0.7.7, scann 1.4.2"),
+        ({"tensorflow": "2.21.0"}, "1", "ok", "tensorflow-recommenders 0.7.7, without ScaNN"),
+        (
+            {"tensorflow": "2.21.0", "scann": "1.4.2"},
+            "1",
+            "warn",
+            "scann 1.4.2 loads with tensorflow 2.20 alone, not with 2.21.0: retrieval models have no index scann",
+        ),
+        ({"tensorflow": "2.20.0"}, "0", "warn", "0.7.7 cannot be imported with Keras 3, and retrieval models need it"),
+    ],
+)
+def test_where_tensorflow_recommenders_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], legacy: str, status: str, message: str
+) -> None:
+    """#53: the rest goes on without it, and without a word where it is not installed."""
+
+    def found(package: str) -> str:
+        if package not in versions:
+            raise PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(preflight, "version", found)
+    monkeypatch.setattr(preflight, "requires", lambda _: ["protobuf", 'tensorflow~=2.20.0; extra == "tf"'])
+    assert preflight._recommenders() is None
+    versions["tensorflow-recommenders"] = "0.7.7"
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", legacy)
+    check = preflight._recommenders()
+    assert check is not None
+    assert check.status == status
+    assert message in check.detail
+
+
 @pytest.mark.parametrize("inside", [".", "output", "deep/down"])
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, inside: str) -> None:
     # A file in the place of a folder: permissions do not stop root.

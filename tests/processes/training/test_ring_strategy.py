@@ -15,7 +15,7 @@ from tests.processes.training.programs import ring_rank
 from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 
-SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla", "scaled")
+SYNCHRONOUS = ("adam", "own_steps", "sgd_clipped", "adagrad_cosine", "accumulated", "xla", "scaled")
 LOCAL = ("local", "accumulated_local", "diloco")
 IN_ROUNDS = {f"{case}_in_rounds": case for case in LOCAL}
 MEANS = ("mean_of_local_steps", "mean_of_accumulated_local_steps")
@@ -32,7 +32,7 @@ ONLY_FULL |= {*IN_ROUNDS, "mean_of_accumulated_local_steps", "outer_steps_of_los
 # Rings of three and more are tested in test_ring.py, without TensorFlow; one alone sums nothing.
 WORKERS = [pytest.param(1, marks=pytest.mark.full), 2, pytest.param(3, marks=pytest.mark.full)]
 # In every run of the tests one worker does only what two are compared with.
-ALONE = ("adam", "variables", "diverged")
+ALONE = ("adam", "own_steps", "variables", "diverged")
 
 Results = list[dict[str, np.ndarray]]
 

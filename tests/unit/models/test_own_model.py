@@ -234,7 +234,6 @@ def test_the_digest_changes_with_all_that_the_model_uses_and_with_nothing_else(
     ("build", "kind", "message"),
     [
         ("multi_field", "binary", "is not a function"),
-        (logits, "candidate", "cannot learn a label of kind candidate yet"),
         (lambda features, lock=LOCK: lock, "binary", "cannot be sent to the workers"),
         (lambda: None, "binary", "cannot be called with one argument, the fitted features; define it as"),
         (lambda features, width: width, "binary", r"lambda>\(features, width\) cannot be called with one argument"),

@@ -15,8 +15,9 @@ from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.retrieval.sampling import sampling_probability
-from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.models.retrieval.sampling import Columns, sampling_probability
+from mirrorspark.models.retrieval.task import RetrievalTask
+from mirrorspark.models.settings import LossSettings, ModelSettingsError
 
 SETTINGS = two_tower.Settings(embedding_dim=4, hidden_units=(), temperature=0.5)
 
@@ -183,6 +184,54 @@ def test_the_loss_and_its_gradients_have_the_bits_of_tensorflow_recommenders(
         found.append([loss.numpy(), *(tf.convert_to_tensor(gradient).numpy() for gradient in gradients)])
     for theirs, ours in zip(*found, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_its_parts_go_into_a_model_of_tensorflow_recommenders_and_theirs_into_it(
+    model: tf_keras.Model, rating_features: FittedFeatures
+) -> None:
+    """#53: a task, towers and cross layers are theirs."""
+    assert isinstance(model, tfrs.Model)
+    assert isinstance(model.task, tfrs.tasks.Retrieval)
+
+    class Theirs(tfrs.Model):
+        def __init__(self, task: Any) -> None:
+            super().__init__()
+            self.query_model, self.candidate_model, self.task = model.query_tower, model.candidate_tower, task
+
+        def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+            return self.task(
+                self.query_model({"user": inputs["user"]}), self.candidate_model(inputs["movie"]), compute_metrics=False
+            )
+
+    features, _, _ = batch([2, 3, 4], [2, 3, 4], [1.0, 1.0, 1.0])
+    losses = []
+    for task in (tfrs.tasks.Retrieval(temperature=0.5), RetrievalTask(SETTINGS)):
+        theirs = Theirs(task)
+        theirs.compile(optimizer=tf_keras.optimizers.SGD(0.0))
+        history = theirs.fit(tf.data.Dataset.from_tensors(features), verbose=0).history
+        losses.append(history["loss"])
+    assert losses[0] == losses[1]
+    crossed = two_tower.build(dataclasses.replace(SETTINGS, cross_layers=2, cross_rank=3), rating_features, seed=1)
+    kinds = [type(layer) for layer in crossed.query_tower.layers]
+    assert kinds.count(tfrs.layers.dcn.Cross) == 2
+    with pytest.raises(ModelSettingsError, match="cross_layers is -1; use a number from 0 on"):
+        two_tower.Settings(cross_layers=-1)
+
+
+@pytest.mark.parametrize("name", ["bpr", "gbce", "softmax"])
+@pytest.mark.parametrize("hard_negatives", [0, 2])
+def test_the_task_of_any_loss_gives_in_their_models_what_it_gives_in_ours(name: str, hard_negatives: int) -> None:
+    """#53: with an accidental hit and weights; a row of weight 0 is another's candidate in theirs."""
+    settings = LossSettings(
+        sampling="in_batch", loss=name, temperature=0.5, calibration=0.0, hard_negatives=hard_negatives
+    )
+    task, random = RetrievalTask(settings, remove_accidental_hits=True), np.random.default_rng(3)
+    queries, candidates = (tf.constant(random.normal(size=(5, 4)), tf.float32) for _ in range(2))
+    ids, weight = tf.constant([2, 3, 2, 4, 5], tf.int64), tf.constant([1.0, 2.0, 0.5, 1.0, 0.0])
+    scores = task.scores(queries, candidates)
+    ours = task.losses_of_rows(ids, tf.linalg.diag_part(scores), Columns(ids, None, are_rows=True), scores, True)
+    found = task(queries, candidates, sample_weight=weight, candidate_ids=ids, compute_metrics=False)
+    assert float(found) == pytest.approx(float(tf.reduce_sum(ours * weight)), rel=1e-5)
 
 
 def test_a_batch_of_nothing_but_padding_costs_nothing_and_moves_nothing(model: tf_keras.Model) -> None:

@@ -27,6 +27,7 @@ from mirrorspark.callbacks.checkpoints.fencing import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.testing.injected import InjectedFault, InjectedFaults, InputGate
 from mirrorspark.testing.injected import hook_for as faults_for
 from mirrorspark.training.executor.training_hook import TrainingHook, hook_for
@@ -150,6 +151,41 @@ def test_the_runners_own_example_runs_unchanged_and_tells_how_it_goes(strategy: 
     assert [event["logs"]["loss"] for event in ends] == pytest.approx(history["loss"])
     assert all(event["examples_per_second"] > 0 for event in ends)
     assert rank.phases == ["connecting", "building", "first_step", "training", "building"]
+
+
+@pytest.mark.parametrize("kind", ["BruteForce", "ScaNN", "Streaming"])
+@pytest.mark.parametrize("is_within_a_model", [False, True])
+def test_an_index_of_tensorflow_recommenders_is_packaged_from_raw_query_to_items(
+    tmp_path: Path, kind: str, is_within_a_model: bool
+) -> None:
+    """#53: the index that it returns, or that is a part of the model that it returns."""
+
+    def train() -> Any:
+        import tensorflow as tf
+        import tensorflow_recommenders as tfrs
+
+        users, movies = [f"u{number}" for number in range(3)], [f"m{number}" for number in range(64)]
+        vectors = tf.random.stateless_normal([64, 4], (1, 2))
+        asked = tf.keras.layers.Embedding(4, 4, weights=[tf.concat([tf.zeros([1, 4]), vectors[:3]], axis=0)])
+        tower = tf.keras.Sequential([tf.keras.layers.StringLookup(vocabulary=users, mask_token=None), asked])
+        every = {"num_leaves": 4, "num_leaves_to_search": 4, "num_reordering_candidates": 64}
+        of_kind = every if kind == "ScaNN" else {}
+        index = getattr(tfrs.layers.factorized_top_k, kind)(tower, k=3, **of_kind)
+        index.index_from_dataset(tf.data.Dataset.from_tensor_slices((movies, vectors)).batch(16))
+        index(tf.constant(["u1"]))
+        if not is_within_a_model:
+            return index
+        model = tfrs.Model()
+        model.best = index
+        return model
+
+    rank = Rank(train)
+    assert rank.run(strategy="ring", model=str(tmp_path), model_columns=["user"]) is None, rank.answer
+    found = Predictor(rank.answer["model"]).predict_rows([{"user": user} for user in ("u2", "u0", "nobody")])
+    vectors = tf.random.stateless_normal([64, 4], (1, 2)).numpy()
+    expected = (vectors[[2, 0]] @ vectors.T).argsort(axis=1)[:, ::-1][:, :3]
+    assert [row["candidates"] for row in found[:2]] == [[f"m{place}" for place in row] for row in expected]
+    assert [len(row["scores"]) for row in found] == [3] * 3
 
 
 def test_a_model_of_keras_3_is_named_in_a_line() -> None:

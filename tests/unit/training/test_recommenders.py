@@ -17,7 +17,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import catalog
 from mirrorspark.models.classical import ALS, BSPM, Recommender, check_recommenders
-from mirrorspark.models.index.exact import Queries
+from mirrorspark.models.index.search import Queries
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.programs.recommenders import item_models, lists
 from mirrorspark.training.programs.recommenders.als import fold_in

@@ -3,13 +3,14 @@
 import http.client
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -50,6 +51,9 @@ TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
 # Ends of the ranges in setup.cfg, which an installation next to the packages of a platform does not check.
 OLDEST = {"pyspark": "4.0", "mlflow": "3.0"}
 _LIMITS = {("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed"}
+_RECOMMENDERS = "recommenders"
+# Of the metadata of scann, which says for which TensorFlow its operations are built.
+_TENSORFLOW_OF_SCANN = re.compile(r"tensorflow~=(\d+\.\d+)")
 
 _STANDALONE_PORT = 7077
 
@@ -62,7 +66,8 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     """Return the checks that need no Spark session."""
     writable = _output(output)
     file_system = check_file_system(_existing(output)) if writable.passed else None
-    checks = [_session(master), _java(), _packages(), _legacy_keras(), writable, file_system, _tracking(tracking_uri)]
+    checks = [_session(master), _java(), _packages(), _legacy_keras(), _recommenders()]
+    checks += [writable, file_system, _tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
     if not is_local(master or "local") and SparkSession.getActiveSession() is None:
         checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
@@ -217,6 +222,32 @@ def _legacy_keras() -> Check:
     if importlib.util.find_spec("tf_keras") is None:
         return failure("legacy keras", f"Python finds no module tf_keras; {_keras_line(_minor(version('tensorflow')))}")
     return Check("legacy keras", True, "tf-keras is used on the driver and on all workers")
+
+
+def _recommenders() -> Check | None:
+    """Return the check of TensorFlow Recommenders, which retrieval models need; None if it is not installed."""
+    try:
+        found, tensorflow = version("tensorflow-recommenders"), version("tensorflow")
+    except PackageNotFoundError:
+        return None
+    if os.environ.get("TF_USE_LEGACY_KERAS", "1") not in ("1", "true", "True"):
+        return warning(
+            _RECOMMENDERS,
+            f"tensorflow-recommenders {found} cannot be imported with Keras 3, and retrieval models need it; unset "
+            f"TF_USE_LEGACY_KERAS",
+        )
+    try:
+        scann, needs = version("scann"), requires("scann") or []
+    except PackageNotFoundError:
+        return Check(_RECOMMENDERS, True, f"tensorflow-recommenders {found}, without ScaNN")
+    of = next((line.group(1) for line in map(_TENSORFLOW_OF_SCANN.match, needs) if line), _minor(tensorflow))
+    if of != _minor(tensorflow):
+        return warning(
+            _RECOMMENDERS,
+            f"scann {scann} loads with tensorflow {of} alone, not with {tensorflow}: retrieval models have no index "
+            f"scann, and your own import of tensorflow_recommenders fails; run: pip uninstall scann",
+        )
+    return Check(_RECOMMENDERS, True, f"tensorflow-recommenders {found}, scann {scann}")
 
 
 def _output(output: Path) -> Check:

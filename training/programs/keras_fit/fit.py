@@ -36,7 +36,7 @@ from mirrorspark.training.programs.keras_fit.step_description import describe_st
 from mirrorspark.training.programs.keras_fit.strategy import open_strategy
 from mirrorspark.training.protocol import TrainingPlan
 from mirrorspark.training.protocol.outcomes import Activity
-from mirrorspark.training.protocol.ring import RingStrategy
+from mirrorspark.training.protocol.ring import RingStrategy, mean_losses
 
 
 def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
@@ -66,7 +66,8 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
         _apply_warm_start(Path(plan.warm_start), model, dataset, control)
     if plan.graph is not None:  # After a warm start, whose table it propagates.
         interaction_graph.connect(model, Path(plan.graph))
-    with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
+    errors = strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext()
+    with errors, mean_losses(strategy):
         try:
             position = start.epoch, start.step_in_epoch
             model.fit(

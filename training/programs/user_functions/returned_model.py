@@ -14,19 +14,21 @@ from mirrorspark.scoring import package_model
 from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.model.folder import ModelDirectoryError
 from mirrorspark.training.programs.user_functions.plan import ReturnValueError
+from mirrorspark.training.programs.user_functions.returned_index import index_of, query_columns, save_index
 
 _SAVED, _PACKAGED = "saved", "packaged"
 
 
-def save_model(model: Any, folder: Path, rank: int) -> Path | None:
+def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str] | None = None) -> Path | None:
     """Save a model as SavedModel below ``folder`` on rank 0, and return where it is; None on the other ranks.
 
     Every rank that has the model calls this, within the scope that the model was built in.
 
     Args:
-        model: A model of tf-keras.
+        model: A model of tf-keras; of one with an index of TensorFlow Recommenders the index is saved.
         folder: A folder of this attempt's own, so that a rank that was cut off changes no later attempt's model.
         rank: This rank.
+        columns: The columns that it reads, if it does not name them.
 
     Raises:
         ReturnValueError: It cannot be saved: Keras cannot, or the disk is full.
@@ -38,20 +40,25 @@ def save_model(model: Any, folder: Path, rank: int) -> Path | None:
             target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mirrorspark-model-"))) / _SAVED
         stack.enter_context(model.distribute_strategy.scope())
         try:
-            model.save(str(target), save_format="tf", include_optimizer=False)
+            if (index := index_of(model)) is not None:
+                save_index(index, columns, target)
+            else:
+                model.save(str(target), save_format="tf", include_optimizer=False)
         except (OSError, TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
             raise ReturnValueError(f"the model that it returned cannot be saved ({error})") from error
     return None if rank else target
 
 
-def package_saved(saved: Path, columns: Sequence[str] | None) -> Path:
+def package_saved(model: Any, saved: Path, columns: Sequence[str] | None) -> Path:
     """Describe the model's columns and outputs, so that it is scored like any other; return the packaged folder.
 
     Raises:
         ReturnValueError: The model cannot be scored as it is.
     """
     try:
-        return package_model(saved, saved.with_name(_PACKAGED), columns=columns)
+        index = index_of(model)
+        described = columns if index is None else query_columns(index, columns)
+        return package_model(saved, saved.with_name(_PACKAGED), columns=described)
     except (
         ModelDirectoryError,
         protocol.UnsupportedModelError,

@@ -16,7 +16,7 @@ from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
 from mirrorspark.training.programs.user_functions.returned_model import is_model, package_saved, save_model
 from mirrorspark.training.protocol.outcomes import Activity
-from mirrorspark.training.protocol.ring import RingStrategy
+from mirrorspark.training.protocol.ring import RingStrategy, mean_losses
 
 if TYPE_CHECKING:
     from mirrorspark.training.executor import Finish, WorkerControl
@@ -109,7 +109,7 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
     strategy = RingStrategy.from_tf_config(
         plan.token, timeout_seconds=plan.start_limit_seconds, limit_seconds=_RING_SECONDS, observer=activity
     )
-    with strategy.ring_errors(), strategy.scope():
+    with strategy.ring_errors(), mean_losses(strategy), strategy.scope():
         yield
 
 
@@ -118,7 +118,7 @@ def _saved(value: Any, plan: FunctionPlan, rank: int) -> Path | ReturnValueError
     if not is_model(value):
         return None
     try:
-        return save_model(value, Path(plan.model) / (plan.fence or str(plan.attempt)), rank)
+        return save_model(value, Path(plan.model) / (plan.fence or str(plan.attempt)), rank, plan.model_columns)
     except ReturnValueError as error:
         return error
 
@@ -132,7 +132,7 @@ def _pack_return_value(value: Any, saved: Path | ReturnValueError | None, column
         if isinstance(saved, ReturnValueError):
             raise saved
         if saved is not None:
-            return {"value": function_plan.pack_value(None), "model": str(package_saved(saved, columns))}
+            return {"value": function_plan.pack_value(None), "model": str(package_saved(value, saved, columns))}
         return {"value": function_plan.pack_value(value)}
     except ReturnValueError as error:
         logger.warning("%s", error)

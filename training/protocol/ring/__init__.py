@@ -10,6 +10,7 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.protocol.ring.connection import open_listener
     from mirrorspark.training.protocol.ring.errors import RingChecksumError, RingConnectError, RingError
+    from mirrorspark.training.protocol.ring.losses import mean_losses
     from mirrorspark.training.protocol.ring.rendezvous import AddressBook, Rendezvous
     from mirrorspark.training.protocol.ring.ring import Ring
     from mirrorspark.training.protocol.ring.strategy import RingStrategy, all_reduce, local_variable
@@ -26,5 +27,6 @@ __all__ = [
     "RingStrategy",
     "all_reduce",
     "local_variable",
+    "mean_losses",
     "open_listener",
 ]

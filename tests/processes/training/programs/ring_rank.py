@@ -21,6 +21,7 @@ from mirrorspark.models.fitting.optimizers import OptimizerSettings, accumulate_
 from mirrorspark.models.fitting.step_loop import use_step_loop
 from mirrorspark.models.fitting.xla import compile_with_xla
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
+from mirrorspark.training.protocol.ring.losses import mean_losses
 from mirrorspark.training.protocol.ring.ring import Ring
 from mirrorspark.training.protocol.ring.strategy import RingStrategy, local_variable
 
@@ -55,7 +56,32 @@ def batches(ring: Ring) -> Callable[[tf.distribute.InputContext], tf.data.Datase
     return mine
 
 
-def build(seed: int) -> tf_keras.Model:
+class OwnSteps(tf_keras.Model):
+    """A model with steps of its own, which call a loss of the default reduction, as TFRS's tasks do."""
+
+    def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Make one update."""
+        with tf.GradientTape() as tape:
+            value = self._loss_of(inputs, training=True)
+        gradients = tape.gradient(value, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def test_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Return the metrics so far."""
+        self._loss_of(inputs, training=False)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _loss_of(self, inputs: Any, training: bool) -> tf.Tensor:
+        features, label = inputs
+        logits = self(features, training=training)
+        value = self.own_loss(label[:, tf.newaxis], logits)
+        self.mean_loss.update_state(value * tf.distribute.get_strategy().num_replicas_in_sync)
+        self.compiled_metrics.update_state(label[:, tf.newaxis], logits)
+        return value
+
+
+def build(seed: int, kind: type[tf_keras.Model] = tf_keras.Model) -> tf_keras.Model:
     """Return a model with dense gradients and, from its table of tokens, sparse ones."""
     tf_keras.utils.set_random_seed(seed)
     numbers = tf_keras.Input((8,), name="numbers")
@@ -63,7 +89,10 @@ def build(seed: int) -> tf_keras.Model:
     table = tf_keras.layers.Embedding(TOKENS, 4)
     hidden = tf_keras.layers.Concatenate()([numbers, table(tokens)])
     hidden = tf_keras.layers.Dense(16, activation="relu")(hidden)
-    return tf_keras.Model([numbers, tokens], tf_keras.layers.Dense(1, dtype="float32")(hidden))
+    model = kind([numbers, tokens], tf_keras.layers.Dense(1, dtype="float32")(hidden))
+    if kind is OwnSteps:
+        model.own_loss, model.mean_loss = loss(), tf_keras.metrics.Mean("loss")
+    return model
 
 
 def trained(
@@ -78,6 +107,7 @@ def trained(
     is_scaled: bool = False,
     in_our_loop: bool = False,
     steps: int = STEPS,
+    kind: type[tf_keras.Model] = tf_keras.Model,
 ) -> dict[str, Any]:
     """Train and return the weights, and the logs of the two epochs."""
     tf_keras.mixed_precision.set_global_policy(precision)
@@ -87,11 +117,11 @@ def trained(
     )
     with strategy.scope():
         # Ranks draw other initial weights, as those of careless users do: the chief's count.
-        model = build(seed=1 + ring.rank)
+        model = build(seed=1 + ring.rank, kind=kind)
         optimizer = build_optimizer(settings, *rules)
         model.compile(
             loss_scaled(optimizer, growth_steps=4) if is_scaled else optimizer,
-            loss=loss(),
+            loss=None if kind is OwnSteps else loss(),
             metrics=[tf_keras.metrics.AUC(name="auc", from_logits=True)],
             steps_per_execution=10,
         )
@@ -104,15 +134,16 @@ def trained(
     operations = ring.operations
     data = strategy.distribute_datasets_from_function(batches(ring))
     validation = strategy.distribute_datasets_from_function(batches(ring))
-    history = model.fit(
-        data,
-        epochs=2,
-        steps_per_epoch=steps // 2,
-        validation_data=validation,
-        validation_steps=10,
-        callbacks=[SettleLocalUpdates()],
-        verbose=0,
-    ).history
+    with mean_losses(strategy):
+        history = model.fit(
+            data,
+            epochs=2,
+            steps_per_epoch=steps // 2,
+            validation_data=validation,
+            validation_steps=10,
+            callbacks=[SettleLocalUpdates()],
+            verbose=0,
+        ).history
     tf_keras.mixed_precision.set_global_policy("float32")
     weights = np.concatenate([weight.numpy().ravel() for weight in model.trainable_variables])
     return {
@@ -311,6 +342,7 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
     "adagrad_cosine": lambda ring: trained(
         ring, OptimizerSettings("adagrad", 0.1, schedule="cosine", warmup_steps=10, total_steps=STEPS)
     ),
+    "own_steps": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5), steps=20, kind=OwnSteps),
     "accumulated": lambda ring: trained(ring, OptimizerSettings("sgd", 0.5), accumulate=2),
     "xla": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), xla=True),
     "float16": lambda ring: trained(ring, OptimizerSettings("adam", 0.01), precision="mixed_float16"),

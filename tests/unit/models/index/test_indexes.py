@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras
 
 from mirrorspark.models.index import exact as exact_index
-from mirrorspark.models.index.exact import Best, ExactTopK, Index, Queries, best_columns, recall
+from mirrorspark.models.index.exact import ExactTopK
 from mirrorspark.models.index.ivf import (
     RECALL_TARGET,
     InvertedLists,
@@ -23,6 +25,7 @@ from mirrorspark.models.index.ivf import (
     recall_by_lists,
 )
 from mirrorspark.models.index.scann import LEAST_CANDIDATES, ScannTopK
+from mirrorspark.models.index.search import Best, Index, Queries, best_columns, recall
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -134,6 +137,50 @@ def test_no_query_and_no_exclusion_are_fine() -> None:
     nobody = Queries(tf.zeros((0, 4)), tf.zeros((0, 5), tf.int64))
     assert found_by(index, nobody, 3) == []
     assert index.search(nobody, 3, index.offsets()).ids.shape == (0, 3)
+
+
+def test_an_exact_index_is_one_of_tensorflow_recommenders_with_its_values() -> None:
+    """#53: from raw queries to identifiers, with exclusions, and as the candidates of its metric."""
+    candidates, users = vectors(40, 4, seed=1), vectors(6, 4, seed=2)
+    names = tf.constant([f"m{number}" for number in range(40)])
+    table = tf_keras.layers.Embedding(6, 4, weights=[users])
+    rows = tf.data.Dataset.from_tensor_slices((names, candidates)).batch(16)
+    theirs = tfrs.layers.factorized_top_k.BruteForce(table, k=5).index_from_dataset(rows)
+    ours = ExactTopK(query_model=table, k=5).index_from_dataset(rows)
+    assert isinstance(ours, tfrs.layers.factorized_top_k.TopK)
+    assert ours.is_exact()
+    asked = tf.constant([3, 0, 5])
+    seen = theirs(asked, k=2)[1]
+    for call in (lambda index: index(asked), lambda index: index(asked, k=7)):
+        np.testing.assert_allclose(call(ours)[0], call(theirs)[0], rtol=1e-6)
+        assert call(ours)[1].numpy().tolist() == call(theirs)[1].numpy().tolist()
+    found = [index.query_with_exclusions(asked, seen)[1].numpy().tolist() for index in (ours, theirs)]
+    assert found[0] == found[1]
+    accuracies = []
+    for index in (
+        ExactTopK().index(candidates, names),
+        tfrs.layers.factorized_top_k.BruteForce().index(candidates, names),
+    ):
+        metric = tfrs.metrics.FactorizedTopK(index, ks=(1, 5, 20))
+        metric.update_state(users, candidates[:6], names[:6])
+        accuracies.append([float(value) for value in metric.result()])
+    assert accuracies[0] == accuracies[1]
+
+
+def test_approximate_indexes_are_tensorflow_recommenders_too(exact: ExactTopK) -> None:
+    """#53: they return ids, and say that they are not exact."""
+    index = ivf_index(exact, vectors(50, 16, seed=3), 10)
+    assert isinstance(index, tfrs.layers.factorized_top_k.TopK)
+    assert not index.is_exact()
+    asked = vectors(5, 16, seed=4)
+    scores, ids = index(asked, k=10)
+    best = index.search(queries(asked), 10, exact.offsets())
+    np.testing.assert_array_equal(scores, best.scores)
+    np.testing.assert_array_equal(ids, best.ids)
+    with pytest.raises(NotImplementedError, match="IvfTopK is built from an ExactTopK"):
+        index.index(asked)
+    with pytest.raises(ValueError, match="the index has no candidates; call index"):
+        ExactTopK().search(queries(asked), 1, tf.zeros([0]))
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +362,8 @@ _MEMORY = """
 import resource
 import numpy as np
 import tensorflow as tf
-from mirrorspark.models.index.exact import ExactTopK, Queries
+from mirrorspark.models.index.exact import ExactTopK
+from mirrorspark.models.index.search import Queries
 random = np.random.default_rng(1)
 index = ExactTopK(random.normal(size=(20_000, 8)).astype(np.float32))
 queries = Queries(tf.constant(random.normal(size=(20_000, 8)), tf.float32), tf.zeros([20_000, 0], tf.int64))

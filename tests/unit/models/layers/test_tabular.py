@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_recommenders as tfrs
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
@@ -100,6 +101,18 @@ def test_a_cross_multiplies_the_features() -> None:
     layer.set_weights([np.array([[1.0], [2.0]]), np.array([[10.0, 100.0]]), np.array([1.0, 2.0])])
     # 5 + 2 * 7 = 19; 2 * (190 + 1) + 5, and 3 * (1,900 + 2) + 7.
     assert layer([first, last]).numpy().tolist() == [[387.0, 5713.0]]
+
+
+def test_a_cross_is_that_of_tensorflow_recommenders() -> None:
+    """#53: tables do without the package; towers have its layer."""
+    first, last = (tf.random.stateless_normal([5, 6], (seed, 1)) for seed in (1, 2))
+    ours, theirs = LowRankCross(3), tfrs.layers.dcn.Cross(projection_dim=3)
+    for layer in (lambda: ours([first, last]), lambda: theirs(first, last)):
+        layer()
+    weights = [np.random.default_rng(1).normal(size=weight.shape) for weight in ours.get_weights()]
+    ours.set_weights(weights)
+    theirs.set_weights(weights)
+    np.testing.assert_array_equal(ours([first, last]), theirs(first, last))
 
 
 @pytest.mark.parametrize("members", [1, 2])

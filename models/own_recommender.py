@@ -1,0 +1,227 @@
+"""A user's own model of TensorFlow Recommenders: its steps on batches of a dataset, and the vectors of its towers.
+
+``compute_loss`` says all: it is given the columns of rows by name, and gives vectors of queries and candidates, or
+predictions, to a task. So towers may have any name, and any form.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
+from mirrorspark.data_pipelines.reading import PaddedBatch
+from mirrorspark.models.fitting import scale_in_hand, share_of_rows
+from mirrorspark.models.settings import ModelSettingsError
+
+_LIBRARY = "tensorflow_recommenders"
+
+
+def is_recommender(model: Any) -> bool:
+    """Return whether a model extends ``tfrs.Model``, without importing TensorFlow Recommenders."""
+    return any(kind.__module__.startswith(f"{_LIBRARY}.models") for kind in type(model).__mro__)
+
+
+def prepare(model: Any, task: str, fitted: FittedFeatures, function: str) -> None:
+    """Create the weights of a ``tfrs.Model``, and let it train on batches of a dataset.
+
+    Args:
+        model: The model.
+        task: ``retrieval``, or the task of a label of rows.
+        fitted: The features.
+        function: Name of the user's function, for messages.
+
+    Raises:
+        ModelSettingsError: It calls no task that goes with the label.
+    """
+    spec = fitted.spec
+    given = _given_to_tasks(model, _nothing(spec, 1))
+    found, name, takes = (given.vectors, "Retrieval", "the vectors of queries and candidates")
+    if task != "retrieval":
+        found, name, takes = (given.predictions, "Ranking", "labels and predictions")
+    if found is None:
+        raise ModelSettingsError(
+            f"{function} returns a model whose compute_loss calls no tfrs.tasks.{name}, which the label "
+            f"'{spec.label.name}' of kind {spec.label.kind} needs; give such a task {takes}"
+        )
+    model.own_tasks = OwnTasks(model, spec)
+    if task == "retrieval":
+        model.own_candidates = OwnCandidates(model.own_tasks, fitted.id_count(spec.candidate))
+    model.own_loss = tf_keras.metrics.Mean(name="loss")
+    steps = _Steps(model, spec)
+    model.train_step, model.test_step = steps.train, steps.test
+
+
+class OwnTasks:
+    """The vectors and predictions that a model gives to its tasks, for rows of which some columns are missing."""
+
+    def __init__(self, model: Any, spec: FeatureSpec) -> None:
+        self._model, self._spec = model, spec
+
+    def query_vectors(self, inputs: Mapping[str, Any]) -> tf.Tensor:
+        """Return the vectors of queries, float32 ``[batch, dim]``."""
+        return self._given(inputs).vectors[0]
+
+    def candidate_vectors(self, ids: tf.Tensor) -> tf.Tensor:
+        """Return the vectors of candidates, float32 ``[ids, dim]``."""
+        return self._given({self._spec.candidate.name: ids}).vectors[1]
+
+    def predictions(self, inputs: Mapping[str, Any]) -> tuple[tf.Tensor, Any]:
+        """Return the predictions of the first ranking task, float32, and that task's loss."""
+        given = self._given(inputs)
+        return tf.cast(given.predictions, tf.float32), given.loss
+
+    def _given(self, inputs: Mapping[str, Any]) -> "_Given":
+        return _given_to_tasks(self._model, _nothing(self._spec, _rows(inputs)) | dict(inputs))
+
+
+class OwnCandidates:
+    """The candidates of a model by id, like other candidate towers; no layer, so that it is not saved with the model.
+
+    Attributes:
+        input_dim: Number of ids.
+    """
+
+    def __init__(self, tasks: OwnTasks, id_count: int) -> None:
+        self.input_dim = id_count
+        self._vectors = tf.function(tasks.candidate_vectors, reduce_retracing=True, autograph=False)
+
+    def __call__(self, ids: tf.Tensor) -> tf.Tensor:
+        """Return the vectors of int64 ids, float32 ``[ids, dim]``."""
+        return self._vectors(tf.cast(ids, tf.int64))
+
+
+@dataclass
+class _Given:
+    """The arguments of the first retrieval task, and of the first ranking task with its loss."""
+
+    vectors: Any = None
+    predictions: Any = None
+    loss: Any = None
+
+
+def _given_to_tasks(model: Any, inputs: Mapping[str, Any]) -> _Given:
+    given = _Given()
+    with _noting(given):
+        model.compute_loss(dict(inputs), training=False)  # a dict of its own, from which it may take the label
+    return given
+
+
+@contextlib.contextmanager
+def _noting(given: _Given) -> Iterator[None]:
+    """Let tasks note their arguments, and compute nothing, while the block runs."""
+    from mirrorspark.models.recommenders import tfrs
+
+    def retrieve(task: Any, query_embeddings: Any, candidate_embeddings: Any, *_: Any, **__: Any) -> tf.Tensor:
+        if given.vectors is None:
+            given.vectors = query_embeddings, candidate_embeddings
+        return tf.zeros([])
+
+    def rank(task: Any, labels: Any, predictions: Any, *_: Any, **__: Any) -> tf.Tensor:
+        if given.predictions is None:
+            given.predictions, given.loss = predictions, task._loss
+        return tf.zeros([])
+
+    tfrs.tasks.Retrieval.__call__, tfrs.tasks.Ranking.__call__ = retrieve, rank
+    try:
+        yield
+    finally:
+        del tfrs.tasks.Retrieval.__call__, tfrs.tasks.Ranking.__call__  # those of Keras' layers count again
+
+
+class _Steps:
+    """The steps of a model on the rows of a batch that are not padding, all of which its tasks would count."""
+
+    def __init__(self, model: Any, spec: FeatureSpec) -> None:
+        self._model, self._spec = model, spec
+        self._own = {
+            name: getattr(model, name)
+            for name in ("train_step", "test_step")
+            if not getattr(type(model), name).__module__.startswith(_LIBRARY)
+        }
+
+    def train(self, batch: Any) -> Mapping[str, Any]:
+        """Make one update; return the metrics so far, over all workers."""
+        model = self._model
+        inputs, rows, share = self._real_rows(batch)
+        with share_of_rows(share):
+            if "train_step" in self._own:
+                return dict(self._own["train_step"](inputs))
+            with tf.GradientTape() as tape:
+                loss = self._loss(inputs, training=True)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return self._logs(loss, rows)
+
+    def test(self, batch: Any) -> Mapping[str, Any]:
+        """Return the metrics so far, over all workers."""
+        inputs, rows, share = self._real_rows(batch)
+        with share_of_rows(share):
+            if "test_step" in self._own:
+                return dict(self._own["test_step"](inputs))
+            return self._logs(self._loss(inputs, training=False), rows)
+
+    def _loss(self, inputs: Mapping[str, Any], *, training: bool) -> tf.Tensor:
+        """Return this worker's part of the loss: those of all workers are summed."""
+        loss = tf.reduce_sum(self._model.compute_loss(dict(inputs), training=training))
+        penalties = [tf.reduce_sum(penalty) for penalty in self._model.losses]
+        return loss + tf.add_n(penalties) / _workers() if penalties else loss
+
+    def _logs(self, loss: tf.Tensor, rows: tf.Tensor) -> Mapping[str, Any]:
+        """Return the values of all metrics; the loss of an epoch is the mean of its batches' by their rows."""
+        self._model.own_loss.update_state(loss * _workers(), sample_weight=rows)
+        return {metric.name: metric.result() for metric in self._model.metrics}
+
+    def _real_rows(self, batch: Any) -> tuple[dict[str, Any], tf.Tensor, tf.Tensor]:
+        """Return the columns of this worker's rows, the number of rows of all workers, and this worker's share."""
+        features, label, weight = batch[:3]
+        scale = batch.scale if isinstance(batch, PaddedBatch) else scale_in_hand()
+        count = tf.shape(weight)[0]
+        # Padding comes last; the rest may have rows of weight 0.
+        last = tf.reduce_max(tf.concat([[0], tf.where(weight > 0, tf.range(1, count + 1), 0)], axis=0))
+        rows = tf.cast(count, tf.float32) * _workers() / scale
+        named = dict(features) | _of_row(self._spec, label, weight)
+        inputs = {name: _first(values, last) for name, values in named.items()}
+        return inputs, rows, tf.cast(last, tf.float32) / rows
+
+
+def _workers() -> int:
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
+def _of_row(spec: FeatureSpec, label: Any, weight: Any) -> dict[str, Any]:
+    """Return the label and the weight of rows by the names of their columns."""
+    named = {spec.label.stored: label, spec.weight: weight}
+    return {name: values for name, values in named.items() if name is not None}
+
+
+def _first(values: Any, rows: tf.Tensor) -> Any:
+    if isinstance(values, tf.SparseTensor):
+        return tf.sparse.slice(values, [0, 0], tf.stack([tf.cast(rows, tf.int64), values.dense_shape[1]]))
+    return values[:rows]
+
+
+def _rows(inputs: Mapping[str, Any]) -> tf.Tensor:
+    first = next(iter(inputs.values()))
+    return tf.cast(first.dense_shape[0], tf.int32) if isinstance(first, tf.SparseTensor) else tf.shape(first)[0]
+
+
+def _nothing(spec: FeatureSpec, rows: Any) -> dict[str, Any]:
+    """Return rows of missing values: ids of 0, numbers of 0, and empty lists, with a label of 0."""
+    label_type = tf.int64 if spec.label.form == "multi_class" else tf.float32
+    found = {feature.name: _missing(feature, rows) for feature in spec.features}
+    return found | _of_row(spec, tf.zeros([rows], label_type), tf.ones([rows]))
+
+
+def _missing(feature: kinds.Feature, rows: Any) -> Any:
+    if isinstance(feature, kinds.Sparse):
+        shape = tf.stack([tf.cast(rows, tf.int64), feature.size])
+        return tf.SparseTensor(tf.zeros([0, 2], tf.int64), tf.zeros([0]), shape)
+    if isinstance(feature, kinds.ListFeature):
+        return tf.zeros([rows, feature.max_length], tf.int64)
+    if isinstance(feature, kinds.VectorFeature):
+        return tf.zeros([rows, feature.size])
+    return tf.zeros([rows], tf.float32 if feature.form == "value" else tf.int64)
