@@ -9,9 +9,9 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives import at_exit, current_role, scalar_metrics
+from mirrorspark.callbacks.collectives import at_exit, current_role, of_all_replicas, scalar_metrics
 from mirrorspark.callbacks.mlflow import STEP_PREFIX, MetricBuffer, SystemSampler, metric_requests, tracking_store
-from mirrorspark.callbacks.progress import optimizer_step, replicas_in_batch_logs
+from mirrorspark.callbacks.progress import optimizer_step
 
 
 class MLflowLogger(tf_keras.callbacks.Callback):
@@ -123,8 +123,10 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         step = optimizer_step(self.model)
         if step is None:
             return
-        replicas = replicas_in_batch_logs(self.model)
-        metrics = {f"{STEP_PREFIX}{name}": value / replicas for name, value in scalar_metrics(logs).items()}
+        metrics = {
+            f"{STEP_PREFIX}{name}": of_all_replicas(self.model, name, value)
+            for name, value in scalar_metrics(logs).items()
+        }
         if self._sampled is not None:
             seconds, steps = now - self._sampled[0], step - self._sampled[1]
             metrics[f"{STEP_PREFIX}steps_per_second"] = steps / seconds

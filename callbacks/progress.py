@@ -6,7 +6,7 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives import as_float, scalar_metrics
+from mirrorspark.callbacks.collectives import as_float, of_all_replicas, scalar_metrics
 from mirrorspark.callbacks.throughput import RateMeter
 
 
@@ -15,17 +15,6 @@ def optimizer_step(model: tf_keras.Model) -> int | None:
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     value = None if iterations is None else as_float(iterations)
     return None if value is None else int(value)
-
-
-def replicas_in_batch_logs(model: tf_keras.Model) -> int:
-    """Return the number of replicas over which a batch's logs are summed.
-
-    Keras sums them over the replicas (reduce_per_replica), although each is already a mean; only at an epoch's end are
-    logs read from the metrics again. Under a strategy with ``sums_batch_logs = False`` they are the means of the rank's
-    own replica.
-    """
-    strategy = model.distribute_strategy
-    return int(strategy.num_replicas_in_sync) if getattr(strategy, "sums_batch_logs", True) else 1
 
 
 class EventCallback(tf_keras.callbacks.Callback):
@@ -166,7 +155,7 @@ class EventCallback(tf_keras.callbacks.Callback):
         if not logs or "loss" not in logs:
             return None
         loss = as_float(logs["loss"])
-        return None if loss is None else loss / replicas_in_batch_logs(self.model)
+        return None if loss is None else of_all_replicas(self.model, "loss", loss)
 
     def _under_way(self) -> int:
         return 0 if self._epoch is None else self._epoch + 1

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mirrorspark.spark_session.task import (
         BarrierTask,
         archive_folder,
+        as_barrier_task,
         barrier_task,
         files_folder,
         is_in_task,
@@ -72,6 +73,7 @@ __all__ = [
     "StoppedSessionError",
     "TaskTotal",
     "archive_folder",
+    "as_barrier_task",
     "barrier_task",
     "files_folder",
     "first_line",

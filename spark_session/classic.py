@@ -82,6 +82,11 @@ class ClassicSession(Session):
         bound = self.setting("spark.driver.bindAddress", address)
         return interface_towards(address) if is_every_interface(bound) else bound
 
+    def driver_gpus(self, resource: str) -> tuple[str, ...]:
+        """Return the addresses that the driver's discovery script has found."""
+        found = self._context.resources.get(resource)
+        return tuple(found.addresses) if found else ()
+
     def require_barrier_jobs(self) -> None:
         """Pass: every classic session can run them."""
 

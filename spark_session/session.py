@@ -141,6 +141,10 @@ class Session:
         """
         self._refuse("address of its driver")
 
+    def driver_gpus(self, resource: str) -> tuple[str, ...]:
+        """Return the addresses of the driver's GPUs, by the name of their resource."""
+        self._refuse("resources of its driver")
+
     # Jobs
 
     def require_barrier_jobs(self) -> None:

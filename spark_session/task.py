@@ -1,10 +1,11 @@
 """The view of a task: its partition, its cores, its peers in a barrier job, and the files that it was sent."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyspark import BarrierTaskContext, SparkFiles, TaskContext
+from pyspark import BarrierTaskContext, BarrierTaskInfo, SparkFiles, TaskContext
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,54 @@ def task_property(name: str) -> str | None:
     return context.getLocalProperty(name) if context else None
 
 
-def barrier_task() -> BarrierTask | None:
+def barrier_task(gpu_resource_name: str = "gpu") -> BarrierTask | None:
     """Return the view of a barrier task; None elsewhere."""
     context = TaskContext.get()
     if not isinstance(context, BarrierTaskContext):
         return None
-    rank, gpus = context.partitionId(), context.resources().get("gpu")
+    rank, gpus = context.partitionId(), context.resources().get(gpu_resource_name)
     # As in MirroredStrategyRunner: training uses these addresses.
     host = context.getTaskInfos()[rank].address.rpartition(":")[0]
     return BarrierTask(rank, host, context.allGather, tuple(gpus.addresses) if gpus else ())
+
+
+class _RankContext(BarrierTaskContext):
+    """The context of a barrier task in another process. Spark's own would mix its exchanges with the task's."""
+
+    _peers: Sequence[str]
+    _gather: Callable[[str], list[str]]
+
+    def allGather(self, message: str = "") -> list[str]:  # noqa: N802 - PySpark's name
+        if not isinstance(message, str):
+            raise TypeError("Argument `message` must be of type `str`")
+        return self._gather(message)
+
+    def barrier(self) -> None:
+        self._gather("")
+
+    def getTaskInfos(self) -> list[BarrierTaskInfo]:  # noqa: N802 - likewise
+        return [BarrierTaskInfo(peer) for peer in self._peers]
+
+
+@contextlib.contextmanager
+def as_barrier_task(rank: int, peers: Sequence[str], gather: Callable[[str], list[str]]) -> Iterator[None]:
+    """Give this process the context of a barrier task while the block runs: ``BarrierTaskContext.get()``.
+
+    Args:
+        rank: The task's number.
+        peers: Addresses of all tasks.
+        gather: All-gather of a text among them.
+    """
+    context = object.__new__(_RankContext)  # not Spark's one object for the process
+    context._partitionId, context._attemptNumber = rank, 0
+    context._resources, context._localProperties = {}, {}
+    context._peers, context._gather = peers, gather
+    before = TaskContext.get()
+    TaskContext._setTaskContext(context)
+    try:
+        yield
+    finally:
+        TaskContext._setTaskContext(before)
 
 
 def archive_folder(name: str) -> Path:

@@ -250,9 +250,20 @@ def fetched_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of data sets that are not part of the repository; skip where there is none."""
-    folder = Path(os.environ.get("MIRRORSPARK_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def peers() -> Path:
+    """Return the folder of other projects' examples and tests, which are run as they are; skip where there is none."""
+    return _shared("peers")
+
+
+def _shared(name: str) -> Path:
+    variable = f"MIRRORSPARK_SHARED_{name.upper()}"
+    folder = Path(os.environ.get(variable, REPOSITORY.parent / "shared" / name))
     if not folder.is_dir():
-        pytest.skip(f"no shared data in {folder}; set MIRRORSPARK_SHARED_DATA to the folder that has it")
+        pytest.skip(f"no shared {name} in {folder}; set {variable} to the folder that has them")
     return folder
 
 

@@ -1,6 +1,8 @@
 """T2, T3, T6, T7: functions written for MirroredStrategyRunner, unchanged, on two workers of a real session."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,9 @@ from mirrorspark.testing import faults
 from mirrorspark.testing.faults import Fault
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.entry_points.launch import Launched, run_train_fn
+from tests.cluster import distributor
+from tests.cluster.programs import local_mode_gpus
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -176,3 +181,96 @@ def test_a_strategy_of_its_own_and_ours_both_run(spark: "SparkSession", output: 
     assert own.result == ("CollectiveAllReduceStrategy", 2)
     ring = run_train_fn(train, spark=spark, output=output, name="ring", strategy="ring")
     assert ring.result == ("RingStrategy", 2)
+
+
+def with_made_digits(train_fn: Callable[..., Any]) -> Callable[[], Any]:
+    """Return the function with random digits in place of MNIST's, and the name of its strategy next to its value."""
+
+    def train() -> Any:
+        import numpy as np
+        import tensorflow as tf
+
+        random = np.random.default_rng(1)
+        digits = random.integers(0, 256, (640, 28, 28), np.uint8), random.integers(0, 10, 640, np.uint8)
+        tf.keras.datasets.mnist.load_data = lambda path: (digits, digits)
+        strategy = tf.distribute.get_strategy()
+        return train_fn(), type(strategy).__name__, strategy.num_replicas_in_sync
+
+    return train
+
+
+def test_the_distributors_own_example_runs_unchanged_on_the_slots_that_there_are(
+    spark: "SparkSession", output: Path, peers: Path
+) -> None:
+    """T3, H9: in the scope of TensorFlow's strategy, which the runner opens for it."""
+
+    def run(train_fn: Callable[..., Any], workers: int, **settings: Any) -> Launched:
+        launched.append(run_train_fn(with_made_digits(train_fn), workers, **settings, spark=spark, output=output))
+        return launched[0]
+
+    launched: list[Launched] = []
+    distributor.program(peers / "spark_tensorflow_distributor/example.py", slots=2, run=run)
+    (done,) = launched
+    assert done.result == (None, "CollectiveAllReduceStrategy", 2)
+    assert [attempt.epochs for attempt in done.attempts] == [3]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test_cpu_training_with_gpus", "test_zero_num_slots", pytest.param("test_run_on_ssl", marks=pytest.mark.full)],
+)
+def test_the_distributors_own_tests_pass(spark: "SparkSession", output: Path, peers: Path, name: str) -> None:
+    """T3: they exchange texts through ``BarrierTaskContext``, as in the tasks of the plain runner."""
+    file = peers / "spark_tensorflow_distributor/test_mirrored_strategy_runner.py"
+    tests = distributor.program(file, slots=2, spark=spark, output=output)
+    if name != "test_run_on_ssl":
+        tests[name](2, 4)
+        return
+    settings = spark.sparkContext._conf
+    try:
+        settings.set("spark.ssl.enabled", "true")
+        tests["test_run_on_ssl_cluster"](2, 4, None)
+        settings.set("tensorflow.spark.distributor.ignoreSsl", "true")
+        tests["test_run_on_ssl_cluster_override"](2, 4, None)
+    finally:
+        settings.set("spark.ssl.enabled", "false")
+
+
+def test_in_local_mode_a_function_runs_on_the_drivers_machine_without_a_job(
+    spark: "SparkSession", output: Path
+) -> None:
+    def train(factor: int) -> Any:
+        import os
+
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy()
+        return factor * strategy.num_replicas_in_sync, os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+
+    scheduler, before = spark.sparkContext._jsc.sc().dagScheduler(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    jobs = scheduler.numTotalJobs()
+    done = run_train_fn(train, 1, kwargs={"factor": 3}, spark=spark, output=output, name="local", local_mode=True)
+    value, devices, process = done.result
+    assert (value, devices) == (3, "")
+    assert process != os.getpid()
+    assert not Path(f"/proc/{process}").exists()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+    assert scheduler.numTotalJobs() == jobs
+
+
+@pytest.mark.full
+def test_in_local_mode_a_function_gets_as_many_of_the_drivers_gpus_as_it_asks_for(peers: Path, tmp_path: Path) -> None:
+    """T3: the distributor's own test of it; the names of GPUs are made up, which TensorFlow then does not find."""
+    file = peers / "spark_tensorflow_distributor/test_mirrored_strategy_runner.py"
+    found = subprocess.run(
+        [sys.executable, local_mode_gpus.__file__, str(file), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 200,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    first, second, refused = found.stdout.splitlines()[-3:]
+    assert (first, second) == ("1 of None", "3 of 10,11,12,13")
+    assert refused.startswith("gpus: Spark gave the driver 4 GPUs of the resource gpu, and gpus_per_worker is 5; start")

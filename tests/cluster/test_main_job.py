@@ -239,6 +239,33 @@ def test_killed_ranks_and_a_killed_driver_go_on_within_the_epoch_and_the_run_end
     np.testing.assert_allclose(broken.scores["score"], unbroken.scores["score"], atol=1e-6)
 
 
+@pytest.mark.timeout(JOB_SECONDS)
+def test_under_tensorflows_own_strategy_a_killed_worker_costs_an_attempt_as_on_the_ring(unbroken: Finished) -> None:
+    """T3, T6, T7: the default on GPUs; the chief alone keeps checkpoints, and MLflow has one run."""
+    output = unbroken.output
+    flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-explain", "--epochs=2"]
+    flags += ["--strategy=multi_worker_mirrored", "--checkpoint-every-steps=10", "--steps-per-execution=10"]
+    half = next(event["steps"] for event in read_events(output) if event["event"] == "train_begin") / 2
+    kill = kill_within_an_epoch(1, until=half)
+    with faults.inject_when(output, Trigger(epoch=1), kill, timeout_seconds=JOB_SECONDS):
+        mirrored = run(output, *flags)
+    events = read_events(output)
+    steps = next(event["steps"] for event in events if event["event"] == "train_begin")
+    first, second = (event["resumed_from"] for event in events if event["event"] == "attempt")
+    assert (first, second // steps) == (0, 1)
+    assert second % steps
+    assert mirrored.epochs_in_mlflow() == [1, 2]
+    assert mirrored.summary["parity"]["passed"]
+    names = [path.name for path in (Path(mirrored.summary["run_folder"]) / "checkpoints").iterdir()]
+    assert all(name.startswith("step-") or fnmatch(name, FENCE) for name in names)
+    client = mlflow.MlflowClient(mirrored.summary["tracking_uri"])
+    for finished, strategy in ((unbroken, "ring"), (mirrored, "multi_worker_mirrored")):
+        tracked = client.get_run(finished.summary["run_id"])
+        assert (tracked.info.status, tracked.data.params["strategy"]) == ("FINISHED", strategy)
+        assert f">{strategy}<" in (Path(finished.summary["run_folder"]) / "report.html").read_text(encoding="utf-8")
+    assert _losses(mirrored) == pytest.approx(_losses(unbroken)[:2], rel=1e-5)
+
+
 def test_fault_of_the_users_own_fails_at_once(unbroken: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     """T6: a loss that explodes would explode again; the message says when it did, on what, and where to go on."""
     summary = unbroken.output / "failed.json"
@@ -264,6 +291,11 @@ def test_fault_of_the_users_own_fails_at_once(unbroken: Finished, capsys: pytest
 def _recipe_of(finished: Finished) -> str:
     client = mlflow.MlflowClient(finished.summary["tracking_uri"])
     return str(client.get_run(finished.summary["run_id"]).data.params["recipe"])
+
+
+def _losses(finished: Finished) -> list[float]:
+    client = mlflow.MlflowClient(finished.summary["tracking_uri"])
+    return [metric.value for metric in client.get_metric_history(finished.summary["run_id"], "loss")]
 
 
 def _training_shards(finished: Finished) -> tuple[Shard, ...]:

@@ -295,20 +295,6 @@ def test_a_rank_that_gets_too_little_memory_from_the_start_ends_the_training_at_
 
 
 @pytest.mark.full
-def test_the_strategy_of_tensorflow_survives_a_kill_and_learns_what_the_ring_does(
-    place: Place, unbroken: Trained
-) -> None:
-    """T3, T6: ``multi_worker_mirrored`` on CPUs, which GPUs get, under the same supervision."""
-    with faults.inject_when(place.output, Trigger(epoch=1), kill_within_an_epoch(1, until=STEPS / 2)):
-        mirrored = place.train("mirrored", strategy="multi_worker_mirrored", epochs=2)
-    lost, finished = mirrored.attempts
-    assert (lost.first_error.cause, lost.first_error.rank) == ("lost", 1)
-    assert finished.resumed_from == lost.committed
-    assert finished.resumed_from % STEPS != 0
-    _assert_same_epochs(mirrored, unbroken, epochs=2)
-
-
-@pytest.mark.full
 def test_bfloat16_clipping_a_warm_up_a_cosine_and_gathered_gradients_go_together(place: Place) -> None:
     """T9: one run with all of them finishes and learns, and its weights stay float32."""
     trained = place.train(

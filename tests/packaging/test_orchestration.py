@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,18 @@ def test_the_jobs_have_only_fields_that_databricks_knows(folder: Path) -> None:
     job = json.loads((folder / "databricks_job.json").read_text())
 
     assert JobSettings.from_dict(job).as_dict() == job
+
+
+@pytest.mark.parametrize("folder", [FOLDER, WEEKLY])
+def test_the_jobs_name_a_runtime_that_the_matrix_tests_and_the_wheel_by_its_path(folder: Path) -> None:
+    job = json.loads((folder / "databricks_job.json").read_text())
+    for cluster in job["job_clusters"]:
+        runtime, _, scala = cluster["new_cluster"]["spark_version"].partition(".x-")
+        assert (REPOSITORY / f"tools/matrix/databricks-{runtime}.txt").is_file()
+        assert scala == "scala2.13"
+    for task in job["tasks"]:
+        (library,) = task["libraries"]
+        assert Path(library["whl"]).match(f"/Volumes/*/*/*/mirrorspark-{version('mirrorspark')}-py3-none-any.whl")
 
 
 @pytest.fixture(scope="module")

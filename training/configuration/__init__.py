@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Registered,
         alternatives,
         check_values,
+        default_strategy,
         type_in_words,
     )
     from mirrorspark.training.configuration.names import (
@@ -66,6 +67,7 @@ __all__ = [
     "check_values",
     "default_baseline",
     "default_batch_size",
+    "default_strategy",
     "default_workers",
     "defaults_of_items",
     "defaults_of_label",

@@ -30,6 +30,7 @@ from mirrorspark.training.configuration.fields import (
     StrategyName,
     WorkerSettings,
     check_values,
+    default_strategy,
 )
 from mirrorspark.training.configuration.names import check_experiment, check_name, check_output, check_registry_name
 from mirrorspark.training.configuration.recipe import as_yaml, load_recipe
@@ -154,7 +155,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     @property
     def strategy_name(self) -> StrategyName:
         """The strategy by which workers train together."""
-        return self.strategy or ("multi_worker_mirrored" if self.gpus_per_worker else "ring")
+        return self.strategy or default_strategy(self.gpus_per_worker)
 
     @property
     def open_servers(self) -> StrategyName | None:

@@ -28,6 +28,11 @@ MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
+def default_strategy(gpus_per_worker: int) -> StrategyName:
+    """Return the strategy of a training that names none."""
+    return "multi_worker_mirrored" if gpus_per_worker else "ring"
+
+
 class ConfigError(ClearError, ValueError):
     """A run's configuration is invalid; the message names the change to make."""
 

@@ -15,7 +15,7 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory, session_of
-from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_program
+from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_on_driver, run_program
 from mirrorspark.training.protocol import AttemptPlan
 from mirrorspark.training.protocol.outcomes import SESSION_LOST, RankError
 
@@ -48,8 +48,16 @@ class EarlyRunner(MirroredStrategyRunner):
 class SparkLauncher:
     """A launcher of attempts on a Spark session, one at a time."""
 
-    def __init__(self, spark: SparkSession, gpus_per_worker: int = 0, payload: bytes | None = None) -> None:
-        """Take the session, and the payload that is sent with every attempt.
+    def __init__(
+        self,
+        spark: SparkSession,
+        gpus_per_worker: int = 0,
+        payload: bytes | None = None,
+        *,
+        gpu_resource_name: str = "gpu",
+        local_mode: bool = False,
+    ) -> None:
+        """Take the session, the payload that is sent with every attempt, and two options of the runner.
 
         Raises:
             MissingCapabilityError: The session has no barrier jobs.
@@ -58,6 +66,7 @@ class SparkLauncher:
         self._session.require_barrier_jobs()
         self._gpus_per_worker = gpus_per_worker
         self._payload = payload
+        self._options = {"gpu_resource_name": gpu_resource_name, "local_mode": local_mode}
         # Every attempt has its own job group, so that a late cancellation ends no other attempt.
         self._group: str | None = None
         self._turn = threading.Lock()
@@ -77,8 +86,10 @@ class SparkLauncher:
                     use_gpu=self._gpus_per_worker > 0,
                     # The worker builds the strategy, with or without the TF_CONFIG that the runner sets.
                     use_custom_strategy=True,
+                    **self._options,
                 )
-                return tuple(runner.run(WorkerTask(plan, self._payload)))
+                task = WorkerTask(plan, self._payload)
+                return tuple(run_on_driver(runner.run, task) if self._options["local_mode"] else runner.run(task))
         except (*SESSION_ERRORS, ConnectionError) as error:
             raise BarrierJobError(_what_failed(error)) from error
 

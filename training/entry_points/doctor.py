@@ -101,7 +101,7 @@ def _check_session(asked: Examination) -> list[Check]:
     except (AnotherSessionError, *SESSION_ERRORS, OSError) as error:
         return [Check("session", False, f"cannot be started: {task_message(error)}; see --verbose")]
     try:
-        return preflight.check_cluster(
+        checks = preflight.check_cluster(
             spark,
             asked.workers,
             asked.output,
@@ -109,9 +109,17 @@ def _check_session(asked: Examination) -> list[Check]:
             gpus_per_worker=asked.gpus_per_worker,
             asks_local=True,
         )
+        return [*checks, _strategy(asked.gpus_per_worker)]
     finally:
         if is_ours:
             spark.stop()
+
+
+def _strategy(gpus_per_worker: int) -> Check:
+    from mirrorspark.training.configuration import default_strategy
+
+    means = "GPUs" if gpus_per_worker else "CPUs; --strategy multi_worker_mirrored is TensorFlow's own"
+    return Check("strategy", True, f"{default_strategy(gpus_per_worker)} sums gradients on {means}")
 
 
 def _store_of(asked: Examination) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.models import code_digest
 from mirrorspark.scoring import new_version
-from mirrorspark.spark_session import session_of
+from mirrorspark.spark_session import open_session, session_of
 from mirrorspark.storage import atomic_file, clean, without_credentials
 from mirrorspark.training.configuration import (
     ConfigError,
@@ -104,6 +105,8 @@ class LaunchConfig:
     strategy: FunctionStrategy = "multi_worker_mirrored"
     threads_per_worker: Annotated[int | None, Ge(1)] = None
     gpus_per_worker: Annotated[int, Ge(0)] = 0
+    gpu_resource_name: str = "gpu"
+    local_mode: bool = False
     model_columns: tuple[str, ...] | None = None
     allow_open_servers: bool = False
     verbose: bool = False
@@ -116,7 +119,11 @@ class LaunchConfig:
         check_experiment(self.experiment)
         if self.strategy == "ring" and self.gpus_per_worker:
             raise ValueError("the strategy ring trains on CPUs; use multi_worker_mirrored with gpus_per_worker")
-        _ = self.worker_range
+        if self.worker_range.most > 1 and self.local_mode:
+            raise ValueError(
+                f"local_mode is one process on the driver's machine, and workers is {self.workers}; set workers to 1, "
+                f"and gpus_per_worker to use several GPUs"
+            )
 
     @property
     def worker_range(self) -> WorkerRange:
@@ -213,6 +220,8 @@ def run_train_fn(
     strategy: FunctionStrategy | None = None,
     threads_per_worker: int | None = None,
     gpus_per_worker: int = 0,
+    gpu_resource_name: str = "gpu",
+    local_mode: bool = False,
     model_columns: Sequence[str] | None = None,
     allow_open_servers: bool = False,
     spark: SparkSession | None = None,
@@ -243,6 +252,8 @@ def run_train_fn(
         strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
+        gpu_resource_name: Spark's name of the GPUs, as in ``spark.task.resource.gpu.amount``.
+        local_mode: Run it on the driver's machine, with the driver's GPUs and without a Spark job; needs ``workers=1``.
         model_columns: Columns of a returned model that takes one array, as in :func:`scoring.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         spark: The session; by default the active one, or a local one with a slot per worker.
@@ -277,6 +288,8 @@ def run_train_fn(
         strategy=strategy or ("own" if use_custom_strategy else "multi_worker_mirrored"),
         threads_per_worker=threads_per_worker,
         gpus_per_worker=gpus_per_worker,
+        gpu_resource_name=gpu_resource_name,
+        local_mode=local_mode,
         model_columns=None if model_columns is None else tuple(model_columns),
         allow_open_servers=allow_open_servers,
         verbose=verbose,
@@ -292,7 +305,7 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
     if misnamed is not None and config.registered_model is not None:
         raise ConfigError(misnamed)
     preflight.require(preflight.check_driver(Path(config.output), tracking.store))
-    spark, _ = open_checked_session(config, spark)
+    spark = _checked_session(config, spark)
     view = LiveView(epochs=0)
     if misnamed is not None:  # A function that returns no model needs no name for one.
         view.log(f"a model that {config.function} returns could not be registered: {misnamed}")
@@ -305,7 +318,8 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
     with open_run(config, "function", tracking, view, on_folder=log_change) as run:
         run.tracked.log_params(config.public())
         run.tracked.log_document(environment(), "environment.json")
-        cluster, program = Cluster(spark, session_of(spark).task_slots), program_of(config, payload, run.folder)
+        program = program_of(config, payload, run.folder)
+        cluster = Cluster(spark, (lambda: 1) if config.local_mode else session_of(spark).task_slots)
         launcher = FunctionLauncher(cluster.launcher(program))
         with view.stage(config.name) as stage:
             attempts = Job(program, cluster, run, launcher).train()
@@ -319,6 +333,15 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
         replay=run.replay,
         model=None if launcher.model is None else _registered(launcher.model, config, run.tracked),
     )
+
+
+def _checked_session(config: LaunchConfig, spark: SparkSession | None) -> SparkSession:
+    """Return the session, whose cluster a function in local mode does not need."""
+    if not config.local_mode:
+        return open_checked_session(config, spark, gpu_resource_name=config.gpu_resource_name)[0]
+    spark = spark or open_session(None, config.slots, verbose=config.verbose)
+    preflight.require(preflight.check_driver_gpus(spark, config.gpus_per_worker, config.gpu_resource_name))
+    return spark
 
 
 def _registered(folder: Path, config: LaunchConfig, tracked: TrackedRun) -> str:
@@ -383,7 +406,7 @@ def program_of(config: LaunchConfig, payload: bytes, folder: RunFolder) -> Progr
         start_limit_seconds=config.limits.start_seconds,
         model=str(folder.path / _MODEL_FOLDER),
         model_columns=None if config.model_columns is None else list(config.model_columns),
-        threads=config.threads_per_worker,
+        threads=config.threads_per_worker or (os.cpu_count() if config.local_mode else None),
         verbose=config.verbose,
     )
     return Program(
@@ -393,6 +416,8 @@ def program_of(config: LaunchConfig, payload: bytes, folder: RunFolder) -> Progr
         config.limits,
         payload,
         config.gpus_per_worker,
+        config.gpu_resource_name,
+        config.local_mode,
         # A function without our checkpoints saves nothing when it is asked to stop, so growing would lose its work.
         may_grow=lambda: bool(commit.committed(checkpoints)),
     )

@@ -149,7 +149,7 @@ class WorkerTask:
             plan=self.plan.to_json(),
             payload=self.payload,
             verbose=self.plan.verbose,
-            host=_host(barrier) if self.plan.meets_through_driver else None,
+            host=_host(barrier),
         )
 
 
@@ -160,6 +160,16 @@ def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition
     """
     with _environment_kept(), task.begun() if task.plan.meets_through_driver else contextlib.nullcontext():
         return program(partition)
+
+
+def run_on_driver(run: Callable[[WorkerTask], list[Outcome]], task: WorkerTask) -> list[Outcome]:
+    """Return ``run(task)``, of the runner's local mode, and leave no fork server behind in this process."""
+    try:
+        # In a thread: the handlers of signals stay those of the driver.
+        with ThreadPoolExecutor(1, "local mode") as pool:
+            return pool.submit(run, task).result()
+    finally:
+        worker_process.shut_down()
 
 
 @contextlib.contextmanager

@@ -54,8 +54,7 @@ class WorkerOrders:
         plan: The plan as JSON.
         payload: Raw bytes for the entry.
         verbose: Send the log to the driver and to standard error from INFO on, not from WARNING on.
-        host: Host at which the other ranks reach this one, when they meet through the driver; None when ``TF_CONFIG``
-            names them.
+        host: Host at which the other ranks reach this one.
     """
 
     rank: int

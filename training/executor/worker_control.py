@@ -24,7 +24,7 @@ class WorkerControl:
         stop_request: Request to stop; workers may see it at different steps, and must agree on one.
         activity: Current activity, sent to the driver every two seconds.
         payload: Bytes that came with the plan, for a training that is not ours.
-        rendezvous: Exchanges the addresses of the ranks; None if ``TF_CONFIG`` has them.
+        rendezvous: Exchanges the addresses of the ranks.
         hook: Changes callbacks and training data, for a test or a measurement.
     """
 

@@ -24,6 +24,8 @@ class Program:
         limits: Time limits by which a rank or a store counts as hung.
         payload: Bytes for the plan's entry, sent with every attempt.
         gpus_per_worker: GPUs of a worker.
+        gpu_resource_name: Spark's name of the GPUs.
+        local_mode: The one rank runs on the driver's machine, without a Spark job.
         may_grow: Ranks that are asked to stop leave a checkpoint, from which more workers can resume.
     """
 
@@ -33,6 +35,8 @@ class Program:
     limits: Limits
     payload: bytes | None = field(default=None, repr=False)
     gpus_per_worker: int = 0
+    gpu_resource_name: str = "gpu"
+    local_mode: bool = False
     may_grow: Callable[[], bool] = lambda: True
 
 
@@ -52,7 +56,13 @@ class Cluster:
 
     def launcher(self, program: Program) -> Launcher:
         """Return the launcher of a program's attempts."""
-        return SparkLauncher(self.spark, program.gpus_per_worker, program.payload)
+        return SparkLauncher(
+            self.spark,
+            program.gpus_per_worker,
+            program.payload,
+            gpu_resource_name=program.gpu_resource_name,
+            local_mode=program.local_mode,
+        )
 
 
 @dataclass(frozen=True)

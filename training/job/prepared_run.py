@@ -126,11 +126,15 @@ def _checked(
 
 
 def open_checked_session(
-    config: SessionSettings, spark: SparkSession | None = None, *, slots: int | None = None
+    config: SessionSettings,
+    spark: SparkSession | None = None,
+    *,
+    slots: int | None = None,
+    gpu_resource_name: str = "gpu",
 ) -> tuple[SparkSession, list[preflight.Check]]:
     """Return the session of a training, by default the active or a new one, and the checks that it has passed."""
     spark = spark or open_session(_master(config), slots or config.slots, verbose=config.verbose)
-    preflight.require(checks := check_cluster(spark, config))
+    preflight.require(checks := check_cluster(spark, config, gpu_resource_name))
     return spark, checks
 
 
@@ -161,7 +165,9 @@ def check_driver(config: TrainingConfig, tracking: Tracking) -> list[preflight.C
     return preflight.check_driver(Path(config.output), tracking.store, _master(config))
 
 
-def check_cluster(spark: SparkSession, config: SessionSettings) -> list[preflight.Check]:
+def check_cluster(
+    spark: SparkSession, config: SessionSettings, gpu_resource_name: str = "gpu"
+) -> list[preflight.Check]:
     """Return the results of the preflight's checks of the cluster, for the fewest workers that may train."""
     return preflight.check_cluster(
         spark,
@@ -169,6 +175,7 @@ def check_cluster(spark: SparkSession, config: SessionSettings) -> list[prefligh
         Path(config.output),
         checkpoints=config.checkpoints,
         gpus_per_worker=config.gpus_per_worker,
+        gpu_resource_name=gpu_resource_name,
         open_servers=None if config.allow_open_servers else config.open_servers,
     )
 

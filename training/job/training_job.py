@@ -281,7 +281,8 @@ class TrainingJob:
 
     def _log_start(self) -> None:
         # Defaults are logged as well, so that runs can be compared.
-        settings = self.config.public() | {"model": self.config.model_settings}
+        strategy = None if self.config.is_fitted else self.config.strategy_name
+        settings = self.config.public() | {"model": self.config.model_settings, "strategy": strategy}
         tracked = self.tracked
         # Long documents are artifacts; settings that distinguish runs in a table are parameters.
         documents = {name: settings.pop(name) for name in ("sql", "tables", "features") if name in settings}

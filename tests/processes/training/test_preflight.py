@@ -411,9 +411,15 @@ class FakeSpark:
         self.sparkContext = SimpleNamespace(master=master, getConf=lambda: conf)
 
     def _check_executors(
-        self, _: object, workers: int, java: int | None, folders: dict[str, StoragePath], gpus_per_worker: int
+        self,
+        _: object,
+        workers: int,
+        java: int | None,
+        folders: dict[str, StoragePath],
+        gpus_per_worker: int,
+        gpu_resource_name: str,
     ) -> list[Check]:
-        assert java == 17
+        assert (java, gpu_resource_name) == (17, "gpu")
         self.asked.append((workers, folders, gpus_per_worker))
         return [Check("executors", True, "asked")]
 

@@ -85,14 +85,24 @@ def test_an_error_of_send_ends_the_training(
         new_model().fit(new_dataset(), callbacks=[EventCallback(send, global_batch_size=8)], verbose=0)
 
 
-@pytest.mark.parametrize(("attributes", "loss"), [({}, 0.25), ({"sums_batch_logs": False}, 0.5)])
-def test_the_loss_is_a_mean_whether_or_not_the_strategy_sums_it_over_replicas(
-    attributes: dict[str, Any], loss: float
+@pytest.mark.parametrize(
+    ("metric", "attributes", "loss"),
+    [
+        ("loss", {}, 0.25),
+        ("loss", {"sums_batch_logs": False}, 0.5),
+        # A step of the model's own returned it: the sum over the replicas, of which a rank has its share.
+        ("mae", {}, 0.5),
+        ("mae", {"sums_batch_logs": False}, 1.0),
+    ],
+)
+def test_a_loss_is_that_of_all_replicas_whether_or_not_the_strategy_sums_it(
+    metric: str, attributes: dict[str, Any], loss: float
 ) -> None:
     events: list[dict[str, Any]] = []
     callback = EventCallback(events.append, global_batch_size=8)
     strategy = SimpleNamespace(num_replicas_in_sync=2, **attributes)
-    callback.set_model(SimpleNamespace(distribute_strategy=strategy, optimizer=None, built=False))
+    metrics = [SimpleNamespace(name=metric)]
+    callback.set_model(SimpleNamespace(distribute_strategy=strategy, optimizer=None, built=False, metrics=metrics))
     callback.set_params({"epochs": 1, "steps": 9})
     callback.on_train_begin()
     callback.on_epoch_begin(0)

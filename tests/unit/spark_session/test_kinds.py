@@ -86,6 +86,7 @@ def test_py4j_logs_no_stack_of_its_own(caplog: pytest.LogCaptureFixture) -> None
 CAPABILITIES = [name for name in vars(Session) if not name.startswith("_")]
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "setting": ("spark.task.cpus",),
+    "driver_gpus": ("gpu",),
     "job_group": ("group", "description"),
     "cancel_jobs": ("group",),
     "send_archive": ("name", print),
@@ -221,3 +222,15 @@ def test_a_barrier_task_has_a_rank_an_address_gpus_and_an_exchange(monkeypatch: 
     assert found is not None
     assert (found.rank, found.host, found.gpus) == (1, "[fd00::5]", ("2", "3"))
     assert found.gather("ours") == ["theirs", "ours"]
+
+
+def test_a_process_of_a_barrier_task_has_its_context_while_a_function_runs() -> None:
+    """T3: functions written for MirroredStrategyRunner ask it for their number, and exchange texts."""
+    with task.as_barrier_task(1, ["a:1", "b:2"], lambda message: ["theirs", message]):
+        context = BarrierTaskContext.get()
+        assert (context.partitionId(), [info.address for info in context.getTaskInfos()]) == (1, ["a:1", "b:2"])
+        assert context.allGather("ours") == ["theirs", "ours"]
+        context.barrier()
+        with pytest.raises(TypeError, match="must be of type `str`"):
+            context.allGather(3)  # type: ignore[arg-type]
+    assert not task.is_in_task()

@@ -63,6 +63,7 @@ def test_healthy_machines_are_a_table_and_status_0(plant: Plant, capsys: pytest.
     assert main(["--master", "spark://a:1", "--workers", "3", "--tracking-uri", "http://b"]) == EXIT_HEALTHY
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["ok   java          17", "ok   slots         2", "warn clocks        2 s apart"]
+    assert lines[3].startswith("ok   strategy      ring sums gradients on CPUs")
     assert lines[-1].startswith("training can run here, 1 to look at (")
     assert asked["driver"] == (Path("mirrorspark-output"), "http://b", "spark://a:1")
     assert asked["session"] == ("spark://a:1", 3)
@@ -76,7 +77,7 @@ def test_a_failed_check_is_status_1_and_a_json_document_tells_all(plant: Plant, 
     assert main(["--json", str(file), "--tracking-uri", "http://b"]) == EXIT_FAILED
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["passed"] is False
-    assert [check["status"] for check in document["checks"]] == ["ok", "FAIL"]
+    assert [check["status"] for check in document["checks"]] == ["ok", "FAIL", "ok"]
     assert document["checks"][1]["values"] == {"slots": 1}
 
 

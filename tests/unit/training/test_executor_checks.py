@@ -52,12 +52,13 @@ def judged(
     answers: Sequence[ProbeResult],
     *,
     gpus: int = 0,
+    resource: str = "gpu",
     clocks: dict[int, float] | None = None,
     unseen: frozenset[tuple[int, str]] = frozenset(),
 ) -> dict[str, Check]:
     events = EventReport("10.0.0.1:5000", {found.rank: 0.0 for found in answers} if clocks is None else clocks)
     found = Findings(VERSIONS, "17", {"--output": Store(FOLDER, "t")}, unseen, answers, events)
-    return {check.name: check for check in evaluate(found, gpus)}
+    return {check.name: check for check in evaluate(found, gpus, resource)}
 
 
 def test_healthy_executors_pass_every_check() -> None:
@@ -195,6 +196,8 @@ def test_a_worker_without_its_gpus_is_told() -> None:
         "Spark gave worker 1 (10.0.0.5) 0 GPUs, and --gpus-per-worker is 1; start the session"
     )
     assert judged([answer(0, gpus=("0",)), answer(1, gpus=("1",))], gpus=1)["gpus"].passed
+    named = judged([answer(0)], gpus=1, resource="accelerator")["gpus"]
+    assert "spark.task.resource.accelerator.amount=1" in named.detail
 
 
 class FakeSpark:

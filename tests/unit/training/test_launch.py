@@ -35,6 +35,7 @@ def config(**knobs: Any) -> LaunchConfig:
         ({"threads_per_worker": 0}, "threads_per_worker is 0; use 1 or more"),
         ({"strategy": "horovod"}, "'horovod' is unknown; use one of"),
         ({"strategy": "ring", "gpus_per_worker": 1}, "trains on CPUs"),
+        ({"local_mode": True}, "local_mode is one process on the driver's machine, and workers is 2; set workers to 1"),
     ],
 )
 def test_impossible_settings_are_refused(knobs: dict[str, Any], message: str) -> None:
@@ -131,7 +132,7 @@ def test_a_run_that_goes_on_with_changed_code_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch.preflight, "check_driver", lambda *_: [])
-    monkeypatch.setattr(launch, "open_checked_session", lambda config, spark: (spark, []))
+    monkeypatch.setattr(launch, "open_checked_session", lambda config, spark, **_: (spark, []))
     monkeypatch.setattr(Cluster, "launcher", lambda *_: None)
     monkeypatch.setattr(Job, "train", interrupt)
 

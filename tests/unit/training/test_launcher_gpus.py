@@ -41,4 +41,4 @@ def test_the_runner_is_asked_for_all_gpus_of_all_workers(
     monkeypatch.setattr(MirroredStrategyRunner, "__init__", lambda self, **arguments: made.append(arguments))
     monkeypatch.setattr(MirroredStrategyRunner, "run", lambda self, task: [])
     SparkLauncher(cast(Any, Session()), gpus_per_worker)(cast(Any, SimpleNamespace(attempt=1, ranks=3)))
-    assert made == [expected | {"use_custom_strategy": True}]
+    assert made == [expected | {"use_custom_strategy": True, "gpu_resource_name": "gpu", "local_mode": False}]

@@ -72,7 +72,12 @@ class Findings:
 
 
 def check_executors(
-    spark: SparkSession, workers: int, java: int | None, folders: Mapping[str, StoragePath], gpus_per_worker: int = 0
+    spark: SparkSession,
+    workers: int,
+    java: int | None,
+    folders: Mapping[str, StoragePath],
+    gpus_per_worker: int = 0,
+    gpu_resource_name: str = "gpu",
 ) -> list[Check]:
     """Check the executors by one barrier task per worker, as in training; a plain job may leave executors out.
 
@@ -82,6 +87,7 @@ def check_executors(
         java: Major version of the driver's Java.
         folders: Shared folders by their option (``--output``). Nothing is left behind in them.
         gpus_per_worker: Required GPUs of every task.
+        gpu_resource_name: Spark's name of them.
     """
     session = session_of(spark)
     stores = {option: Store(folder, secrets.token_hex(8)) for option, folder in folders.items()}
@@ -92,7 +98,8 @@ def check_executors(
     clocks: dict[int, float] = {}
     try:
         with EventServer(session.bind_address(), _listener(clocks), session.driver_address) as server:
-            question = ProbeRequest(secrets.token_hex(16), server.address, tuple(written.values()))
+            stored = tuple(written.values())
+            question = ProbeRequest(secrets.token_hex(16), server.address, stored, gpu_resource_name)
             body = portable(Probe(question))
             answers: list[ProbeResult] = session.run_barrier_job(body, workers, timeout_seconds=JOB_SECONDS)
         unseen = frozenset(
@@ -121,7 +128,7 @@ def check_executors(
         for store in written.values():
             with_timeout(partial(store.clear, writers), STORE_SECONDS)
     found = Findings(fingerprint(), str(java) if java else executor_java(), written, unseen, answers, events)
-    return [*checks, *evaluate(found, gpus_per_worker)]
+    return [*checks, *evaluate(found, gpus_per_worker, gpu_resource_name)]
 
 
 def check_store(option: str, folder: StoragePath) -> Check:
@@ -137,7 +144,7 @@ def check_store(option: str, folder: StoragePath) -> Check:
     return refused or Check(_store_name(option), True, f"written and read by the driver: {folder}")
 
 
-def evaluate(found: Findings, gpus_per_worker: int) -> list[Check]:
+def evaluate(found: Findings, gpus_per_worker: int, gpu_resource_name: str = "gpu") -> list[Check]:
     """Return all checks of the findings."""
     checks = [
         check_versions(found),
@@ -150,7 +157,7 @@ def evaluate(found: Findings, gpus_per_worker: int) -> list[Check]:
         check_all_reduce(found.answers),
         check_disk(found.answers),
         check_clocks(found.events),
-        check_gpus(found.answers, gpus_per_worker),
+        check_gpus(found.answers, gpus_per_worker, gpu_resource_name),
     ]
     return [check for check in checks if check is not None]
 
@@ -308,7 +315,7 @@ def check_clocks(events: EventReport) -> Check | None:
     )
 
 
-def check_gpus(answers: Sequence[ProbeResult], per_worker: int) -> Check | None:
+def check_gpus(answers: Sequence[ProbeResult], per_worker: int, resource: str) -> Check | None:
     """Check that Spark gave every task its GPUs, if any are required."""
     if not per_worker:
         return None
@@ -317,8 +324,8 @@ def check_gpus(answers: Sequence[ProbeResult], per_worker: int) -> Check | None:
             return failure(
                 "gpus",
                 f"Spark gave {_worker(answer)} {len(answer.gpus)} GPUs, and --gpus-per-worker is {per_worker}; start "
-                f"the session with spark.task.resource.gpu.amount={per_worker} and "
-                f"spark.executor.resource.gpu.amount at least as much",
+                f"the session with spark.task.resource.{resource}.amount={per_worker} and "
+                f"spark.executor.resource.{resource}.amount at least as much",
             )
     return Check("gpus", True, f"{per_worker} for every worker")
 

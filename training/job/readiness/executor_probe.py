@@ -116,11 +116,13 @@ class ProbeRequest:
         token: Authenticates the tasks of this probe.
         events: Address of the driver's event channel.
         stores: Folders that must be shared.
+        gpu_resource_name: Spark's name of the GPUs.
     """
 
     token: str = field(repr=False)
     events: EventAddress
     stores: tuple[Store, ...] = ()
+    gpu_resource_name: str = "gpu"
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class Probe:
 
     def __call__(self, _: Iterable[object]) -> Iterator[ProbeResult]:
         """Yield the answer of this task."""
-        place = barrier_task()
+        place = barrier_task(self.question.gpu_resource_name)
         if place is None:
             raise RuntimeError("the probe runs in tasks of a barrier job alone; start it with run_barrier_job")
         yield probe(self.question, place)

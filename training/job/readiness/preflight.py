@@ -74,6 +74,21 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     return [check for check in checks if check is not None]
 
 
+def check_driver_gpus(spark: SparkSession, gpus: int, resource: str) -> list[Check]:
+    """Return the check that Spark has given the driver its GPUs, for a training there."""
+    found = session_of(spark).driver_gpus(resource) if gpus else ()
+    if len(found) >= gpus:
+        return []
+    amount = f"spark.driver.resource.{resource}"
+    return [
+        failure(
+            "gpus",
+            f"Spark gave the driver {len(found)} GPUs of the resource {resource}, and gpus_per_worker is {gpus}; start "
+            f"the session with {amount}.amount={gpus} and {amount}.discoveryScript, or give another gpu_resource_name",
+        )
+    ]
+
+
 def check_session(spark: SparkSession, workers: int) -> list[Check]:
     """Return the checks of a session's settings and of its slots; they start no job."""
     session = session_of(spark)
@@ -93,6 +108,7 @@ def check_cluster(
     *,
     checkpoints: str | None = None,
     gpus_per_worker: int = 0,
+    gpu_resource_name: str = "gpu",
     open_servers: str | None = None,
     asks_local: bool = False,
 ) -> list[Check]:
@@ -104,6 +120,7 @@ def check_cluster(
         output: Folder that the executors must share with the driver; None for no check.
         checkpoints: Another folder or store that they must share; in a local session only the driver writes to it.
         gpus_per_worker: Required GPUs of every task.
+        gpu_resource_name: Spark's name of them.
         open_servers: Strategy that starts TensorFlow's unauthenticated servers without permission to do so on a
             network; None where there is permission, or no need for it.
         asks_local: Probe the tasks of a local session, too; a run skips this, since they share the driver's machine.
@@ -129,7 +146,7 @@ def check_cluster(
     if session.is_local and not asks_local:
         # The check of the driver has written to the output.
         return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
-    return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker)
+    return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker, gpu_resource_name)
 
 
 def _store(location: str) -> StoragePath:

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks import TrainingStopped
+from mirrorspark.callbacks.collectives import whole_values
 from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.data_pipelines.reading import Dataset, PaddedBatch, ReadPlan, load_batches
 from mirrorspark.models import ModelSettingsError, catalog, own_model
@@ -67,7 +68,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     if plan.graph is not None:  # After a warm start, whose table it propagates.
         interaction_graph.connect(model, Path(plan.graph))
     errors = strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext()
-    with errors, mean_losses(strategy):
+    with errors, mean_losses(strategy), whole_values():
         try:
             position = start.epoch, start.step_in_epoch
             model.fit(

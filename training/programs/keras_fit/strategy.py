@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from mirrorspark.training.protocol import TrainingPlan
 from mirrorspark.training.protocol.outcomes import Activity
-from mirrorspark.training.protocol.ring import Rendezvous, Ring, RingStrategy, open_listener
+from mirrorspark.training.protocol.ring import Rendezvous, RingStrategy
 
 
 def open_strategy(
@@ -27,16 +27,4 @@ def open_strategy(
     limit = plan.config.start_limit_seconds
     if rendezvous is None:
         return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, limit_seconds=math.inf, observer=activity)
-    # The other ranks connect as they have the address, so it is reported only while this rank listens.
-    with open_listener(rendezvous.host) as listener:
-        addresses = rendezvous.exchange_addresses(listener.getsockname()[1], limit)
-        ring = Ring.connect(
-            rendezvous.rank,
-            addresses,
-            plan.token,
-            listener=listener,
-            timeout_seconds=limit,
-            limit_seconds=math.inf,
-            observer=activity,
-        )
-    return RingStrategy(ring)
+    return RingStrategy(rendezvous.connect(plan.token, limit, math.inf))

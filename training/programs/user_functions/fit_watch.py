@@ -16,6 +16,7 @@ from tensorflow.python.data.experimental.ops import distribute
 from tensorflow.python.distribute.distribute_lib import StrategyBase
 
 from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallback, StopOnRequest, TrainingStopped
+from mirrorspark.callbacks.collectives import whole_values
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.training.executor import TrainingHook
 from mirrorspark.training.programs.keras_fit import ActivityCallback
@@ -76,7 +77,7 @@ class FitWatch:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace ``Model.fit`` while the block runs."""
+        """Replace ``Model.fit`` while the block runs, and show values of its steps for all replicas."""
         original = tf_keras.Model.fit
         signature = inspect.signature(original)
 
@@ -98,7 +99,7 @@ class FitWatch:
 
         tf_keras.Model.fit = fit
         try:
-            with self._inspecting_datasets():
+            with self._inspecting_datasets(), whole_values():
                 yield
         finally:
             tf_keras.Model.fit = original

@@ -1,6 +1,8 @@
 """Runs a user's training function unchanged in the process of a rank, and reports its progress to the driver."""
 
 import contextlib
+import functools
+import json
 import logging
 import os
 import traceback
@@ -8,15 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from mirrorspark.callbacks.checkpoints import fencing
+from mirrorspark.spark_session import as_barrier_task
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
 from mirrorspark.training.programs.user_functions.returned_model import is_model, package_saved, save_model
 from mirrorspark.training.protocol.outcomes import Activity
-from mirrorspark.training.protocol.ring import RingStrategy, mean_losses
+from mirrorspark.training.protocol.ring import Ring, RingStrategy, mean_losses
 
 if TYPE_CHECKING:
     from mirrorspark.training.executor import Finish, WorkerControl
@@ -50,7 +54,7 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
     with _scope(plan, control.activity), watch.installed():
         # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
         control.activity.enter("building")
-        with _naming_keras_3():
+        with _naming_keras_3(), _as_barrier_task(plan, control):
             value = _call(train_fn, kwargs, watch)
         saved = _saved(value, plan, control.rank)
     finish(watch.epochs, **(_pack_return_value(value, saved, plan.model_columns) if control.rank == 0 else {}))
@@ -110,6 +114,24 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
         plan.token, timeout_seconds=plan.start_limit_seconds, limit_seconds=_RING_SECONDS, observer=activity
     )
     with strategy.ring_errors(), mean_losses(strategy), strategy.scope():
+        yield
+
+
+@contextlib.contextmanager
+def _as_barrier_task(plan: FunctionPlan, control: "WorkerControl") -> Iterator[None]:
+    """Give the function the ``BarrierTaskContext`` that it has in the task with the plain runner."""
+
+    @functools.cache
+    def ring() -> Ring:
+        if control.rendezvous is None or plan.workers == 1:
+            return Ring(0, 1)
+        return control.rendezvous.connect(plan.token, plan.start_limit_seconds, _RING_SECONDS)
+
+    def gather(message: str) -> list[str]:
+        return [part.tobytes().decode() for part in ring().all_gather(np.array([*message.encode()], np.uint8))]
+
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    with as_barrier_task(control.rank, cluster.get("worker", ["127.0.0.1:0"]), gather):
         yield
 
 

@@ -6,7 +6,9 @@ from queue import Empty, SimpleQueue
 
 from mirrorspark.training.protocol.messages import Command, EventClient
 from mirrorspark.training.protocol.outcomes import Activity, ranks_in_words
+from mirrorspark.training.protocol.ring.connection import open_listener
 from mirrorspark.training.protocol.ring.errors import RingConnectError
+from mirrorspark.training.protocol.ring.ring import Ring
 
 
 class AddressBook:
@@ -53,6 +55,24 @@ class Rendezvous:
     events: EventClient
     commands: SimpleQueue[Command]
     activity: Activity
+
+    def connect(self, token: str, timeout_seconds: float, limit_seconds: float) -> Ring:
+        """Return the ring of all ranks; an attempt has one. See `Ring.connect`.
+
+        Raises:
+            RingConnectError: A rank did not connect in time.
+        """
+        # The other ranks connect as they have the address, so it is reported only while this rank listens.
+        with open_listener(self.host) as listener:
+            return Ring.connect(
+                self.rank,
+                self.exchange_addresses(listener.getsockname()[1], timeout_seconds),
+                token,
+                listener=listener,
+                timeout_seconds=timeout_seconds,
+                limit_seconds=limit_seconds,
+                observer=self.activity,
+            )
 
     def exchange_addresses(self, port: int, timeout_seconds: float) -> list[str]:
         """Report this rank's ``port``, and return ``host:port`` of all ranks, in the order of the ranks.

@@ -39,6 +39,8 @@ def report_facts(
         "attempts": str(len(trained.attempts)),
         "dataset": dataset.path.name,
     }
+    if not config.is_fitted:
+        facts["strategy"] = config.strategy_name
     if trained.examples_per_second is not None:
         facts["speed"] = f"{trained.examples_per_second:,.0f} examples/s"
     if trained.chosen is not None:
