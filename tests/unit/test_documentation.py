@@ -241,7 +241,7 @@ def test_security_lists_every_listener() -> None:
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
-    messages = "\n".join(message for name in PACKAGES for message in messages_of(REPOSITORY / name))
+    messages = "\n".join(message for name in (*PACKAGES, "src") for message in messages_of(REPOSITORY / name))
     rows = re.findall(r"^\| (`.*?`) \| .* \|$", page("docs/troubleshooting.md"), re.MULTILINE)
     quoted = [text for cell in rows for text in re.findall(r"`([^`]+)`", cell)]
     assert len(quoted) > 40
