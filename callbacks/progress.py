@@ -8,6 +8,7 @@ import tf_keras
 
 from mirrorspark.callbacks.collectives import as_float, scalar_metrics
 from mirrorspark.callbacks.throughput import RateMeter
+from mirrorspark.models import keras3
 
 
 def optimizer_step(model: tf_keras.Model) -> int | None:
@@ -22,8 +23,10 @@ def replicas_in_batch_logs(model: tf_keras.Model) -> int:
 
     Keras sums them over the replicas (reduce_per_replica), although each is already a mean; only at an epoch's end are
     logs read from the metrics again. Under a strategy with ``sums_batch_logs = False`` they are the means of the rank's
-    own replica.
+    own replica, and in Keras 3 the mean over the replicas.
     """
+    if keras3.is_keras3(model):
+        return 1
     strategy = model.distribute_strategy
     return int(strategy.num_replicas_in_sync) if getattr(strategy, "sums_batch_logs", True) else 1
 
@@ -175,4 +178,5 @@ class EventCallback(tf_keras.callbacks.Callback):
 def _parameter_bytes(model: tf_keras.Model) -> int | None:
     if not model.built:
         return None
-    return sum(int(weight.shape.num_elements()) * weight.dtype.size for weight in model.trainable_weights)
+    weights = keras3.tf_variables(model.trainable_weights)
+    return sum(int(weight.shape.num_elements()) * weight.dtype.size for weight in weights)

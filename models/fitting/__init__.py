@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         accumulate_gradients,
         build_optimizer,
         gathering,
+        schedule,
     )
     from mirrorspark.models.fitting.real_rows import count_real_rows
     from mirrorspark.models.fitting.step_loop import use_step_loop
@@ -35,5 +36,6 @@ __all__ = [
     "compile_with_xla",
     "count_real_rows",
     "gathering",
+    "schedule",
     "use_step_loop",
 ]

@@ -9,7 +9,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.callbacks.checkpoints import training_state
 from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.models import keras3
 from mirrorspark.scoring import package_model
 from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.model.folder import ModelDirectoryError
@@ -24,7 +26,7 @@ def save_model(model: Any, folder: Path, rank: int) -> Path | None:
     Every rank that has the model calls this, within the scope that the model was built in.
 
     Args:
-        model: A model of tf-keras.
+        model: A model of tf-keras or Keras 3.
         folder: A folder of this attempt's own, so that a rank that was cut off changes no later attempt's model.
         rank: This rank.
 
@@ -38,7 +40,11 @@ def save_model(model: Any, folder: Path, rank: int) -> Path | None:
             target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mirrorspark-model-"))) / _SAVED
         stack.enter_context(model.distribute_strategy.scope())
         try:
-            model.save(str(target), save_format="tf", include_optimizer=False)
+            if keras3.is_keras3(model):
+                training_state.settle(model)
+                model.export(str(target), verbose=False)
+            else:
+                model.save(str(target), save_format="tf", include_optimizer=False)
         except (OSError, TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
             raise ReturnValueError(f"the model that it returned cannot be saved ({error})") from error
     return None if rank else target
@@ -67,5 +73,5 @@ def package_saved(saved: Path, columns: Sequence[str] | None) -> Path:
 
 
 def is_model(value: Any) -> bool:
-    """Return True for a model of tf-keras."""
-    return isinstance(value, tf_keras.Model)
+    """Return True for a model of tf-keras or Keras 3."""
+    return isinstance(value, tf_keras.Model) or (keras3.is_keras3(value) and hasattr(value, "export"))
