@@ -17,6 +17,7 @@ from mirrorspark.callbacks.checkpoints import (
     training_state,
 )
 from mirrorspark.callbacks.collectives import current_role, sum_over_ranks
+from mirrorspark.models import keras3
 from mirrorspark.storage import StoragePath
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def restore_weights(model: tf_keras.Model, checkpoint: commit.CommittedCheckpoin
         ValueError: The model does not match the checkpoint.
     """
     try:
-        status = tf.train.Checkpoint(model=model).read(checkpoint.prefix)
+        status = tf.train.Checkpoint(model=training_state.of_model(model)).read(checkpoint.prefix)
         status.assert_existing_objects_matched()
         status.expect_partial()
     except (AssertionError, ValueError) as error:
@@ -186,6 +187,9 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
             initial_epoch, initial_step = self.params["epochs"], 0
         elif initial_step and (content := self.resumed_from.content(metric_states.METRICS)) is not None:
             self._metrics = metric_states.ResumedMetrics(metric_states.MetricState.from_bytes(content))
+        if keras3.is_keras3(self.model):
+            keras3.continue_at(self.model, initial_epoch, initial_step)
+            return
         # Keras' own BackupAndRestore uses this hook to set the position.
         self.model._training_state = _Position(self.model, initial_epoch, initial_step)
 
@@ -193,6 +197,11 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         """Restore the metrics of a resumed epoch, which Keras has just reset."""
         if self._metrics is not None:
             self._metrics.epoch_begins(self.model)
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Let another ``fit`` of a Keras 3 model begin at its own epoch."""
+        if keras3.is_keras3(self.model):
+            keras3.continue_at(self.model, 0, 0)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Restore metrics that Keras built in this step."""

@@ -9,6 +9,7 @@ import tf_keras
 
 from mirrorspark.callbacks.collectives import as_float, sum_over_ranks
 from mirrorspark.clear_error import ClearError
+from mirrorspark.models import keras3
 
 Locate = Callable[[int, int], str]
 
@@ -136,7 +137,7 @@ class StopOnNaN(tf_keras.callbacks.Callback):
         total = sum_over_ranks(self.model.distribute_strategy, 0.0 if mine is None else mine)
         if not math.isfinite(total):
             self._raise(total if mine is None or math.isfinite(mine) else mine)
-        for weight in self.model.trainable_variables:
+        for weight in keras3.tf_variables(self.model.trainable_variables):
             if (value := _first_non_finite(weight)) is not None:
                 self._raise(value, f"weight {weight.name}")
 

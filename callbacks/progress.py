@@ -8,6 +8,7 @@ import tf_keras
 
 from mirrorspark.callbacks.collectives import as_float, of_all_replicas, scalar_metrics
 from mirrorspark.callbacks.throughput import RateMeter
+from mirrorspark.models import keras3
 
 
 def optimizer_step(model: tf_keras.Model) -> int | None:
@@ -164,4 +165,5 @@ class EventCallback(tf_keras.callbacks.Callback):
 def _parameter_bytes(model: tf_keras.Model) -> int | None:
     if not model.built:
         return None
-    return sum(int(weight.shape.num_elements()) * weight.dtype.size for weight in model.trainable_weights)
+    weights = keras3.tf_variables(model.trainable_weights)
+    return sum(int(weight.shape.num_elements()) * weight.dtype.size for weight in weights)

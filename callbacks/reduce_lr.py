@@ -77,7 +77,7 @@ class AgreedReduceLROnPlateau(tf_keras.callbacks.Callback):
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         # In Keras' newer optimizers the public attribute is always a variable, even with a schedule.
         rate = getattr(optimizer, "_learning_rate", optimizer.learning_rate)
-        if isinstance(rate, tf_keras.optimizers.schedules.LearningRateSchedule):
+        if callable(rate):  # a schedule of either Keras
             raise ValueError(  # noqa: TRY004 - a wrong combination of settings
                 "the learning rate follows a schedule, which a plateau cannot change; give the optimizer a number"
             )

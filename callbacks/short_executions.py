@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.collectives import mean_over_ranks
@@ -20,6 +21,8 @@ class ShortExecutions(tf_keras.callbacks.Callback):
 
     All ranks run the same executions, because callbacks run collectives at the end of one. The ranks therefore agree
     on the duration: after each execution until the limit is reached, then once per epoch.
+
+    The ``fit`` of Keras 3 itself does not allow another number of steps than the compiled one.
 
     Args:
         seconds: Longest duration of an execution, as the mean over the ranks.
@@ -38,7 +41,9 @@ class ShortExecutions(tf_keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Read the limit from the model, and start with one step."""
-        self._limit = int(self.model._steps_per_execution.numpy())
+        # Without it, in the `fit` of Keras 3 itself, nothing is changed.
+        self._setting = getattr(self.model, "_steps_per_execution", tf.Variable(1, dtype=tf.int64))
+        self._limit = int(self._setting.numpy())
         self._steps = 1
         self._is_first = True
         # Built before the assignment to 1: for executions of one step Keras builds a function that can do no more.
@@ -47,7 +52,7 @@ class ShortExecutions(tf_keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Measure the first execution again, because an epoch may be slower than the one before."""
         self._is_settled = self._limit == 1
-        self.model._steps_per_execution.assign(self._steps)
+        self._setting.assign(self._steps)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Store the first step of an execution and its time."""
@@ -66,8 +71,8 @@ class ShortExecutions(tf_keras.callbacks.Callback):
         self._is_first = False  # the first one was not measured, because it compiles
         left = self._limit - done % self._limit
         self._is_settled = self._steps == left == self._limit
-        self.model._steps_per_execution.assign(min(self._steps, left))
+        self._setting.assign(min(self._steps, left))
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Restore the model's setting."""
-        self.model._steps_per_execution.assign(self._limit)
+        self._setting.assign(self._limit)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.models import boosted_trees, catalog, classical, own_model
+    from mirrorspark.models import boosted_trees, catalog, classical, keras3, own_model
     from mirrorspark.models.calibration import (
         CALIBRATION_FILE,
         CalibratedArchitecture,
@@ -50,6 +50,7 @@ __all__ = [
     "fit",
     "fit_centroids",
     "fit_mixture",
+    "keras3",
     "log_loss",
     "own_model",
     "save_calibration",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.features import FittedFeatures
+from mirrorspark.models import keras3
 from mirrorspark.models.code_digests import code_digest, is_sent
 from mirrorspark.models.settings import ModelSettingsError
 
@@ -64,14 +65,14 @@ class OwnArchitecture:
         """Return the user's model, with its weights created.
 
         Raises:
-            ModelSettingsError: The function does not return a model of tf-keras, or not one for the label.
+            ModelSettingsError: The function does not return a model of tf-keras or Keras 3, or not one for the label.
         """
         from mirrorspark.models import own_recommender
         from mirrorspark.models.fitting import ScaledLoss
         from mirrorspark.models.layers.input import symbolic_inputs
 
         model = _unpickled(settings)[0](fitted)
-        _require_tf_keras(model, settings.function)
+        keras = _keras_of(model, settings.function)
         if own_recommender.is_recommender(model):
             model.own_compilation = getattr(model, "optimizer", None) is not None
             own_recommender.prepare(model, self.TASK, fitted, settings.function)
@@ -85,11 +86,16 @@ class OwnArchitecture:
             scale = fitted.statistics[fitted.spec.label.name].standard_deviation or 1.0
             model.regression_loss = ScaledLoss("squared", scale)  # if it has no loss of its own
         model.own_compilation = getattr(model, "optimizer", None) is not None
+        given = None
         if not model.built:  # A class creates its weights when it is called.
-            model(symbolic_inputs(fitted.spec.query_features))
+            given = model(symbolic_inputs(fitted.spec.query_features, keras=keras))
+        if keras3.is_keras3(model) and self.TASK in ("binary", "regression"):
+            # Its losses and metrics do not bring labels and outputs into one form, or multiply all pairs of rows.
+            shape: Any = getattr(model, "output_shape", None) or getattr(given, "shape", ())
+            model.has_column = len(shape) == 2
         self._require_width(model, settings.function, fitted)
         if model.own_compilation:
-            _require_known_loss(model.loss, settings.function)
+            _require_known_loss(model.loss, settings.function, keras)
         return model
 
     def _require_width(self, model: "tf_keras.Model", function: str, fitted: FittedFeatures) -> None:
@@ -127,7 +133,8 @@ class OwnArchitecture:
             outputs, loss = model.own_tasks.predictions(inputs)
             are_logits = takes_logits(loss)
         else:
-            outputs, are_logits = tf.cast(model(inputs, training=False), tf.float32), returns_logits(model)
+            given = keras3.inputs_of(model, inputs) if keras3.is_keras3(model) else inputs
+            outputs, are_logits = tf.cast(model(given, training=False), tf.float32), returns_logits(model)
         if self.TASK != "regression" and are_logits:
             outputs = tf.nn.softmax(outputs) if self.TASK == "multi_class" else tf.sigmoid(outputs)
         if self.TASK in ("binary", "regression"):
@@ -146,8 +153,8 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
     by value: the workers need no file, and each call sends what is defined now.
 
     Args:
-        build: A function from the fitted features to a model of tf-keras, or a subclass of ``tf_keras.Model`` with that
-            one argument. A model without a loss returns logits, and gets the loss of the label's kind and the
+        build: A function from the fitted features to a model of tf-keras or Keras 3, or a subclass of ``Model`` with
+            that one argument. A model without a loss returns logits, and gets the loss of the label's kind and the
             configured optimizer. A compiled one keeps its own loss, metrics and optimizer, and returns probabilities,
             unless its loss says ``from_logits=True``. A ``tfrs.Model``, which a candidate label needs, computes its own
             loss (:mod:`models.own_recommender`).
@@ -214,6 +221,11 @@ def keep_compilation(model: "tf_keras.Model", steps_per_execution: int) -> None:
     """
     from mirrorspark.models.fitting import count_real_rows
 
+    if keras3.is_keras3(model):
+        model.steps_per_execution = steps_per_execution
+        kept = model._compile_metrics
+        keras3.count_real_rows(model, kept and _joined(kept._user_metrics, kept._user_weighted_metrics))
+        return
     metrics, loss = model.compiled_metrics, model.compiled_loss
     model.compile(
         optimizer=model.optimizer,
@@ -271,18 +283,17 @@ def _require_function_of_features(build: Callable[..., Any], name: str) -> None:
         ) from None
 
 
-def _require_known_loss(loss: Any, function: str) -> None:
+def _require_known_loss(loss: Any, function: str, keras: Any) -> None:
     """Check a loss that is given by its name, which Keras looks up within the first step."""
-    import tf_keras
-
-    if not isinstance(loss, str):
+    if not isinstance(loss, str) or loss in ("crossentropy", "ce"):  # of the labels' and the outputs' shapes
         return
     try:
-        tf_keras.losses.get(loss)
+        keras.losses.get(loss)
     except ValueError:
+        name = "tf-keras" if keras.__name__ == "tf_keras" else "Keras 3"
         raise ModelSettingsError(
-            f"{function} compiles its model with the loss '{loss}', which tf-keras does not know; use a name or class "
-            f"of tf_keras.losses"
+            f"{function} compiles its model with the loss '{loss}', which {name} does not know; use a name or class "
+            f"of {keras.__name__}.losses"
         ) from None
 
 
@@ -291,15 +302,14 @@ def _unpickled(settings: OwnSettings) -> tuple[Callable[[FittedFeatures], Any], 
     return found
 
 
-def _require_tf_keras(model: Any, name: str) -> None:
+def _keras_of(model: Any, name: str) -> Any:
+    """Return the module of the Keras that a model is of."""
     import tf_keras
 
     if isinstance(model, tf_keras.Model):
-        return
-    kinds = {kind.__module__.split(".")[0] for kind in type(model).__mro__}
-    if "keras" in kinds:
-        raise ModelSettingsError(
-            f"{name} returns a model of Keras 3, which TensorFlow's distribution strategies do not train; build it "
-            f"with tf_keras: import tf_keras as keras"
-        )
-    raise ModelSettingsError(f"{name} returns {type(model).__name__}; return a tf_keras.Model")
+        return tf_keras
+    keras = sys.modules.get("keras")
+    if keras is None or not isinstance(model, keras.Model):
+        raise ModelSettingsError(f"{name} returns {type(model).__name__}; return a model of Keras")
+    keras3.require_tensorflow(name)
+    return keras

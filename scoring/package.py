@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, compared_libraries, load_backend, protocol
+from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, compared_libraries, is_of_keras3, load_backend, protocol
 from mirrorspark.scoring.backends import FIELDS as LINEAR_FIELDS
 from mirrorspark.scoring.input import BUILT_IN, Column, ColumnInputs, Matrix, column_types, decoders
 from mirrorspark.scoring.model import POSTPROCESS, PREPROCESS, Hooks, with_hooks
@@ -53,7 +53,7 @@ def package_model(
     MLflow stores it as artifacts of a run.
 
     Args:
-        source: A folder of a SavedModel; a file of tf-keras (``.keras``, ``.h5``), ONNX (``.onnx``), XGBoost
+        source: A folder of a SavedModel; a file of Keras (``.keras``, ``.h5``), ONNX (``.onnx``), XGBoost
             (``.json``, ``.ubj``) or LightGBM (``.txt``); or a linear model, as a mapping or a ``.json`` file in the
             format of :class:`scoring.backends.linear.LinearBackend`.
         folder: The new folder.
@@ -69,9 +69,9 @@ def package_model(
             and return a dict of arrays, rows first. With ``preprocess``, ``columns`` are its inputs.
         labels: Names of the elements, in the model's order, by column of several scores; the names of classes, for
             example. The forms ``Labelled``, ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
-        trust: Whether Python code in a file of tf-keras (``Lambda`` layers, classes of other modules, calls of other
+        trust: Whether Python code in a file of Keras (``Lambda`` layers, classes of other modules, calls of other
             functions than operations of graphs) may run here, and whether the graphs of a SavedModel or a file of
-            tf-keras may read and write files. Another process that scores it needs ``trust``, too.
+            Keras may read and write files. Another process that scores it needs ``trust``, too.
 
     Returns:
         The folder.
@@ -88,7 +88,7 @@ def package_model(
     with new_model_folder(target) as whole:
         name, file = _copied(source, whole)
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
-        trusted = trust and name in ("keras", "saved_model")
+        trusted = trust and name in ("keras", "keras3", "saved_model")
         backend = _backend_of_the_copy(name, whole, file, called, source, trusted=trusted)
         functions = copied_hooks(hooks, whole) if hooks is not None else None
         hook_names = _hook_names(functions, columns or ())
@@ -160,7 +160,8 @@ def _backend_of(file: Path) -> str:
             f"{file} ends in '{suffix}', which is not a known format of models; give one of "
             f"{sorted([*_BACKENDS_BY_SUFFIX, '.json'])} or the folder of a SavedModel"
         )
-    return _BACKENDS_BY_SUFFIX[suffix]
+    name = _BACKENDS_BY_SUFFIX[suffix]
+    return "keras3" if name == "keras" and is_of_keras3(file) else name
 
 
 def _is_linear(file: Path) -> bool:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tf_keras
 
 from mirrorspark.callbacks.collectives import current_role, gather_over_ranks, local_replicas
+from mirrorspark.models import keras3
 
 METRICS = "epoch_metrics.npz"
 
@@ -108,7 +109,7 @@ def _variables(model: tf_keras.Model) -> list[tuple[str, Any]]:
     return [
         (f"{metric.name}/{number}{list(variable.shape)}", variable)
         for metric in model.metrics
-        for number, variable in enumerate(metric.variables)
+        for number, variable in enumerate(keras3.tf_variables(metric.variables))
         if variable.dtype.is_floating or variable.dtype.is_integer
     ]
 

@@ -2,8 +2,12 @@
 
 from typing import Any, Protocol
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
+
+from mirrorspark.callbacks.collectives import gather_over_ranks, local_replicas
+from mirrorspark.models import keras3
 
 
 class Stateful(Protocol):
@@ -31,22 +35,48 @@ def tensors(model: tf_keras.Model, optimizer: Any) -> tf.train.Checkpoint:
     normalisation) are saved as the mean. All workers resume from it: the mean they would have reached, up to rounding.
     """
     with model.distribute_strategy.scope():
-        if hasattr(optimizer, "build"):
-            optimizer.build(model.trainable_variables)
-        else:
+        if not hasattr(optimizer, "build"):
             optimizer._create_all_weights(model.trainable_variables)  # tf_keras.optimizers.legacy
+        elif not getattr(optimizer, "built", False):
+            optimizer.build(model.trainable_variables)
+    if keras3.is_keras3(model):
+        return tf.train.Checkpoint(model=of_model(model), optimizer=keras3.tf_variables(optimizer.variables))
     return tf.train.Checkpoint(model=model, optimizer=optimizer, random=_random_generators(model))
 
 
-def settle(model: tf_keras.Model) -> None:
-    """Synchronise the workers of ``model`` if its optimizer makes local updates; every worker has to call this.
+def of_model(model: Any) -> Any:
+    """Return the part of a checkpoint that holds the model: itself, or the variables of one of Keras 3 in their order.
 
-    An optimizer with local updates (`training.programs.keras_fit.local_updates`) has a method ``settle``; for others
-    this does nothing.
+    Those include the seeds of its random layers.
     """
+    return keras3.tf_variables(model.variables) if keras3.is_keras3(model) else model
+
+
+def settle(model: tf_keras.Model) -> None:
+    """Synchronise what the workers of ``model`` have computed on their own; every worker has to call this.
+
+    That is what an optimizer with local updates (`training.programs.keras_fit.local_updates`) has a method ``settle``
+    for, and in Keras 3 the moving averages of normalisation, which tf-keras' strategies average by themselves.
+    """
+    if keras3.is_keras3(model):
+        _average(model)
+        return
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling wraps it
     if hasattr(optimizer, "settle"):
         optimizer.settle()
+
+
+def _average(model: Any) -> None:
+    """Set the variables that every worker computes from its own rows to their means over the workers."""
+    strategy, variables = model.distribute_strategy, keras3.averaged_variables(model)
+    local = local_replicas(strategy)
+    if not variables or strategy.num_replicas_in_sync == local:
+        return
+    own = np.concatenate([np.ravel(variable.numpy()) for variable in variables]).astype(np.float64)
+    means = gather_over_ranks(strategy, np.repeat(own[None], local, axis=0)).mean(axis=0)
+    parts = np.split(means, np.cumsum([variable.shape.num_elements() for variable in variables])[:-1])
+    for variable, mean in zip(variables, parts, strict=True):
+        variable.assign(mean.reshape(variable.shape).astype(variable.dtype.as_numpy_dtype))
 
 
 def _random_generators(model: tf_keras.Model) -> list[tf.random.Generator]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         accumulate_gradients,
         build_optimizer,
         gathering,
+        schedule,
     )
     from mirrorspark.models.fitting.real_rows import count_real_rows, scale_in_hand, share_in_hand, share_of_rows
     from mirrorspark.models.fitting.step_loop import use_step_loop
@@ -36,6 +37,7 @@ __all__ = [
     "count_real_rows",
     "gathering",
     "scale_in_hand",
+    "schedule",
     "share_in_hand",
     "share_of_rows",
     "use_step_loop",

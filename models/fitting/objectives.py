@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.models import keras3
 from mirrorspark.models.fitting.real_rows import count_real_rows
 from mirrorspark.models.layers import MemberLoss, is_ensemble, mean_class_logits, mean_log_odds, mean_numbers, of_all
 
@@ -31,12 +32,19 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
         return
     if task not in _OBJECTIVES:
         raise ValueError(f"task '{task}' is unknown; use one of {sorted([*_OBJECTIVES, 'retrieval'])}")
+    if keras3.is_keras3(model):
+        import keras
+
+        loss, metrics = _OBJECTIVES[task](model, lambda kind: kind, keras)
+        keras.Model.compile(model, optimizer, loss=loss, steps_per_execution=steps_per_execution)
+        keras3.count_real_rows(model, metrics)
+        return
     if is_ensemble(model):
         combine = _OF_MEMBERS[task]
-        loss, metrics = _OBJECTIVES[task](model, lambda kind: of_all(kind, combine))
+        loss, metrics = _OBJECTIVES[task](model, lambda kind: of_all(kind, combine), tf_keras)
         loss = MemberLoss(loss.call if isinstance(loss, tf_keras.losses.Loss) else loss)
     else:
-        loss, metrics = _OBJECTIVES[task](model, lambda kind: kind)
+        loss, metrics = _OBJECTIVES[task](model, lambda kind: kind, tf_keras)
     model.compile(optimizer, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
     count_real_rows(model)
 
@@ -44,37 +52,38 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
 # Loss and metrics of each task. The compiled loss divides by the rows; the metric divides by their weights.
 
 
-# ``of`` turns the class of a metric into one that looks at the prediction of an ensemble.
+# ``of`` turns the class of a metric into one that looks at the prediction of an ensemble. The last argument is the
+# module of either Keras.
 _Of = Callable[[type], type]
 
 
-def _binary(_: Any, of: _Of) -> tuple[Any, list[Any]]:
-    return tf_keras.losses.BinaryCrossentropy(from_logits=True), [
-        of(tf_keras.metrics.BinaryCrossentropy)(name="log_loss", from_logits=True),
-        of(tf_keras.metrics.AUC)(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
+def _binary(_: Any, of: _Of, keras: Any) -> tuple[Any, list[Any]]:
+    return keras.losses.BinaryCrossentropy(from_logits=True), [
+        of(keras.metrics.BinaryCrossentropy)(name="log_loss", from_logits=True),
+        of(keras.metrics.AUC)(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
     ]
 
 
-def _multi_label(_: Any, of: _Of) -> tuple[Any, list[Any]]:
+def _multi_label(_: Any, of: _Of, keras: Any) -> tuple[Any, list[Any]]:
     return multi_label_log_loss, [
-        of(tf_keras.metrics.MeanMetricWrapper)(multi_label_log_loss, name="log_loss"),
+        of(keras.metrics.MeanMetricWrapper)(multi_label_log_loss, name="log_loss"),
         # One AUC over all pairs of a row and a label; an AUC per label would need thousands of counters for each.
-        of(tf_keras.metrics.AUC)(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
+        of(keras.metrics.AUC)(name="auc", num_thresholds=AUC_THRESHOLDS, from_logits=True),
     ]
 
 
-def _multi_class(_: Any, of: _Of) -> tuple[Any, list[Any]]:
-    return tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), [
-        of(tf_keras.metrics.SparseCategoricalCrossentropy)(name="log_loss", from_logits=True),
-        of(tf_keras.metrics.SparseCategoricalAccuracy)(name="accuracy"),
+def _multi_class(_: Any, of: _Of, keras: Any) -> tuple[Any, list[Any]]:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True), [
+        of(keras.metrics.SparseCategoricalCrossentropy)(name="log_loss", from_logits=True),
+        of(keras.metrics.SparseCategoricalAccuracy)(name="accuracy"),
     ]
 
 
-def _regression(model: Any, of: _Of) -> tuple[Any, list[Any]]:
-    return model.regression_loss, [
-        of(_of_middle(tf_keras.metrics.RootMeanSquaredError))(name="rmse"),
-        of(_of_middle(tf_keras.metrics.MeanAbsoluteError))(name="mae"),
-    ]
+def _regression(model: Any, of: _Of, keras: Any) -> tuple[Any, list[Any]]:
+    rmse, mae = keras.metrics.RootMeanSquaredError, keras.metrics.MeanAbsoluteError
+    if keras3.is_keras3(model):  # whose own models have one prediction per row
+        return model.regression_loss.call, [rmse(name="rmse"), mae(name="mae")]
+    return model.regression_loss, [of(_of_middle(rmse))(name="rmse"), of(_of_middle(mae))(name="mae")]
 
 
 def _of_middle(kind: type) -> type:
@@ -122,7 +131,7 @@ class ScaledLoss(tf_keras.losses.Loss):
         return tf.abs(predicted - actual) if self._kind == "absolute" else tf.square(predicted - actual)
 
 
-_OBJECTIVES: Mapping[str, Callable[[Any, _Of], tuple[Any, list[Any]]]] = {
+_OBJECTIVES: Mapping[str, Callable[[Any, _Of, Any], tuple[Any, list[Any]]]] = {
     "binary": _binary,
     "multi_label": _multi_label,
     "multi_class": _multi_class,

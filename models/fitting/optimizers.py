@@ -192,7 +192,13 @@ def build_optimizer(settings: OptimizerSettings, *wrappers: Callable[[type], typ
         wrappers: Functions that extend an optimizer class, such as `gathering`; the last one is outermost.
     """
     kind = functools.reduce(lambda built, wrapper: wrapper(built), wrappers, OPTIMIZERS[settings.name])
-    rate = WarmUpAndDecay(
+    decay = {} if settings.weight_decay is None else {"weight_decay": settings.weight_decay}
+    return kind(learning_rate=schedule(settings), global_clipnorm=settings.clip_norm, **decay)
+
+
+def schedule(settings: OptimizerSettings) -> "WarmUpAndDecay":
+    """Return the learning-rate schedule of the settings."""
+    return WarmUpAndDecay(
         settings.learning_rate,
         settings.schedule,
         settings.warmup_steps,
@@ -200,8 +206,6 @@ def build_optimizer(settings: OptimizerSettings, *wrappers: Callable[[type], typ
         settings.start_step,
         settings.start_share,
     )
-    decay = {} if settings.weight_decay is None else {"weight_decay": settings.weight_decay}
-    return kind(learning_rate=rate, global_clipnorm=settings.clip_norm, **decay)
 
 
 @tf_keras.utils.register_keras_serializable("mirrorspark")

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import plain_name
+from mirrorspark.models import keras3
 
 
 def state(model: Any) -> list[Any]:
@@ -16,7 +17,9 @@ def state(model: Any) -> list[Any]:
     trace, write and load as everything else.
     """
     kinds = (tf.Variable, tf.saved_model.experimental.TrackableResource, tf.saved_model.Asset)
-    return [one for one in tf.train.TrackableView(model).descendants() if isinstance(one, kinds)]
+    found = [one for one in tf.train.TrackableView(model).descendants() if isinstance(one, kinds)]
+    # Those within Keras 3's own variables are not descendants.
+    return found + (keras3.tf_variables(model.weights) if keras3.is_keras3(model) else [])
 
 
 def concrete(function: Callable[[Mapping[str, tf.Tensor]], Any], specs: Mapping[str, tf.TensorSpec]) -> Any:

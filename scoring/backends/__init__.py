@@ -10,6 +10,7 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.scoring.backends import protocol
     from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend, runs_code
+    from mirrorspark.scoring.backends.keras_file import is_of_keras3
     from mirrorspark.scoring.backends.libraries import library
     from mirrorspark.scoring.backends.linear import FIELDS
     from mirrorspark.scoring.backends.onnx_file import OnnxBackend
@@ -30,6 +31,7 @@ __all__ = [
     "TrainedGraph",
     "check_whole",
     "compared_libraries",
+    "is_of_keras3",
     "library",
     "limit_tensorflow",
     "load_backend",

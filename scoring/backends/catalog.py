@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.scoring.backends.keras_file import KerasBackend
+from mirrorspark.scoring.backends.keras_file import Keras3Backend, KerasBackend
 from mirrorspark.scoring.backends.lightgbm_file import LightGBMBackend
 from mirrorspark.scoring.backends.linear import LinearBackend
 from mirrorspark.scoring.backends.onnx_file import OnnxBackend
@@ -35,6 +35,7 @@ class _Entry:
 # No backend imports its library before a model is loaded.
 _BACKENDS: Mapping[str, _Entry] = {
     "keras": _Entry(KerasBackend, ("tensorflow", "tf-keras")),
+    "keras3": _Entry(Keras3Backend, ("tensorflow", "keras")),
     "lightgbm": _Entry(LightGBMBackend, ("lightgbm",)),
     "linear": _Entry(LinearBackend, ("numpy",)),
     "onnx": _Entry(OnnxBackend, ("onnxruntime",)),

@@ -1,4 +1,4 @@
-"""Backend for files of Keras 2 (tf-keras): ``.keras`` and ``.h5``.
+"""Backends for files of tf-keras and of Keras 3: ``.keras`` and ``.h5``.
 
 Such a file can hold Python code (``Lambda`` layers) or name any class of any module, which loading would run.
 """
@@ -39,6 +39,15 @@ _NOT_OF_NUMBERS = tuple(
 )
 # Settings of Keras' layers that may name a file, which is read when the layer is made.
 _FILES_OF_LAYERS = ("vocabulary", "input_vocabulary", "vocabulary_file", "filepath", "file_path", "filename")
+# Layers that hold code, or objects that their library pickles.
+_CODE_OF_LAYERS = ("Lambda", "__lambda__", "FlaxLayer", "JaxLayer", "TorchModuleWrapper")
+# The modules of Keras 3, within `keras` or `keras.src`, with all that a model is made of.
+_PARTS_OF_MODELS = frozenset(
+    {
+        *("activations", "constraints", "dtype_policies", "initializers", "layers", "losses", "models", "ops"),
+        *("quantizers", "random", "regularizers"),
+    }
+)
 _FUNCTION_OF_LAYER = {
     "TFOpLambda": "function",
     "SlicingOpLambda": "function",
@@ -50,8 +59,10 @@ _FUNCTION_OF_LAYER = {
 class KerasBackend:
     """A tf-keras model, called as one graph; ``model.predict`` takes several times as long for a batch."""
 
+    _module, _name = "tf_keras", "tf-keras"
+
     def __init__(self, path: Path, *, threads: int | None = None, trusted: bool = False) -> None:
-        """Load the model; imports TensorFlow and tf-keras.
+        """Load the model; imports TensorFlow and Keras.
 
         Args:
             path: The file.
@@ -60,40 +71,40 @@ class KerasBackend:
             trusted: Whether code in the file may run.
 
         Raises:
-            UnsupportedModelError: The file is not a tf-keras model or is damaged, or holds code, reads or writes files
-                and is not trusted, or the model has no inputs or keeps state between calls.
+            UnsupportedModelError: The file is not a model of this Keras or is damaged, or holds code, reads or writes
+                files and is not trusted, or the model has no inputs or keeps state between calls.
             ModuleNotFoundError: A library is not installed here.
         """
         tf = start_tensorflow()
-        keras = library("tf_keras", f"the model {path.name} needs tf-keras")
+        keras = library(self._module, f"the model {path.name} needs {self._name}")
         self.threads = compute_threads(tf)
-        if not trusted and (code := _code_in(path)) is not None:
+        self._check_backend(keras, path)
+        if not trusted and (code := self._code_in(path)) is not None:
             raise UnsupportedModelError(
                 f"{path} holds {code}, which loading would run here with your rights; if you trust who made the file, "
                 f"give trust=True to package_model, or export a SavedModel (model.export), which holds no Python code"
             )
-        # tf-keras' own argument safe_mode has no effect on HDF5 files, unlike this scope.
-        safe_mode = library("tf_keras.src.saving.serialization_lib", "a Keras file needs tf-keras").SafeModeScope
+        # Keras' own argument safe_mode has no effect on HDF5 files, unlike this scope.
+        serialization = library(f"{self._module}.src.saving.serialization_lib", f"a Keras file needs {self._name}")
         try:
-            with safe_mode(not trusted):
+            with serialization.SafeModeScope(not trusted):
                 model = keras.models.load_model(path, compile=False, safe_mode=not trusted)
         except MemoryError:
             raise
         except Exception as error:
-            # Damaged files, and those of Keras 3 with other classes and settings, fail in tf-keras in many ways.
+            # Damaged files, and those with other classes and settings, fail in Keras in many ways.
             raise UnsupportedModelError(
-                f"{path} cannot be read by tf-keras {keras.__version__} ({error}); of Keras 3, or with classes of "
-                f"your own, export a SavedModel (model.export) and give that"
+                f"{path} cannot be read by {self._name} {keras.__version__} ({error}); of a later Keras, or with "
+                f"classes of your own, export a SavedModel (model.export) and give that"
             ) from error
         if not getattr(model, "inputs", None):
             raise UnsupportedModelError(f"{path}: the model has no inputs yet; call it once before you save it")
-        if model.stateful:
+        if self._is_stateful(model):
             raise UnsupportedModelError(
                 f"{path}: the model keeps a state from call to call, so that scores would depend on the rows before "
                 f"them; save it with stateful=False"
             )
-        specs = dict(zip(model.input_names, model.inputs, strict=True))
-        results = dict(zip(model.output_names, model.outputs, strict=True))
+        specs, results = self._specs(tf, model)
         self.signature = Signature(
             tuple(tensor_type(name, spec) for name, spec in specs.items()),
             tuple(tensor_type(name, spec) for name, spec in results.items()),
@@ -103,7 +114,7 @@ class KerasBackend:
         self._to_tensor = tf.constant
 
         def call(*tensors: object) -> dict[str, object]:
-            given = model(list(tensors) if len(tensors) > 1 else tensors[0], training=False)
+            given = model(self._packed(tf, model, tensors), training=False)
             return dict(zip(results, tf.nest.flatten(given), strict=True))
 
         self._call = tf.function(call, autograph=False).get_concrete_function(
@@ -117,6 +128,24 @@ class KerasBackend:
             )
         self._model = model  # keeps its variables alive
 
+    def _check_backend(self, keras: Any, path: Path) -> None:
+        """Check Keras' own backend, of which tf-keras has one."""
+
+    def _code_in(self, path: Path) -> str | None:
+        return _code_in(path)
+
+    def _is_stateful(self, model: Any) -> bool:
+        return bool(model.stateful)
+
+    def _specs(self, tf: Any, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the symbolic inputs and outputs by name, with TensorFlow's shapes and types."""
+        inputs = dict(zip(model.input_names, model.inputs, strict=True))
+        return inputs, dict(zip(model.output_names, model.outputs, strict=True))
+
+    def _packed(self, tf: Any, model: Any, tensors: Sequence[object]) -> Any:
+        """Return the inputs as the model takes them."""
+        return list(tensors) if len(tensors) > 1 else tensors[0]
+
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the named outputs."""
         arrays = [inputs[array.name] for array in self.signature.inputs]
@@ -124,12 +153,68 @@ class KerasBackend:
         return {name: given[name].numpy() for name in outputs}
 
 
+class Keras3Backend(KerasBackend):
+    """A model of Keras 3, called likewise."""
+
+    _module, _name = "keras", "Keras"
+
+    def _check_backend(self, keras: Any, path: Path) -> None:
+        if (backend := keras.backend.backend()) != "tensorflow":
+            raise UnsupportedModelError(
+                f"{path} is scored by Keras with TensorFlow, and its backend here is {backend}: unset KERAS_BACKEND"
+            )
+
+    def _code_in(self, path: Path) -> str | None:
+        for node in _objects(_configuration(path)):
+            module = node.get("module")
+            parts = module.removeprefix("keras.src.").removeprefix("keras.").split(".") if module else ["keras"]
+            if isinstance(module, str) and parts[0] not in {"keras", *_PARTS_OF_MODELS}:
+                return f"an object of {module}.{node.get('class_name')}"
+        return _code_in(path)
+
+    def _is_stateful(self, model: Any) -> bool:
+        return any(getattr(layer, "stateful", False) for layer in model._flatten_layers())
+
+    def _specs(self, tf: Any, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        def specs(names: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
+            found = (
+                tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in zip(names, tensors, strict=True)
+            )
+            return {spec.name: spec for spec in found}
+
+        results = getattr(model, "output_names", None) or [model.layers[-1].name]
+        return specs([one.name for one in model.inputs], model.inputs), specs(results, model.outputs)
+
+    def _packed(self, tf: Any, model: Any, tensors: Sequence[object]) -> Any:
+        structure = getattr(model, "_inputs_struct", None)
+        if structure is None:
+            return super()._packed(tf, model, tensors)
+        return tf.nest.pack_sequence_as(structure, tensors)
+
+
+def is_of_keras3(path: Path) -> bool:
+    """Return True for a file that Keras 3 has saved; a damaged one counts as one of tf-keras."""
+    try:
+        if zipfile.is_zipfile(path) and str(path).endswith(".keras"):
+            with zipfile.ZipFile(path) as archive:
+                version = json.loads(archive.read("metadata.json"))["keras_version"]
+        else:
+            h5py = library("h5py", f"the model {path.name} needs h5py")
+            with h5py.File(path, "r") as file:
+                version = file.attrs["keras_version"]
+        return int(str(version).partition(".")[0]) >= 3
+    except MemoryError:
+        raise
+    except Exception:  # the backend says what is wrong with the file
+        return False
+
+
 def _code_in(path: Path) -> str | None:
     """Return a description of the first object in the file that would run Python code outside Keras, or None."""
     for node in _objects(_configuration(path)):
         name, module = node.get("class_name"), node.get("module")
-        if name in ("Lambda", "__lambda__"):
-            return "a Lambda layer"
+        if name in _CODE_OF_LAYERS:
+            return "a Lambda layer" if name == "__lambda__" else f"a {name} layer"
         if isinstance(module, str) and module.partition(".")[0] not in ("keras", "tf_keras"):
             return f"an object of {module}.{name}"
         if isinstance(name, str) and name in _FUNCTION_OF_LAYER:

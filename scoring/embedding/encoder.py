@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mirrorspark.data_pipelines.features import raw_columns
-from mirrorspark.scoring.backends import compared_libraries, load_backend, protocol
+from mirrorspark.scoring.backends import compared_libraries, is_of_keras3, load_backend, protocol
 from mirrorspark.scoring.embedding.image_encoder import ImageEncoder
 from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
 from mirrorspark.scoring.embedding.text_encoder import IDS, MASKS, SEGMENTS, StringEncoder, TokenEncoder
@@ -65,7 +65,8 @@ def _model_file(folder: Path) -> tuple[str, Path]:
             f"{folder} {holds}; give a folder with a SavedModel ({_SAVED_MODEL_FILE}) or one file of "
             f"{', '.join(_BACKENDS_BY_SUFFIX)}, or that file"
         )
-    return _BACKENDS_BY_SUFFIX[chosen[0].suffix], chosen[0]
+    name = _BACKENDS_BY_SUFFIX[chosen[0].suffix]
+    return ("keras3" if name == "keras" and is_of_keras3(chosen[0]) else name), chosen[0]
 
 
 def encoder_digest(location: str | Path) -> str:

@@ -19,7 +19,7 @@ BUILT_IN = (IMAGE, RESIZED_IMAGE, NUMBERS)
 
 _REASON_CHARACTERS = 200
 # These backends decode images with TensorFlow, as in training; all others use Pillow, as is usual for PyTorch models.
-_BACKENDS_OF_TENSORFLOW = ("keras", "saved_model")
+_BACKENDS_OF_TENSORFLOW = ("keras", "keras3", "saved_model")
 
 Decode: TypeAlias = Callable[[bytes], Any]
 

@@ -15,6 +15,9 @@ from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 # and on CPU much faster, than gathering the touched rows of every worker. Larger tables keep sparse gradients.
 DENSE_GRADIENT_ROWS = 1 << 17
 
+# The initial values of a table: from -0.05 to 0.05, in both Keras.
+_UNIFORM = "random_uniform"
+
 
 @dataclass(frozen=True)
 class Field:
@@ -51,8 +54,8 @@ def lay_out_fields(fitted: FittedFeatures, features: Sequence[kinds.Feature]) ->
     return tuple(fields), rows
 
 
-class FieldEmbeddings(tf_keras.layers.Layer):
-    """Embeds every field, averages inside a field, and concatenates: ``[batch, fields * dim]``.
+class FieldLookup:
+    """A layer, of either Keras: embeds every field, averages inside it, and concatenates: ``[batch, fields * dim]``.
 
     All fields share one table and are looked up by one gather, because a lookup, a gradient and a collective per field
     cost more than the arithmetic. Id 0 (missing, padding) is excluded from the mean; a field without any other id
@@ -71,12 +74,10 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         """The fields in the table."""
         return self._fields
 
-    def build(self, input_shape: Mapping[str, Any]) -> None:
+    def build(self: Any, input_shape: Mapping[str, Any]) -> None:
         """Create the table ``[rows, dim]``."""
-        self._table = self.add_weight(
-            name="table", shape=(self._rows, self._dim), initializer=tf_keras.initializers.RandomUniform(-0.05, 0.05)
-        )
-        super().build(input_shape)
+        self._table = self.add_weight(name="table", shape=(self._rows, self._dim), initializer=_UNIFORM)
+        super().build(input_shape)  # type: ignore[misc]
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         """Return ``[batch, fields * dim]`` for int64 ``[batch]`` or ``[batch, any]`` ids by field name."""
@@ -91,7 +92,7 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         # A prediction has no gradient, so its lookup may read only the rows that it names.
         return self._table if training is False else dense_when_small(self._table, self._rows)
 
-    def _averaged(self, table: Any, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def _averaged(self: Any, table: Any, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         given = {field.name: inputs[field.name] for field in self._fields}
         widths = {name: _ids_per_row(ids) for name, ids in given.items()}
         ids = tf.concat([tf.reshape(given[name], [-1, width]) for name, width in widths.items()], axis=1)
@@ -137,9 +138,14 @@ def _is_served() -> bool:
     return bool(tf.distribute.get_strategy()._should_use_with_coordinator)
 
 
-class SparseEmbedding(tf_keras.layers.Layer):
-    """The sum of a row's embeddings times its values: ``[batch, dim]``, the product with a table ``[size, dim]``.
+class FieldEmbeddings(FieldLookup, tf_keras.layers.Layer):
+    """The layer of tf-keras."""
 
+
+class SparseLookup:
+    """A layer, of either Keras: the sum of a row's embeddings times its values, ``[batch, dim]``.
+
+    It is the product with a table ``[size, dim]``.
     Forward and backward pass touch only the table's rows that a batch names: neither the inputs nor the gradient are
     ever ``size`` wide, unless the table is so small that a dense gradient is cheaper to reduce.
     """
@@ -149,12 +155,12 @@ class SparseEmbedding(tf_keras.layers.Layer):
         super().__init__(**kwargs)
         self._size = size
         self._dim = dim
-        self._initializer = "zeros" if from_zero else tf_keras.initializers.RandomUniform(-0.05, 0.05)
+        self._initializer = "zeros" if from_zero else _UNIFORM
 
-    def build(self, input_shape: Any) -> None:
+    def build(self: Any, input_shape: Any) -> None:
         """Create the table ``[size, dim]``."""
         self._table = self.add_weight(name="table", shape=(self._size, self._dim), initializer=self._initializer)
-        super().build(input_shape)
+        super().build(input_shape)  # type: ignore[misc]
 
     def call(self, inputs: tf.SparseTensor, training: bool | None = None) -> tf.Tensor:
         """Return float32 ``[batch, dim]`` for a sparse float32 ``[batch, size]``; a row without entries is zeros."""
@@ -163,6 +169,10 @@ class SparseEmbedding(tf_keras.layers.Layer):
         table = dense_when_small(self._table, self._size)
         embedded = tf.nn.embedding_lookup(table, inputs.indices[:, 1]) * inputs.values[:, tf.newaxis]
         return tf.math.unsorted_segment_sum(embedded, inputs.indices[:, 0], inputs.dense_shape[0])
+
+
+class SparseEmbedding(SparseLookup, tf_keras.layers.Layer):
+    """The layer of tf-keras."""
 
 
 def sparse_product(rows: tf.SparseTensor, table: Any) -> tf.Tensor:

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds, plain_name
+from mirrorspark.models import keras3
 from mirrorspark.models.layers.input.embeddings import FieldEmbeddings, SparseEmbedding, lay_out_fields
 from mirrorspark.models.layers.resumable import ResumableDropout
 from mirrorspark.models.layers.tabular import MemberDense
@@ -16,7 +17,9 @@ _FIELDS, _FEATURES, _EMBEDDING = "fields", "features", "_embedding"
 _LAYERS = frozenset({_FIELDS, _FEATURES})
 
 
-def symbolic_inputs(features: Sequence[kinds.Feature], *, any_length: bool = False) -> dict[str, Any]:
+def symbolic_inputs(
+    features: Sequence[kinds.Feature], *, any_length: bool = False, keras: Any = tf_keras
+) -> dict[str, Any]:
     """Return one Keras input per feature, by the feature's name, according to its form.
 
     The input's own name is another one, so that it equals that of no layer.
@@ -24,20 +27,22 @@ def symbolic_inputs(features: Sequence[kinds.Feature], *, any_length: bool = Fal
     Args:
         features: The features.
         any_length: Whether lists may be padded to any length instead of their ``max_length``.
+        keras: The module of either Keras.
     """
     return {
-        feature.name: _symbolic_input(feature, f"{plain_name(feature.name)}_input", any_length) for feature in features
+        feature.name: _symbolic_input(feature, f"{plain_name(feature.name)}_input", any_length, keras)
+        for feature in features
     }
 
 
-def _symbolic_input(feature: kinds.Feature, name: str, any_length: bool) -> Any:
+def _symbolic_input(feature: kinds.Feature, name: str, any_length: bool, keras: Any) -> Any:
     if isinstance(feature, kinds.Sparse):
-        return tf_keras.Input((feature.size,), dtype=tf.float32, sparse=True, name=name)
+        return keras.Input((feature.size,), dtype="float32", sparse=True, name=name)
     if isinstance(feature, kinds.ListFeature):
-        return tf_keras.Input((None if any_length else feature.max_length,), dtype=tf.int64, name=name)
+        return keras.Input((None if any_length else feature.max_length,), dtype="int64", name=name)
     if isinstance(feature, kinds.VectorFeature):
-        return tf_keras.Input((feature.size,), dtype=tf.float32, name=name)
-    return tf_keras.Input((), dtype=tf.float32 if feature.form == "value" else tf.int64, name=name)
+        return keras.Input((feature.size,), dtype="float32", name=name)
+    return keras.Input((), dtype="float32" if feature.form == "value" else "int64", name=name)
 
 
 def lists_of_any_length(model: Any) -> tuple[str, ...]:
@@ -45,6 +50,8 @@ def lists_of_any_length(model: Any) -> tuple[str, ...]:
 
     The result is empty for a layer, a module, and a model that is not a graph of Keras layers.
     """
+    if keras3.is_keras3(model):
+        return tuple(name for name, one in keras3.named_inputs(model).items() if one.shape == (None, None))
     if not isinstance(model, tf_keras.Model):
         return ()
     given = getattr(model, "input", None) if model.inputs else None
@@ -92,14 +99,18 @@ def concatenated_inputs(
     return concatenated(parts, f"{prefix}{_FEATURES}")
 
 
-def feature_inputs(fitted: FittedFeatures) -> dict[str, Any]:
-    """Return the symbolic inputs of a Keras model: one per feature, by name, for ``tf_keras.Model(inputs, outputs)``.
+def feature_inputs(fitted: FittedFeatures, keras: Any = tf_keras) -> dict[str, Any]:
+    """Return the symbolic inputs of a Keras model: one per feature, by name, for ``keras.Model(inputs, outputs)``.
 
     Tokens are ids, int64 ``[batch]`` or ``[batch, any]`` for lists; numbers are standardised, float32 ``[batch]``.
+
+    Args:
+        fitted: The fitted features.
+        keras: The module whose layers follow: tf-keras, or Keras 3.
     """
     # Keras finds the inputs of a model that takes a list by these names, so they are the features' where they can be.
     return {
-        feature.name: _symbolic_input(feature, _name_beside_vector(feature.name), any_length=True)
+        feature.name: _symbolic_input(feature, _name_beside_vector(feature.name), True, keras)
         for feature in fitted.spec.query_features
     }
 
@@ -118,6 +129,8 @@ def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_
         inputs: The result of :func:`feature_inputs`.
         embedding_dim: Width of each embedding; those of a list are averaged.
     """
+    if any(map(keras3.is_keras3, inputs.values())):
+        return keras3.feature_vector(fitted, inputs, embedding_dim)
     return concatenated_inputs(fitted, fitted.spec.query_features, dict(inputs), embedding_dim)
 
 

@@ -24,7 +24,7 @@ PYTHON = "python"
 COMPARED_OF_TRAINED = ("tensorflow",)
 """Compared libraries of a model that was trained here. Its features have the same bits with every NumPy version."""
 
-OF_ENCODERS = ("onnxruntime", "tf-keras")
+OF_ENCODERS = ("keras", "onnxruntime", "tf-keras")
 """Libraries that run encoders of such a model, in addition to the compared ones."""
 
 # Computing libraries of MLflow flavors; other flavors have the name of their library.

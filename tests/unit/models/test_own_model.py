@@ -1,5 +1,6 @@
 """T3, F15: a user's own model travels by value, keeps its compilation, and its outputs become probabilities."""
 
+import functools
 import importlib
 import shutil
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,11 +19,16 @@ from tf_keras import layers
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings
+from mirrorspark.models.keras3.loop import fit
+from mirrorspark.models.keras3.optimizers import build_optimizer as keras3_optimizer
+from mirrorspark.models.keras3.steps import share_steps
 from mirrorspark.models.layers.input import feature_inputs, feature_vector
 from mirrorspark.models.serving.export import ScoringModule, save
-from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, RAW_SIGNATURE
 from mirrorspark.models.settings import ModelSettingsError
 
 SPEC = FeatureSpec.from_dict(
@@ -39,21 +46,21 @@ LOCK = threading.Lock()
 BATCH = {"town": tf.constant([2, 3], tf.int64), "distance": tf.constant([0.5, -1.0])}
 
 
-def logits(features: FittedFeatures) -> tf_keras.Model:
-    inputs = feature_inputs(features)
-    return tf_keras.Model(inputs, layers.Dense(1)(feature_vector(features, inputs, 4)))
+def logits(features: FittedFeatures, of: Any = tf_keras) -> Any:
+    inputs = feature_inputs(features, of)
+    return of.Model(inputs, of.layers.Dense(1)(feature_vector(features, inputs, 4)))
 
 
-def probabilities(features: FittedFeatures) -> tf_keras.Model:
-    inputs = feature_inputs(features)
-    model = tf_keras.Model(inputs, layers.Dense(1, activation="sigmoid")(feature_vector(features, inputs)))
+def probabilities(features: FittedFeatures, of: Any = tf_keras) -> Any:
+    inputs = feature_inputs(features, of)
+    model = of.Model(inputs, of.layers.Dense(1, activation="sigmoid")(feature_vector(features, inputs)))
     model.compile("sgd", loss="binary_crossentropy", metrics=["mae"])
     return model
 
 
-def from_logits(features: FittedFeatures) -> tf_keras.Model:
-    model = logits(features)
-    model.compile("adam", loss=tf_keras.losses.BinaryCrossentropy(from_logits=True))
+def from_logits(features: FittedFeatures, of: Any = tf_keras) -> Any:
+    model = logits(features, of)
+    model.compile("adam", loss=of.losses.BinaryCrossentropy(from_logits=True))
     return model
 
 
@@ -68,6 +75,33 @@ class Distances(tf_keras.Model):
         return self.head(inputs["distance"][:, tf.newaxis])
 
 
+class Distances3(keras.Model):
+    """The same in Keras 3."""
+
+    def __init__(self, features: FittedFeatures) -> None:
+        super().__init__()
+        self.head = keras.layers.Dense(1)
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        return self.head(inputs["distance"][:, None])
+
+
+def preprocessed(features: FittedFeatures) -> Any:
+    """Return a graph of Keras 3 that reads one feature of two, by layers with tables and without weights."""
+    distance = feature_inputs(features, keras)["distance"]
+    places = keras.layers.Discretization([-0.5, 0.0, 0.7], dtype="int64")(distance)
+    crossed = keras.layers.IntegerLookup(vocabulary=[1, 3], output_mode="one_hot")(places[:, None])
+    scaled = keras.layers.Normalization(mean=0.5, variance=4.0)(distance[:, None])
+    return keras.Model({"distance": distance}, keras.layers.Dense(1)(keras.layers.Concatenate()([crossed, scaled])))
+
+
+WHOLE = (logits, probabilities)
+
+
+def in_keras_3(build: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.partial(build, of=keras)
+
+
 def built(build: Callable[..., Any]) -> tuple[Any, tf_keras.Model]:
     given = own_model.own_model(build, "binary")
     architecture = catalog.architecture(given["name"])
@@ -76,16 +110,49 @@ def built(build: Callable[..., Any]) -> tuple[Any, tf_keras.Model]:
 
 
 @pytest.mark.parametrize(
-    ("build", "is_logit"), [(logits, True), (probabilities, False), (from_logits, True), (Distances, True)]
+    ("build", "is_logit"),
+    [
+        *((logits, True), (probabilities, False), (from_logits, True), (Distances, True)),
+        *((in_keras_3(logits), True), (in_keras_3(probabilities), False), (in_keras_3(from_logits), True)),
+        *((Distances3, True), (preprocessed, True)),
+    ],
 )
 def test_the_score_is_a_probability_whatever_the_model_returns(build: Callable[..., Any], is_logit: bool) -> None:
     architecture, model = built(build)
     assert model.weights
-    raw = tf.reshape(model(BATCH), [-1])
+    raw = tf.reshape(model({"distance": BATCH["distance"]} if build is preprocessed else BATCH), [-1])
     expected = tf.sigmoid(raw) if is_logit else raw
     score = architecture.predict(model, BATCH)["score"]
     np.testing.assert_allclose(score, expected, rtol=1e-6)
     assert score.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [preprocessed, *(pytest.param(one, marks=pytest.mark.full) for one in (*map(in_keras_3, WHOLE), Distances3))],
+)
+def test_a_model_of_keras_3_trains_and_is_exported_with_raw_columns(build: Callable[..., Any], tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    architecture, model = built(build)
+    if model.own_compilation:
+        own_model.keep_compilation(model, 2)
+    else:
+        compile_model(model, "binary", keras3_optimizer(OptimizerSettings(learning_rate=0.1)), 2)
+    share_steps(model)
+    weights = np.array([1, 0], np.float32)  # the second row is padding
+    batch = PaddedBatch(BATCH, tf.constant([1.0, 0.0]), weights, tf.constant(2.0))
+    data = tf.data.Dataset.from_tensors(batch).repeat()
+    history = fit(model, data, validation=data, epochs=3, steps=3, validation_steps=1, callbacks=[]).history
+    assert history["loss"][-1] < history["loss"][0]
+    metric = "mae" if model.own_compilation else "log_loss"
+    score = architecture.predict(model, BATCH)["score"].numpy()
+    expected = 1 - score[0] if model.own_compilation else -np.log(score[0])
+    assert history[f"val_{metric}"][-1] == pytest.approx(expected, rel=1e-4)
+    fitted = FittedFeatures(SPEC, {}, {"distance": NumericStatistics(0.0, 1.0, -1.0, 1.0, 2)})
+    save(ScoringModule(architecture, model, fitted), tmp_path / "model")
+    signatures = tf.saved_model.load(str(tmp_path / "model")).signatures
+    np.testing.assert_allclose(signatures[ENCODED_SIGNATURE](**BATCH)["score"], score, rtol=1e-6)
+    assert set(signatures[RAW_SIGNATURE].structured_input_signature[1]) == {"town", "distance"}
 
 
 class DistanceEncoder(tf.Module):
@@ -245,19 +312,15 @@ def test_what_cannot_be_a_model_is_refused_before_anything_starts(build: Any, ki
         own_model.own_model(build, kind)
 
 
-class Keras3Model:
-    """A model of Keras 3, as far as its origin shows."""
+def test_what_is_no_model_of_keras_is_named() -> None:
+    with pytest.raises(ModelSettingsError, match="returns int; return a model of Keras"):
+        built(lambda features: 3)
 
 
-Keras3Model.__module__ = "keras.src.models.functional"
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"), [(Keras3Model, "a model of Keras 3, .* build it with tf_keras"), (int, "returns int")]
-)
-def test_what_is_no_model_of_tf_keras_is_named(returned: type, message: str) -> None:
-    with pytest.raises(ModelSettingsError, match=message):
-        built(lambda features: returned())
+def test_keras_3_has_to_compute_with_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ModelSettingsError, match=r"of Keras 3 with the backend jax; .*: unset KERAS_BACKEND there"):
+        built(in_keras_3(logits))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +334,7 @@ def test_what_is_no_model_of_tf_keras_is_named(returned: type, message: str) -> 
 def test_a_model_with_other_outputs_than_the_label_needs_is_named_in_a_line(ends: Any, message: str) -> None:
     """H2: the loss would raise with many pages of TensorFlow's frames."""
 
-    def build(features: FittedFeatures) -> tf_keras.Model:
+    def build(features: FittedFeatures) -> Any:
         inputs = feature_inputs(features)
         return tf_keras.Model(inputs, ends(feature_vector(features, inputs, 4)))
 
@@ -279,11 +342,12 @@ def test_a_model_with_other_outputs_than_the_label_needs_is_named_in_a_line(ends
         built(build)
 
 
-def test_a_loss_that_keras_does_not_know_is_named_before_the_first_step() -> None:
-    def build(features: FittedFeatures) -> tf_keras.Model:
-        model = logits(features)
+@pytest.mark.parametrize(("of", "name"), [(tf_keras, "tf-keras"), (keras, "Keras 3")])
+def test_a_loss_that_keras_does_not_know_is_named_before_the_first_step(of: Any, name: str) -> None:
+    def build(features: FittedFeatures) -> Any:
+        model = logits(features, of)
         model.compile("sgd", loss="binary_crossentropyy")
         return model
 
-    with pytest.raises(ModelSettingsError, match="compiles its model with the loss 'binary_crossentropyy', which"):
+    with pytest.raises(ModelSettingsError, match=f"with the loss 'binary_crossentropyy', which {name} does not know"):
         built(build)

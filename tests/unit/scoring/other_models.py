@@ -1,5 +1,6 @@
 """Small models of other libraries for the tests of scoring, with rows for them."""
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,13 +97,12 @@ def serialized_examples(table: pa.Table) -> list[bytes]:
     return [example(row) for row in table.to_pylist()]
 
 
-def save_logistic_keras(path: Path, *, rows: int | None = None) -> Path:
-    """Save the logistic model as a file of tf-keras that takes one array."""
-    import tf_keras
-
-    box = tf_keras.Input((3,), batch_size=rows, name="box")
-    model = tf_keras.Sequential([box, tf_keras.layers.Dense(1, "sigmoid", name="score")])
-    model.layers[0].set_weights([np.array(WEIGHTS)[:, None], np.array([INTERCEPT])])
+def save_logistic_keras(path: Path, *, rows: int | None = None, module: str = "tf_keras") -> Path:
+    """Save the logistic model as a file of tf-keras, or of Keras 3, that takes one array."""
+    keras = importlib.import_module(module)
+    box = keras.Input((3,), batch_size=rows, name="box")
+    model = keras.Sequential([box, keras.layers.Dense(1, "sigmoid", name="score")])
+    model.layers[-1].set_weights([np.array(WEIGHTS)[:, None], np.array([INTERCEPT])])
     with warnings.catch_warnings():
         # tf-keras calls its own HDF5 form legacy.
         warnings.simplefilter("ignore", UserWarning)

@@ -58,13 +58,21 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "saved_model": package_model(save_logistic_saved_model(folder / "tf"), folder / "a"),
         "keras": package_model(save_logistic_keras(folder / "m.keras"), folder / "b", columns=NAMES),
         "h5": package_model(save_logistic_keras(folder / "m.h5"), folder / "c", columns=NAMES),
+        "keras 3": package_model(
+            save_logistic_keras(folder / "m3.keras", module="keras"), folder / "k3", columns=NAMES
+        ),
+        "keras 3 h5": package_model(
+            save_logistic_keras(folder / "m3.h5", module="keras"), folder / "h3", columns=NAMES
+        ),
         "onnx": package_model(save_logistic_onnx(folder / "m.onnx"), folder / "d", columns=NAMES),
         "linear": package_model(LINEAR, folder / "e"),
         "linear file": package_model(folder / "linear.json", folder / "f"),
     }
 
 
-@pytest.mark.parametrize("name", ["saved_model", "keras", "h5", "onnx", "linear", "linear file"])
+@pytest.mark.parametrize(
+    "name", ["saved_model", "keras", "h5", "keras 3", "keras 3 h5", "onnx", "linear", "linear file"]
+)
 def test_one_call_scores_every_version_of_a_model_alike(packages: dict[str, Path], name: str) -> None:
     """S13: TensorFlow, tf-keras, ONNX Runtime and NumPy."""
     scores = LoadedModel(resolve(packages[name]).path, threads=1).score(BOXES, batch_size=300)
@@ -98,6 +106,7 @@ def test_a_description_is_read_as_it_was_written(packages: dict[str, Path]) -> N
         ("saved_model", ["tensorflow"]),
         ("keras", ["tensorflow", "tf_keras"]),
         ("h5", ["tensorflow", "tf_keras"]),
+        ("keras 3", ["tensorflow", "keras"]),
         ("onnx", ["onnxruntime"]),
         ("linear", ["numpy"]),
     ],
@@ -289,14 +298,14 @@ def test_a_library_that_is_missing_where_a_model_is_loaded_is_named(
         LoadedModel(packages[name])
 
 
-def lambda_model(path: Path) -> Path:
+def lambda_model(path: Path, module: str = "tf_keras") -> Path:
     """Save a model of which a part is Python bytecode in the file."""
-    import tf_keras
-
-    inputs = tf_keras.Input((3,), name="boxes")
+    keras = importlib.import_module(module)
+    inputs = keras.Input((3,), name="boxes")
+    doubled = keras.layers.Lambda(lambda values: values[:, :1] * 2.0, output_shape=(1,))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # tf-keras calls its own HDF5 form legacy
-        tf_keras.Model(inputs, tf_keras.layers.Lambda(lambda values: values[:, :1] * 2.0)(inputs)).save(path)
+        keras.Model(inputs, doubled(inputs)).save(path)
     return path
 
 
@@ -316,11 +325,11 @@ def test_code_in_a_keras_file_runs_only_for_those_who_trust_it(tmp_path: Path) -
     """S12: the folder of the package carries the trust to wherever it is scored."""
     columns = ["width", "height", "depth"]
     table = pa.table({name: pa.array([float(number), 2.0]) for number, name in enumerate(columns, 3)})
-    for suffix in (".h5", ".keras"):
-        source = lambda_model(tmp_path / f"m{suffix}")
+    for suffix, module in ((".h5", "tf_keras"), (".keras", "tf_keras"), (".keras", "keras")):
+        source = lambda_model(tmp_path / f"m{suffix}", module)
         with pytest.raises(UnsupportedModelError, match=rf"m\{suffix} holds a Lambda layer, .*give trust=True"):
             package_model(source, tmp_path / "refused", columns=columns)
-        folder = package_model(source, tmp_path / f"model{suffix}", columns=columns, trust=True)
+        folder = package_model(source, tmp_path / f"{module}{suffix}", columns=columns, trust=True)
         (scores,) = LoadedModel(folder).score(table).values()
         assert scores.ravel().tolist() == [6.0, 4.0]
     with pytest.raises(UnsupportedModelError, match=r"holds an object of subprocess\.Popen, which loading would run"):
@@ -393,6 +402,34 @@ def test_a_keras_file_reads_no_vocabulary_from_another_file_without_trust(tmp_pa
 
     with pytest.raises(UnsupportedModelError, match=f"holds a layer {kind} that reads the file .*secret.txt"):
         package_model(tmp_path / "m.keras", tmp_path / "refused")
+
+
+@pytest.mark.parametrize("module", ["subprocess", "keras.src.utils.file_utils", "keras.saving"])
+def test_a_file_of_keras_3_names_only_parts_of_models(tmp_path: Path, module: str) -> None:
+    """S12: Keras itself would look the name up, and may find a function that fetches or reads files."""
+    source = save_logistic_keras(tmp_path / "m.keras", module="keras")
+    with zipfile.ZipFile(source) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content["config.json"] = content["config.json"].replace(b'"keras.initializers"', f'"{module}"'.encode())
+    with zipfile.ZipFile(source, "w") as archive:
+        for name, part in content.items():
+            archive.writestr(name, part)
+    with pytest.raises(UnsupportedModelError, match=rf"holds an object of {module}\.\w+, which loading would run"):
+        package_model(source, tmp_path / "refused", columns=NAMES)
+
+
+def test_a_file_of_keras_3_keeps_names_order_and_types_of_its_inputs(tmp_path: Path) -> None:
+    import keras
+
+    size, rooms = keras.Input((1,), name="size"), keras.Input((1,), name="rooms", dtype="int64")
+    known = keras.layers.Flatten()(keras.layers.Embedding(4, 2)(rooms))
+    both = keras.layers.Concatenate()([keras.layers.Normalization(mean=1.0, variance=4.0)(size), known])
+    model = keras.Model({"size": size, "rooms": rooms}, keras.layers.Dense(1, name="price")(keras.ops.abs(both) * 2.0))
+    model.save(tmp_path / "m.keras")
+    folder = package_model(tmp_path / "m.keras", tmp_path / "model")
+    table = pa.table({"rooms": [1, 3], "size": [0.5, -2.0]})
+    expected = model({"size": np.array([[0.5], [-2.0]]), "rooms": np.array([[1], [3]])}).numpy()
+    np.testing.assert_allclose(LoadedModel(folder).score(table)["price"], expected[:, 0], rtol=1e-6)
 
 
 def file_reader(folder: Path, operation: str) -> Path:

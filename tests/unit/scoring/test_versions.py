@@ -147,5 +147,6 @@ def test_libraries_of_encoders_that_differ_are_one_warning_where_they_are_loaded
 
 
 def test_every_library_that_may_run_an_encoder_is_compared_or_told() -> None:
-    libraries = {library for backend in ("keras", "onnx", "saved_model") for library in compared_libraries(backend)}
+    backends = ("keras", "keras3", "onnx", "saved_model")
+    libraries = {library for backend in backends for library in compared_libraries(backend)}
     assert libraries == {*COMPARED_OF_TRAINED, *OF_ENCODERS}

@@ -188,22 +188,40 @@ def test_an_index_of_tensorflow_recommenders_is_packaged_from_raw_query_to_items
     assert [len(row["scores"]) for row in found] == [3] * 3
 
 
-def test_a_model_of_keras_3_is_named_in_a_line() -> None:
-    """H9: on several workers Keras 3 itself fails with a dump of each replica's tensor; its other errors stay."""
+def test_a_model_of_keras_3_is_watched_under_the_ring_and_refused_under_tensorflows_strategy() -> None:
+    """H9: where it is imported makes no difference; under the other strategy Keras 3 fails with a dump of tensors."""
 
-    def train(what: str) -> None:
+    def train() -> Any:
         import keras
-        from tensorflow.python.distribute.values import PerReplica
 
-        losses = PerReplica((tf.constant(1.0), tf.constant(2.0)))
-        keras.ops.convert_to_tensor(losses if what == "losses" else what, "float32")
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1), loss="mse")
+        history = model.fit(*rows(), batch_size=4, epochs=2, verbose=0)
+        return history.history["loss"], type(model.distribute_strategy).__name__
 
-    with pytest.raises(UnsupportedKerasError, match=r"a model of Keras 3, .*: import tf_keras as keras$") as named:
-        Rank(train, what="losses").run()
-    assert "PerReplica" in str(named.value.__cause__)
-    with pytest.raises(TypeError, match="float") as other:
-        Rank(train, what="words").run()
-    assert not isinstance(other.value, UnsupportedKerasError)
+    rank = Rank(train)
+    losses, strategy = rank.run(strategy="ring")
+    assert strategy == "RingStrategy"
+    ends = rank.told("epoch_end")
+    assert [(event["epoch"], event["step"]) for event in ends] == [(1, 3), (2, 6)]
+    assert [event["logs"]["loss"] for event in ends] == pytest.approx(losses)
+    assert rank.told("train_begin")[0]["parameter_bytes"] == 12
+    assert rank.answer["epochs"] == 2
+    with pytest.raises(UnsupportedKerasError, match=r"under Collective.*: give strategy='ring', or build the model"):
+        Rank(train).run(strategy="multi_worker_mirrored")
+    assert "fit" not in vars(__import__("keras").Model)
+
+
+def test_a_model_of_keras_3_that_it_returns_is_packaged(tmp_path: Path) -> None:
+    def train() -> Any:
+        import keras
+
+        size = {"size": keras.Input((1,), name="size"), "rooms": keras.Input((1,), name="rooms")}
+        return keras.Model(size, keras.layers.Dense(1, name="price")(keras.layers.Concatenate()(list(size.values()))))
+
+    rank = Rank(train)
+    assert rank.run(strategy="ring", model=str(tmp_path)) is None
+    assert set(ModelDirectory.open(Path(rank.answer["model"])).inputs.columns) == {"size", "rooms"}
 
 
 def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_is() -> None:

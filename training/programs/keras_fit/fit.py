@@ -14,7 +14,7 @@ from mirrorspark.callbacks import TrainingStopped
 from mirrorspark.callbacks.collectives import whole_values
 from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.data_pipelines.reading import Dataset, PaddedBatch, ReadPlan, load_batches
-from mirrorspark.models import ModelSettingsError, catalog, own_model
+from mirrorspark.models import ModelSettingsError, catalog, keras3, own_model
 from mirrorspark.models.fitting import (
     EarlierModel,
     OptimizerSettings,
@@ -59,7 +59,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     activity.enter("building")
     dataset = Dataset.open(plan.dataset)
     tf_keras.utils.set_random_seed(plan.config.seed)
-    tf_keras.mixed_precision.set_global_policy(plan.config.precision)
+    _set_precision(plan.config)
     start = read_start(plan, dataset)
     model = build_model(plan, dataset, strategy, start)
     activity.enter("restoring")
@@ -71,11 +71,12 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     with errors, mean_losses(strategy), whole_values():
         try:
             position = start.epoch, start.step_in_epoch
-            model.fit(
+            (keras3.fit if keras3.is_keras3(model) else _fit)(
+                model,
                 _batches(strategy, dataset, plan, "train", position, activity, control.hook.input),
-                validation_data=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
+                validation=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
                 epochs=plan.config.epochs,
-                steps_per_epoch=dataset.steps("train", plan.global_batch_size),
+                steps=dataset.steps("train", plan.global_batch_size),
                 validation_steps=dataset.steps("validation", plan.global_batch_size),
                 callbacks=fit_callbacks(
                     plan,
@@ -91,11 +92,40 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                         *ranking_callbacks(plan, model, dataset, control),
                     ],
                 ),
-                verbose=0,
             )
         except TrainingStopped:
             activity.enter("ending")  # A stop is not a hang: the limit of this phase applies from here on.
             raise
+
+
+def _fit(
+    model: tf_keras.Model,
+    batches: Any,
+    *,
+    validation: Any,
+    epochs: int,
+    steps: int,
+    validation_steps: int,
+    callbacks: list[tf_keras.callbacks.Callback],
+) -> None:
+    """Call ``fit`` of a model of tf-keras; see :func:`models.keras3.fit`."""
+    model.fit(
+        batches,
+        validation_data=validation,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        validation_steps=validation_steps,
+        callbacks=callbacks,
+        verbose=0,
+    )
+
+
+def _set_precision(config: TrainingConfig) -> None:
+    tf_keras.mixed_precision.set_global_policy(config.precision)
+    if config.precision != "float32" and own_model.is_own(config.model):
+        import keras  # a second, which a float32 model of tf-keras is spared
+
+        keras.config.set_dtype_policy(config.precision)
 
 
 def own_callbacks(config: TrainingConfig) -> list[tf_keras.callbacks.Callback]:
@@ -159,6 +189,9 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
             catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
         )
         steps_per_execution = min(config.steps_per_execution, steps)
+        is_keras3 = keras3.is_keras3(model)
+        if is_keras3:
+            _require_possible_in_keras3(plan)
         if getattr(model, "own_compilation", False):
             if optimizer_wrappers:
                 raise ModelSettingsError(
@@ -166,14 +199,40 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
                     "own; leave them out, or do not compile the model"
                 )
             own_model.keep_compilation(model, steps_per_execution)
+        elif is_keras3:
+            compile_model(model, architecture.TASK, keras3.build_optimizer(settings), steps_per_execution)
         else:
             compile_model(model, architecture.TASK, build_optimizer(settings, *optimizer_wrappers), steps_per_execution)
         if config.xla:
             compile_with_xla(model)
         if config.accumulate > 1:
             accumulate_gradients(model, config.accumulate)
-    use_step_loop(model)
+    if is_keras3:
+        keras3.share_steps(model)
+    else:
+        use_step_loop(model)
     return model
+
+
+def _require_possible_in_keras3(plan: TrainingPlan) -> None:
+    """Check the settings of a training whose model is one of Keras 3.
+
+    Raises:
+        ModelSettingsError: A setting needs a model of tf-keras.
+    """
+    config = plan.config
+    if config.strategy_name != "ring":
+        raise ModelSettingsError(
+            f"the strategy {config.strategy_name} needs a model of tf-keras, and this one is of Keras 3: set strategy "
+            f"to ring, or build it with tf_keras"
+        )
+    refused = {"accumulate": config.accumulate > 1, "local_steps": config.local_steps > 1, "xla": config.xla}
+    refused["warm_start"] = plan.warm_start is not None
+    if asked := [name for name, is_asked in refused.items() if is_asked]:
+        raise ModelSettingsError(
+            f"{', '.join(asked)} needs a model of tf-keras, and this one is of Keras 3: leave it out, or build the "
+            f"model with tf_keras"
+        )
 
 
 def _apply_warm_start(folder: Path, model: tf_keras.Model, dataset: Dataset, control: WorkerControl) -> None:

@@ -4,23 +4,29 @@ import contextlib
 import functools
 import inspect
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
+import wrapt  # a dependency of TensorFlow
 from tensorflow.python.data.experimental.ops import distribute
 from tensorflow.python.distribute.distribute_lib import StrategyBase
 
 from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallback, StopOnRequest, TrainingStopped
 from mirrorspark.callbacks.collectives import whole_values
 from mirrorspark.data_pipelines.reading import PaddedBatch
+from mirrorspark.models import keras3
 from mirrorspark.training.executor import TrainingHook
 from mirrorspark.training.programs.keras_fit import ActivityCallback
+from mirrorspark.training.programs.user_functions.plan import UnsupportedKerasError
 from mirrorspark.training.protocol.outcomes import Activity
+from mirrorspark.training.protocol.ring import RingStrategy
 
 # Keras' default for arrays.
 _KERAS_BATCH_SIZE = 32
@@ -77,13 +83,33 @@ class FitWatch:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace ``Model.fit`` while the block runs, and show values of its steps for all replicas."""
-        original = tf_keras.Model.fit
+        """Replace ``Model.fit`` of tf-keras and of Keras 3 while the block runs, and show values for all replicas."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._watching(tf_keras.Model))
+            is_over = threading.Event()
+            stack.callback(is_over.set)
+
+            def watch(keras: ModuleType) -> None:
+                if not is_over.is_set():
+                    stack.enter_context(self._watching(keras.Model))
+
+            # A function of tf-keras is spared the second of Keras 3's import.
+            wrapt.register_post_import_hook(watch, "keras")
+            stack.enter_context(self._inspecting_datasets())
+            stack.enter_context(whole_values())
+            yield
+
+    @contextlib.contextmanager
+    def _watching(self, kind: Any) -> Iterator[None]:
+        """Replace ``fit`` of a class while the block runs."""
+        original, is_own = kind.fit, "fit" in vars(kind)
         signature = inspect.signature(original)
 
         @functools.wraps(original)
-        def fit(model: tf_keras.Model, *args: Any, **kwargs: Any) -> Any:
+        def fit(model: Any, *args: Any, **kwargs: Any) -> Any:
             call = signature.bind(model, *args, **kwargs)
+            if keras3.is_keras3(model):
+                _prepare_keras3(model)
             if self._is_within or not self._add_callbacks(call.arguments):
                 return original(model, *args, **kwargs)
             self._is_within = True
@@ -97,12 +123,14 @@ class FitWatch:
                 self._is_within = False
                 self._activity.enter("building")
 
-        tf_keras.Model.fit = fit
+        kind.fit = fit
         try:
-            with self._inspecting_datasets(), whole_values():
-                yield
+            yield
         finally:
-            tf_keras.Model.fit = original
+            if is_own:
+                kind.fit = original
+            else:
+                del kind.fit
 
     @contextlib.contextmanager
     def _inspecting_datasets(self) -> Iterator[None]:
@@ -147,7 +175,7 @@ class FitWatch:
     def _add_callbacks(self, arguments: dict[str, Any]) -> bool:
         """Add our callbacks to the arguments of ``fit``; return False if that is impossible."""
         given = arguments.get("callbacks")
-        if isinstance(given, tf_keras.callbacks.CallbackList):
+        if type(given).__name__ == "CallbackList":  # of either Keras
             logger.warning("fit was given a CallbackList, so its progress is not shown; give it a plain list instead")
             return False
         own = tf.nest.flatten(given) if given else []
@@ -189,6 +217,24 @@ class FitWatch:
             self._send(event)
 
         return send
+
+
+def _prepare_keras3(model: Any) -> None:
+    """Make a model of Keras 3 train with the other ranks.
+
+    Raises:
+        UnsupportedKerasError: It is under TensorFlow's strategy for several workers, where Keras 3 does not train.
+        ModelSettingsError: Keras has another backend than TensorFlow.
+    """
+    keras3.require_tensorflow("the function's model")
+    strategy = model.distribute_strategy
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy | tf.distribute.ParameterServerStrategy):
+        raise UnsupportedKerasError(
+            f"the function fits a model of Keras 3 under {type(strategy).__name__}, which trains models of tf-keras "
+            f"alone: give strategy='ring', or build the model with tf_keras"
+        )
+    if isinstance(strategy, RingStrategy) and model.compiled:
+        keras3.share_steps(model)
 
 
 def global_batch_size(x: Any, batch_size: int | None) -> int | None:

@@ -25,7 +25,7 @@ class TrainFnError(ClearError, ValueError):
 
 
 class UnsupportedKerasError(ClearError, ValueError):
-    """A training function fits a model of Keras 3 on several workers, which only models of tf-keras train on."""
+    """A training function fits a model of Keras 3 under a strategy that trains models of tf-keras alone."""
 
 
 class ReturnValueError(ClearError, ValueError):

@@ -9,7 +9,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.callbacks.checkpoints import training_state
 from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.models import keras3
 from mirrorspark.scoring import package_model
 from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.model.folder import ModelDirectoryError
@@ -25,7 +27,7 @@ def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str] | Non
     Every rank that has the model calls this, within the scope that the model was built in.
 
     Args:
-        model: A model of tf-keras; of one with an index of TensorFlow Recommenders the index is saved.
+        model: A model of tf-keras or Keras 3; of one with an index of TensorFlow Recommenders the index is saved.
         folder: A folder of this attempt's own, so that a rank that was cut off changes no later attempt's model.
         rank: This rank.
         columns: The columns that it reads, if it does not name them.
@@ -40,7 +42,10 @@ def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str] | Non
             target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mirrorspark-model-"))) / _SAVED
         stack.enter_context(model.distribute_strategy.scope())
         try:
-            if (index := index_of(model)) is not None:
+            if keras3.is_keras3(model):
+                training_state.settle(model)
+                model.export(str(target), verbose=False)
+            elif (index := index_of(model)) is not None:
                 save_index(index, columns, target)
             else:
                 model.save(str(target), save_format="tf", include_optimizer=False)
@@ -74,5 +79,5 @@ def package_saved(model: Any, saved: Path, columns: Sequence[str] | None) -> Pat
 
 
 def is_model(value: Any) -> bool:
-    """Return True for a model of tf-keras."""
-    return isinstance(value, tf_keras.Model)
+    """Return True for a model of tf-keras or Keras 3."""
+    return isinstance(value, tf_keras.Model) or (keras3.is_keras3(value) and hasattr(value, "export"))

@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from mirrorspark.callbacks.checkpoints import fencing
 from mirrorspark.spark_session import as_barrier_task
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
-from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
+from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError
 from mirrorspark.training.programs.user_functions.returned_model import is_model, package_saved, save_model
 from mirrorspark.training.protocol.outcomes import Activity
 from mirrorspark.training.protocol.ring import Ring, RingStrategy, mean_losses
@@ -41,7 +40,7 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
 
     Raises:
         TrainFnError: The function cannot be loaded here.
-        UnsupportedKerasError: It fits a model of Keras 3 on several workers.
+        UnsupportedKerasError: It fits a model of Keras 3 under a strategy that needs tf-keras.
         RingError: Another rank is lost.
         TrainingStopped: The rank was asked to stop.
         Exception: The function's own error.
@@ -54,7 +53,7 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
     with _scope(plan, control.activity), watch.installed():
         # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
         control.activity.enter("building")
-        with _naming_keras_3(), _as_barrier_task(plan, control):
+        with _as_barrier_task(plan, control):
             value = _call(train_fn, kwargs, watch)
         saved = _saved(value, plan, control.rank)
     finish(watch.epochs, **(_pack_return_value(value, saved, plan.model_columns) if control.rank == 0 else {}))
@@ -78,25 +77,6 @@ def _call(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch)
     if watch.stopped is not None:
         raise watch.stopped
     return value
-
-
-@contextlib.contextmanager
-def _naming_keras_3() -> Iterator[None]:
-    """Say in a line that a model is of Keras 3, whose own error is a dump of each replica's tensor.
-
-    Raises:
-        UnsupportedKerasError: Keras 3 raised such an error. Its other errors stay as they are.
-    """
-    try:
-        yield
-    except Exception as error:
-        frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-        if "PerReplica" not in str(error) or not any(name.split(".")[0] == "keras" for name in frames):
-            raise
-        raise UnsupportedKerasError(
-            "the function fits a model of Keras 3, which does not train on several workers; build it with tf_keras: "
-            "import tf_keras as keras"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -68,6 +68,15 @@ class RingStrategy(tf.distribute.MirroredStrategy):
         )
 
     @contextlib.contextmanager
+    def as_one_replica(self) -> Iterator[None]:
+        """Count one replica within the block, whose code averages gradients instead of scaling its loss."""
+        self.extended._counted = 1
+        try:
+            yield
+        finally:
+            self.extended._counted = self.ring.workers
+
+    @contextlib.contextmanager
     def ring_errors(self) -> Iterator[None]:
         """Raise the ring's own errors while the block runs.
 
@@ -89,10 +98,11 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
     def __init__(self, strategy: RingStrategy, ring: Ring) -> None:
         super().__init__(strategy, devices=["/cpu:0"], cross_device_ops=cross_device_ops.ReductionToOneDevice())
         self._ring = ring
+        self._counted = ring.workers
 
     @property
     def _num_replicas_in_sync(self) -> int:
-        return self._ring.workers
+        return self._counted
 
     @property
     def experimental_between_graph(self) -> bool:

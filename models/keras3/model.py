@@ -1,0 +1,69 @@
+"""A model of Keras 3 as callbacks, checkpoints and exports see it. This module does not import Keras."""
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mirrorspark.models.settings import ModelSettingsError
+
+
+def is_keras3(value: Any) -> bool:
+    """Return True for an object whose class is one of Keras 3, or extends one."""
+    return any(kind.__module__.partition(".")[0] == "keras" for kind in type(value).__mro__)
+
+
+def require_tensorflow(name: str) -> None:
+    """Check the backend of Keras 3, which is chosen for a process when Keras is imported.
+
+    Raises:
+        ModelSettingsError: It is not TensorFlow.
+    """
+    backend = sys.modules["keras"].backend.backend()
+    if backend != "tensorflow":
+        raise ModelSettingsError(
+            f"{name} is a model of Keras 3 with the backend {backend}; the workers train with TensorFlow's: unset "
+            f"KERAS_BACKEND there, and write the model with keras.ops or TensorFlow"
+        )
+
+
+def tf_variables(variables: Iterable[Any]) -> list[Any]:
+    """Return the variables of TensorFlow within those of Keras 3; any others unchanged."""
+    return [variable.value if is_keras3(variable) else variable for variable in variables]
+
+
+def averaged_variables(model: Any) -> list[Any]:
+    """Return the variables that every worker computes from its own rows, such as moving averages."""
+    own = tf_variables(model.non_trainable_variables)
+    return [variable for variable in own if variable.dtype.is_floating]
+
+
+def named_inputs(model: Any) -> dict[str, Any]:
+    """Return the symbolic inputs of a graph of layers by name; nothing for a class of the user's own."""
+    given = getattr(model, "_inputs_struct", None)
+    if isinstance(given, Mapping):
+        return dict(given)
+    return {one.name: one for one in getattr(model, "inputs", None) or ()}
+
+
+def inputs_of(model: Any, features: Any) -> Any:
+    """Return those of the named ``features`` that a graph of layers takes: others would put them into a wrong order."""
+    wanted = named_inputs(model)
+    is_choice = isinstance(features, Mapping) and wanted and set(wanted) <= set(features)
+    return {name: features[name] for name in wanted} if is_choice else features
+
+
+def continue_at(model: Any, epoch: int, step: int) -> None:
+    """Make the ``fit`` that has just begun continue at a step of an epoch, both from 0; for 0, 0 at its own."""
+    model._initial_epoch = epoch  # as Keras' own BackupAndRestore does
+    model._initial_step = step
+    if not step:
+        return
+    # Keras has no such position: of the executions that its iterator would count, the first ones are left out.
+    iterator: Any = sys.modules["keras.src.backend.tensorflow.trainer"].TFEpochIterator
+
+    def rest(epochs: Any) -> Iterator[Any]:
+        del iterator._enumerate_iterator  # the next epoch begins at its beginning
+        return itertools.dropwhile(lambda execution: execution[1] < step, epochs._enumerate_iterator())
+
+    iterator._enumerate_iterator = rest

@@ -1,0 +1,145 @@
+"""The steps of a Keras 3 model on several workers: their losses, gradients and padding.
+
+Within a step Keras counts one replica: a loss is the mean over the worker's rows, and the optimizer applies the means
+of the workers' gradients. So clipping, loss scaling and accumulation see the gradient of the whole batch, and a
+``train_step`` or ``compute_loss`` of the user's own computes what it does in one process.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics  # what `compile` makes of losses and metrics
+
+from mirrorspark.data_pipelines.reading import PaddedBatch
+from mirrorspark.models.keras3.model import inputs_of
+
+_MEANS = ("sum_over_batch_size", "mean")
+
+
+def share_steps(model: Any) -> None:
+    """Make the steps of a compiled model those of one worker among several, whose gradients are averaged."""
+    _average_gradients(model.optimizer)
+    if getattr(model.train_step, "is_shared", False):
+        return
+    losses = model._compile_loss
+    if losses is not None:
+        losses = _LossesOfRealRows(losses, model.distribute_strategy.num_replicas_in_sync)
+        _replace(model, _compile_loss=losses)
+    for name in ("train_step", "test_step"):
+        setattr(model, name, _shared(model, getattr(model, name), losses))
+
+
+def count_real_rows(model: Any, weighted_metrics: Any) -> None:
+    """Have padding, rows of weight 0, count in no metric and not in the loss of an epoch; before :func:`share_steps`.
+
+    Args:
+        model: A compiled model.
+        weighted_metrics: Its metrics from now on, in any form of Keras; None for none.
+    """
+    names = getattr(model, "output_names", None)
+    with model.distribute_strategy.scope():
+        metrics = CompileMetrics(None, weighted_metrics, output_names=names) if weighted_metrics else None
+        _replace(model, _compile_metrics=metrics, _loss_tracker=_MeanOfRealRows(name="loss"))
+
+
+def _replace(model: Any, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        object.__setattr__(model, name, value)  # Keras' own would list losses and metrics twice
+
+
+def _shared(model: Any, step: Any, losses: Any) -> Callable[[Any], Any]:
+    """Return a step that takes a ``PaddedBatch`` or any other batch, and counts one replica."""
+    # A function of its own would keep the scale of the batch in which it is traced first.
+    plain = getattr(step, "python_function", step)
+    as_one_replica = getattr(model.distribute_strategy, "as_one_replica", contextlib.nullcontext)
+
+    def shared(batch: Any) -> Any:
+        with as_one_replica():
+            if not isinstance(batch, PaddedBatch):
+                return plain(batch)
+            with _scaled_by(batch.scale, [one for one in (losses, model._loss_tracker) if hasattr(one, "scale")]):
+                return plain(plain_batch(model, batch))
+
+    shared.is_shared = True  # type: ignore[attr-defined]
+    return shared
+
+
+def plain_batch(model: Any, batch: PaddedBatch) -> tuple[Any, Any, Any]:
+    """Return the inputs, label and weights of a batch, or of its specification, in the form that the model takes."""
+    label = batch.label
+    if getattr(model, "has_column", False) and label.shape.rank == 1:
+        rows = label.shape[0]
+        label = tf.TensorSpec([rows, 1], label.dtype) if isinstance(label, tf.TensorSpec) else label[:, tf.newaxis]
+    return inputs_of(model, batch.features), label, batch.weight
+
+
+@contextlib.contextmanager
+def _scaled_by(scale: Any, parts: Sequence[Any]) -> Iterator[None]:
+    for part in parts:
+        part.scale = scale
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.scale = None
+
+
+class _LossesOfRealRows(CompileLoss):
+    """Compiled losses, of which each that is a mean is one over the rows that are not padding."""
+
+    scale: Any = None
+
+    def __init__(self, compiled: Any, workers: int) -> None:
+        super().__init__(compiled._user_loss, compiled._user_loss_weights, output_names=compiled.output_names)
+        self._workers = workers
+
+    def build(self, y_true: Any, y_pred: Any) -> None:
+        super().build(y_true, y_pred)
+        built: Any = self._flat_losses
+        self._flat_losses: Any = [one._replace(loss=self._of_real_rows(one.loss)) for one in built]
+
+    def _of_real_rows(self, loss: Any) -> Callable[..., Any]:
+        def of_real_rows(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            value = loss(y_true, y_pred, sample_weight)
+            if loss.reduction == "sum":  # Gradients are averaged, and this one is to be summed.
+                return value * tf.cast(self._workers, value.dtype)
+            is_scaled = self.scale is not None and loss.reduction in _MEANS
+            return value * tf.cast(self.scale, value.dtype) if is_scaled else value
+
+        return of_real_rows
+
+
+class _MeanOfRealRows(keras.metrics.Mean):
+    """The mean of the losses of batches, each of which counts by its rows that are not padding."""
+
+    scale: Any = None
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:
+        """Add the loss of a batch of ``sample_weight`` rows."""
+        if sample_weight is not None and self.scale is not None:
+            sample_weight = tf.cast(sample_weight, self.dtype) / tf.cast(self.scale, self.dtype)
+        super().update_state(values, sample_weight)
+
+
+def _average_gradients(optimizer: Any) -> None:
+    """Make ``optimizer`` apply the means of all replicas' gradients, before it clips or inspects them."""
+    plain = optimizer.apply
+    if getattr(plain, "averages", False):
+        return
+
+    def apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
+        replica = tf.distribute.get_replica_context()
+        if replica is not None:
+            given = [gradient for gradient in grads if gradient is not None]
+            means = iter(replica.all_reduce(tf.distribute.ReduceOp.MEAN, given) if given else ())
+            grads = [None if gradient is None else next(means) for gradient in grads]
+        return plain(grads, trainable_variables)
+
+    apply.averages = True  # type: ignore[attr-defined]
+    optimizer.apply = apply
+    # The one that Keras' loss scaling wraps is the one that would sum them once more.
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner._all_reduce_sum_gradients = lambda pairs: pairs
