@@ -19,7 +19,8 @@ _QUERY = "query"
 def index_of(model: Any) -> Any:
     """Return the first index of raw queries in a model, which may be the model itself; None if it has none."""
     tfrs = sys.modules.get("tensorflow_recommenders")
-    if tfrs is None:  # the function has not imported it
+    # The function has not imported it, or the model is of Keras 3.
+    if tfrs is None or not isinstance(model, tf.Module):
         return None
     if isinstance(model, tfrs.layers.factorized_top_k.TopK):
         return model
