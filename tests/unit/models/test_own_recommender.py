@@ -1,5 +1,8 @@
 """#53: a user's own models of TensorFlow Recommenders, of all kinds, whose towers have any name."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -193,3 +196,21 @@ def test_a_model_that_does_not_go_with_the_label_is_refused_in_a_line() -> None:
 class WithoutTask(tfrs.Model):
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
         return tf.zeros([])
+
+
+@pytest.mark.process
+def test_nothing_but_retrieval_models_imports_the_package() -> None:
+    """#53: the export of other models, their training, scoring and classical files do without."""
+    modules = ("training.programs.keras_fit.fit", "training.programs.user_functions.worker", "training.results.export")
+    modules += ("training.results.predictions", "models.serving.export", "recommending.recommendations", "scoring.plan")
+    lines = ["import sys", "sys.modules['tensorflow_recommenders'] = None"]
+    lines += [f"import mirrorspark.{module}" for module in modules]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

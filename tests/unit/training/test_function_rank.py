@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,7 +161,16 @@ def test_an_index_of_tensorflow_recommenders_is_packaged_from_raw_query_to_items
     tmp_path: Path, kind: str, is_within_a_model: bool
 ) -> None:
     """#53: the index that it returns, or that is a part of the model that it returns."""
+    rank = Rank(index_of_titles(kind, is_within_a_model))
+    assert rank.run(strategy="ring", model=str(tmp_path), model_columns=["user"]) is None, rank.answer
+    found = Predictor(rank.answer["model"]).predict_rows([{"user": user} for user in ("u2", "u0", "nobody")])
+    vectors = tf.random.stateless_normal([64, 4], (1, 2)).numpy()
+    expected = (vectors[[2, 0]] @ vectors.T).argsort(axis=1)[:, ::-1][:, :3]
+    assert [row["candidates"] for row in found[:2]] == [[f"m{place}" for place in row] for row in expected]
+    assert [len(row["scores"]) for row in found] == [3] * 3
 
+
+def index_of_titles(kind: str, is_within_a_model: bool) -> Callable[[], Any]:
     def train() -> Any:
         import tensorflow as tf
         import tensorflow_recommenders as tfrs
@@ -179,13 +190,21 @@ def test_an_index_of_tensorflow_recommenders_is_packaged_from_raw_query_to_items
         model.best = index
         return model
 
-    rank = Rank(train)
-    assert rank.run(strategy="ring", model=str(tmp_path), model_columns=["user"]) is None, rank.answer
-    found = Predictor(rank.answer["model"]).predict_rows([{"user": user} for user in ("u2", "u0", "nobody")])
+    return train
+
+
+@pytest.mark.process
+def test_an_index_of_scann_scores_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """#53: whose package its backend imports, by which TensorFlow gets the operations."""
+    rank = Rank(index_of_titles("ScaNN", is_within_a_model=False))
+    rank.run(strategy="ring", model=str(tmp_path), model_columns=["user"])
+    program = f"from mirrorspark import Predictor; print(Predictor({rank.answer['model']!r}).predict({{'user': 'u0'}}))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
     vectors = tf.random.stateless_normal([64, 4], (1, 2)).numpy()
-    expected = (vectors[[2, 0]] @ vectors.T).argsort(axis=1)[:, ::-1][:, :3]
-    assert [row["candidates"] for row in found[:2]] == [[f"m{place}" for place in row] for row in expected]
-    assert [len(row["scores"]) for row in found] == [3] * 3
+    assert f"'candidates': ['m{(vectors @ vectors[0]).argmax()}', " in done.stdout, done.stderr
 
 
 def test_a_model_of_keras_3_is_watched_under_the_ring_and_refused_under_tensorflows_strategy() -> None:
