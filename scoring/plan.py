@@ -15,10 +15,10 @@ from mirrorspark.data_pipelines.spark import sent_schema_of, spark_schema_of
 from mirrorspark.data_pipelines.tfrecord import arrow_schema
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import Inputs, Reader
-from mirrorspark.scoring.model import HOOKS_FILE, opened_model
+from mirrorspark.scoring.model import HOOKS_FILE
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.loading import Search
-from mirrorspark.scoring.model.stored import PinnedModel
+from mirrorspark.scoring.model.stored import PinnedModel, opened_model
 from mirrorspark.scoring.output import form_of_labels
 from mirrorspark.scoring.task import Counters, Scorer, ScoringOptions, ship
 from mirrorspark.spark_session import require_running

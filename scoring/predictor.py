@@ -13,7 +13,6 @@ from mirrorspark.data_pipelines import memory_tables, table_forms
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import RowErrors
-from mirrorspark.scoring.model import opened_model
 from mirrorspark.scoring.model.folder import ModelDescription, exported_with
 from mirrorspark.scoring.model.loading import (
     DEFAULT_BATCH_SIZE,
@@ -23,7 +22,7 @@ from mirrorspark.scoring.model.loading import (
     check_versions,
     load_once,
 )
-from mirrorspark.scoring.model.stored import PinnedModel
+from mirrorspark.scoring.model.stored import PinnedModel, opened_model
 from mirrorspark.scoring.output import Entries
 from mirrorspark.scoring.task import OtherVersions, ScoringOptions
 from mirrorspark.storage import each_meant

@@ -5,6 +5,7 @@ uv and, next to a platform's packages, by pip. They take two minutes, once uv ha
 """
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -63,7 +64,7 @@ class Environment:
     def pip_install(self, *requirements: str) -> None:
         """Install by pip, which prefers the packages that are there."""
         command = [self.python, "-m", "pip", "--quiet", "install", "--no-compile", *requirements]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env=_outside())
 
 
 def built(folder: Path) -> Path:
@@ -84,7 +85,13 @@ def changed(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
 
 
 def _uv(*arguments: str) -> str:
-    return subprocess.run([UV, "--quiet", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    command = [UV, "--quiet", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=_outside()).stdout
+
+
+def _outside() -> dict[str, str]:
+    """Return this process's environment without PYTHONPATH, on which a clone looks like an installation."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def main(extras: Sequence[str] = EXTRAS) -> None:

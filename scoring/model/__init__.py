@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     )
     from mirrorspark.scoring.model.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, HookError, Hooks, with_hooks
     from mirrorspark.scoring.model.mlflow_model import input_example, mlflow_flavour
-    from mirrorspark.scoring.model.opened import opened_model
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -36,7 +35,6 @@ __all__ = [
     "input_example",
     "log_ages",
     "mlflow_flavour",
-    "opened_model",
     "utc_text",
     "warn_if_stale",
     "with_hooks",

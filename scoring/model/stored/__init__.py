@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         PinnedModel,
         find_model_directory,
+        opened_model,
         pinned_folder,
     )
     from mirrorspark.scoring.model.stored.uri import ModelStoreError, pinned_model, resolve
@@ -44,6 +45,7 @@ __all__ = [
     "folder_digest",
     "is_outside_digest",
     "model_files",
+    "opened_model",
     "pinned_folder",
     "pinned_model",
     "remember_consent",

@@ -1,11 +1,20 @@
 """One exact version of a model: its identity, and the version in a local folder."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.scoring.model.folder import DESCRIPTION_FILE, MLFLOW_FILE, ModelDirectoryError
+from mirrorspark.scoring.model import stored  # by its door, as its look-up and its consent import this module
+from mirrorspark.scoring.model.catalogue import log_ages
+from mirrorspark.scoring.model.folder import (
+    DESCRIPTION_FILE,
+    MLFLOW_FILE,
+    ModelDescription,
+    ModelDirectory,
+    ModelDirectoryError,
+)
 from mirrorspark.scoring.model.stored.digest import cached_digest
 
 FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>[/<path>] or a local folder"
@@ -40,6 +49,32 @@ class PinnedModel:
     def label(self) -> str:
         """Value of the column ``model_version``, such as ``flights/3``."""
         return f"{self.name}/{self.version}"
+
+
+def opened_model(
+    model: str | Path | PinnedModel, tracking_uri: str | None = None, *, trust: bool = False
+) -> tuple[PinnedModel, ModelDirectory]:
+    """Pin the model, open its folder, and ask for consent to its code.
+
+    Args:
+        model: Its URI, or the result of :func:`scoring.model.stored.resolve`.
+        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
+        trust: Whether Python code that the model brings may run.
+
+    Raises:
+        ModelNotFoundError: The URI does not lead to a model.
+        UntrustedModelError: The model brings code that may not run.
+    """
+    pinned = model if isinstance(model, PinnedModel) else pinned_folder(model) or stored.resolve(model, tracking_uri)
+    directory = ModelDirectory.open(pinned.path)
+    # Most models were trained here: they bring no code and have no catalogue, and scoring them enters no module to find
+    # that out.
+    description = directory.description
+    if not trust and not isinstance(description, ModelDescription):
+        stored.check_consent(directory, pinned.label)
+    if not isinstance(description, ModelDescription) or description.catalogue:
+        log_ages(directory, pinned.label, datetime.now(UTC))
+    return pinned, directory
 
 
 def pinned_folder(location: str | Path) -> PinnedModel | None:
