@@ -173,19 +173,9 @@ def test_other_kinds_of_models_learn(spark: "SparkSession", output: Path, build:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"strategy": "multi_worker_mirrored"}, "the strategy multi_worker_mirrored needs a model of tf-keras, and"),
-        ({"parameter_servers": 1}, "the strategy parameter_server needs a model of tf-keras, and this one is of Ker"),
-        ({"xla": True}, "xla needs a model of tf-keras, and this one is of Keras 3: leave it out, or build the model"),
-    ],
-)
-def test_what_needs_tf_keras_says_so_in_a_line(
-    spark: "SparkSession", output: Path, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(TrainingFailedError, match=message):
-        fit(spark, output, "refused", workers=1, **settings)
+def test_tensorflows_strategy_for_tables_needs_tf_keras(spark: "SparkSession", output: Path) -> None:
+    with pytest.raises(TrainingFailedError, match="the strategy multi_worker_mirrored needs a model of tf-keras, and"):
+        fit(spark, output, "refused", workers=1, strategy="multi_worker_mirrored")
 
 
 def with_our_callbacks() -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
+from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.programs.keras_fit import fit
 from mirrorspark.training.programs.keras_fit.step_description import describe_last_checkpoint
 from mirrorspark.training.programs.keras_fit.strategy import open_strategy
@@ -50,6 +51,22 @@ def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatc
     assert [(strategy.ring.rank, strategy.ring.workers) for strategy in strategies] == [(0, 2), (1, 2)]
     for strategy in strategies:
         strategy.ring.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"strategy_name": "multi_worker_mirrored"}, "the strategy multi_worker_mirrored"),
+        ({"strategy_name": "parameter_server"}, "the strategy parameter_server"),
+        ({"xla": True, "accumulate": 2}, "accumulate, xla"),
+        ({"local_steps": 8, "warm_start": "models:/rides/1"}, "local_steps, warm_start"),
+    ],
+)
+def test_a_setting_that_needs_tf_keras_says_so_of_a_model_of_keras_3(settings: dict[str, Any], names: str) -> None:
+    usual = {"strategy_name": "ring", "accumulate": 1, "local_steps": 1, "xla": False}
+    plan: Any = SimpleNamespace(config=SimpleNamespace(**usual | settings), warm_start=settings.get("warm_start"))
+    with pytest.raises(ModelSettingsError, match=f"^{names} needs a model of tf-keras, and this one is of Keras 3: "):
+        fit._require_possible_in_keras3(plan)
 
 
 def test_the_checkpoint_to_go_on_from_is_older_than_the_fault_and_whole(tmp_path: Path) -> None:
