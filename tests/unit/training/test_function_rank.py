@@ -231,6 +231,19 @@ def test_a_model_of_keras_3_is_watched_under_the_ring_and_refused_under_tensorfl
     assert "fit" not in vars(__import__("keras").Model)
 
 
+@pytest.mark.parametrize("module", ["tf_keras.backend", "keras.utils"])
+def test_a_cleared_session_keeps_the_scope_of_the_strategy(module: str) -> None:
+    """Without it every rank would train a model of its own, and no error would say so."""
+
+    def train() -> str:
+        import importlib
+
+        importlib.import_module(module).clear_session()
+        return type(tf.distribute.get_strategy()).__name__
+
+    assert Rank(train).run(strategy="ring") == "RingStrategy"
+
+
 def test_a_model_of_keras_3_that_it_returns_is_packaged(tmp_path: Path) -> None:
     def train() -> Any:
         import keras

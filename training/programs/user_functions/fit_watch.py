@@ -17,6 +17,7 @@ import tf_keras
 import wrapt  # a dependency of TensorFlow
 from tensorflow.python.data.experimental.ops import distribute
 from tensorflow.python.distribute.distribute_lib import StrategyBase
+from tensorflow.python.framework import ops
 
 from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallback, StopOnRequest, TrainingStopped
 from mirrorspark.callbacks.collectives import whole_values
@@ -97,6 +98,7 @@ class FitWatch:
             wrapt.register_post_import_hook(watch, "keras")
             stack.enter_context(self._inspecting_datasets())
             stack.enter_context(whole_values())
+            stack.enter_context(_scope_over_resets())
             yield
 
     @contextlib.contextmanager
@@ -217,6 +219,24 @@ class FitWatch:
             self._send(event)
 
         return send
+
+
+@contextlib.contextmanager
+def _scope_over_resets() -> Iterator[None]:
+    """Keep the scope of a strategy over ``clear_session`` of either Keras, after which each rank would train alone."""
+    graphs = ops._default_graph_stack
+    reset = graphs.reset
+
+    def keep_scope() -> None:
+        scopes = ops.get_default_graph()._distribution_strategy_stack
+        reset()
+        ops.get_default_graph()._distribution_strategy_stack = scopes
+
+    graphs.reset = keep_scope
+    try:
+        yield
+    finally:
+        del graphs.reset
 
 
 def _prepare_keras3(model: Any) -> None:
