@@ -47,6 +47,7 @@ SUITES: Mapping[str, Suite] = {
         "Training",
         (
             "train_steps",
+            "train_strategies",
             "train_models",
             "starts",
             "train_kills",

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from pyspark.sql import Row
 
-from benchmarks import train_gpu, train_plain
+from benchmarks import train_gpu, train_plain, train_strategies
 from benchmarks.benchmark import Options
 from benchmarks.growth import beyond_start, growth
 from benchmarks.measure import Mark, Timing, peak_bytes
@@ -219,6 +219,15 @@ def test_moments_of_kills_are_drawn_from_the_whole_life_of_a_rank() -> None:
 
     assert {"connecting", "building", "first_step", "ending"} <= {when for when, _ in moments}
     assert 60 <= sum(moment.phase == "training" for _, moment in moments) <= 95
+
+
+def test_strategies_are_compared_by_all_their_losses_also_after_a_kill() -> None:
+    found = {
+        train_strategies.RING: train_strategies.Found((0.5, 0.4), 300.0, 9.0, (0.5, 0.4)),
+        train_strategies.MANY: train_strategies.Found((0.5, 0.4), 100.0, 9.5, (0.5, 0.5)),
+    }
+    assert train_strategies.difference(found) == pytest.approx(0.25)
+    assert [row[1:3] for row in train_strategies.table_of(found).rows] == [("300", "1.0"), ("100", "3.0")]
 
 
 def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
