@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
 OWN_MODEL = REPOSITORY / "notebooks" / "own_model.ipynb"
 RECOMMENDER = REPOSITORY / "notebooks" / "recommender.ipynb"
+TFRS = REPOSITORY / "notebooks" / "tfrs.ipynb"
 FLEET = REPOSITORY / "notebooks" / "fleet.ipynb"
 LIFECYCLE = REPOSITORY / "notebooks" / "lifecycle.ipynb"
 
@@ -115,6 +116,18 @@ def test_a_recommender_is_trained_refreshed_reranked_and_looked_up(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1600)
+def test_models_of_tensorflow_recommenders_retrieve_rank_and_search(
+    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """#53: each kind of tfrs.Model by fit, and an index of ScaNN from a function, on two workers."""
+    monkeypatch.setenv("MOVIELENS", str(shared_data / "ml_latest_small"))
+    pages = shown(run_notebook(tmp_path, TFRS))
+    assert all(any(f"models:/{name}/1" in page for page in pages) for name in ("what-next", "stars", "both", "titles"))
+    assert "candidates" in pages[-1]
+
+
+@pytest.mark.full
 @pytest.mark.timeout(800)
 def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_path: Path) -> None:
     """T3, T6, T8, H2: loss, metric, callback and a pretrained layer; changed code begins another run."""
@@ -178,7 +191,7 @@ def test_three_weeks_of_a_shop_end_with_the_good_model_in_production(tmp_path: P
 
 @pytest.mark.parametrize(
     ("path", "images"),
-    [(OWN_MODEL, 5), (RECOMMENDER, 1), (FLEET, 0), (LIFECYCLE, 0)],
+    [(OWN_MODEL, 5), (RECOMMENDER, 1), (TFRS, 0), (FLEET, 0), (LIFECYCLE, 0)],
     ids=lambda given: str(given)[-20:],
 )
 def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:

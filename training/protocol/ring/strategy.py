@@ -197,6 +197,10 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
     def _experimental_distribute_dataset(self, dataset: tf.data.Dataset, options: Any) -> Any:
         if _is_rank_share(dataset):  # Keras calls this for every plain dataset.
             return dataset
+        if _has_fewer_files(dataset, self._ring.workers):
+            by_rows = tf.data.Options()
+            by_rows.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+            dataset = dataset.with_options(by_rows)
         return input_util.get_distributed_dataset(
             dataset,
             self._input_workers_with_options(options),
@@ -248,6 +252,16 @@ def local_variable(variable: Any) -> Any:
 def _is_rank_share(dataset: tf.data.Dataset) -> bool:
     """Return True if ``dataset`` is already distributed, or derived from such a one by ``map``, ``prefetch``, ..."""
     return getattr(dataset, "_is_rank_share", False) or any(map(_is_rank_share, dataset._inputs()))
+
+
+def _has_fewer_files(dataset: tf.data.Dataset, workers: int) -> bool:
+    """Return True if TensorFlow would divide files among more workers than there are, which is an error."""
+    if dataset.options().experimental_distribute.auto_shard_policy != tf.data.experimental.AutoShardPolicy.AUTO:
+        return False
+    names = getattr(dataset, "_filenames", None)
+    if isinstance(names, tf.data.Dataset) and 0 <= int(names.cardinality()) < workers:
+        return True
+    return any(_has_fewer_files(one, workers) for one in dataset._inputs())
 
 
 def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ Arguments: rank, the ranks' addresses separated by commas, file, names of the ca
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -289,7 +290,16 @@ def finite_dataset(ring: Ring) -> dict[str, Any]:
     values = np.arange(40, dtype=np.float32).reshape(-1, 1) / 40
     dataset = tf.data.Dataset.from_tensor_slices((values, values)).batch(12)
     model.fit(dataset, epochs=1, verbose=0)
-    return {"steps": model.optimizer.iterations.numpy()}
+    found = {"steps": model.optimizer.iterations.numpy()}
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.io.TFRecordWriter(file := f"{folder}/rows.tfrecord") as writer:
+            for value in values:
+                writer.write(value.tobytes())
+        records = tf.data.TFRecordDataset(file).map(lambda record: tf.io.decode_raw(record, tf.float32))
+        done: list[int] = []
+        count = tf_keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: done.append(step))
+        model.fit(records.map(lambda value: (value, value)).batch(12), epochs=1, callbacks=[count], verbose=0)
+    return found | {"steps_of_a_file": len(done)}
 
 
 def variables_in_a_function(ring: Ring) -> dict[str, Any]:
