@@ -1,7 +1,5 @@
 """Imported models in the form that a fleet stores."""
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mirrorspark.extras import install_line
 from mirrorspark.fleet.columns import (
     FLEET_SCHEMA,
     LEAF,
@@ -58,22 +55,6 @@ class ImportedModel:
     def of_trees(cls, link: str, columns: Sequence[str], trees: TreeNodes, intercept: float = 0.0) -> "ImportedModel":
         """Return a model that is the sum of trees."""
         return cls(link, columns, np.ones(len(columns)), intercept, trees=trees)
-
-
-def library(name: str) -> Any:
-    """Import the library of a model's format, which only the import needs.
-
-    Raises:
-        ModuleNotFoundError: It is not installed; the message says what to do.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"reading such models needs the package '{name}', which {sys.executable} cannot import ({error}), and "
-            f"scoring does not; run: {install_line(name)}",
-            name=error.name,
-        ) from error
 
 
 def read_models(models: Mapping[str, Any], read: Callable[[str, Any], ImportedModel]) -> dict[str, ImportedModel]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrorspark.extras import needed
 from mirrorspark.fleet.columns import LEAF, FleetError
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.imports.imported_model import (
@@ -14,7 +15,6 @@ from mirrorspark.fleet.imports.imported_model import (
     column_names,
     columns_of,
     fleet_of,
-    library,
     read_models,
 )
 from mirrorspark.fleet.trees import TreeNodes, edge_at_most, edge_below
@@ -93,7 +93,7 @@ class _Value:
 
 
 def _imported(name: str, given: Any, columns: Sequence[str]) -> ImportedModel:
-    onnx = library("onnx")
+    onnx = needed("onnx", "reading models of ONNX")
 
     folder = None
     if isinstance(given, str | Path | bytes):
@@ -127,7 +127,7 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> ImportedModel:
 
 def _array(name: str, tensor: Any, folder: Path | None) -> np.ndarray:
     """Return the values of a tensor, from the model or from a file in its ``folder``; None if the model has no file."""
-    onnx = library("onnx")
+    onnx = needed("onnx", "reading models of ONNX")
 
     if not onnx.external_data_helper.uses_external_data(tensor):
         return np.asarray(onnx.numpy_helper.to_array(tensor))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrorspark.extras import needed
 from mirrorspark.fleet.columns import LEAF, FleetError
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.imports.imported_model import (
@@ -14,7 +15,6 @@ from mirrorspark.fleet.imports.imported_model import (
     check_trees,
     column_names,
     fleet_of,
-    library,
     read_models,
     require_local,
 )
@@ -86,7 +86,7 @@ def _loaded(model: Any) -> Any:
     if isinstance(model, str | Path):
         if Path(model).suffix == ".json":
             return Path(model)
-        xgboost = library("xgboost")
+        xgboost = needed("xgboost", "reading models of XGBoost")
         try:
             check_whole(Path(model))
             booster = xgboost.Booster(model_file=str(model))

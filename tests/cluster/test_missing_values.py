@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyspark
 import pytest
 
 from mirrorspark.data_pipelines.any_table import read_table
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 Way = Callable[["SparkSession", pd.DataFrame, Path, Path], pd.DataFrame]
 
 
+of_no_type = pytest.mark.skipif(
+    pyspark.__version__.startswith("4.0."), reason="Spark 4.0 writes no Parquet file with a column of no type"
+)
 in_sql = pytest.mark.skipif(not versions.HAS_ARROW_UDFS, reason="PySpark 4.0 has no UDFs on Arrow arrays")
 
 
@@ -46,8 +50,6 @@ def of_sql(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path
 def of_stream(spark: "SparkSession", frame: pd.DataFrame, model: Path, folder: Path) -> pd.DataFrame:
     (folder / "rows").mkdir()
     table = read_table(spark, frame)
-    if spark.version.startswith("4.0."):  # which writes no column without a type
-        table = table.withColumns({name: table[name].cast("string") for name, of in table.dtypes if of == "void"})
     table.write.parquet(str(folder / "rows"), mode="append")
     stream = spark.readStream.schema(table.schema).parquet(str(folder / "rows"))
     writer = score(stream, model, keys="id").writeStream.option("checkpointLocation", str(folder / "checkpoint"))
@@ -69,7 +71,9 @@ def test_gaps_of_pandas_have_the_scores_of_nulls(spark: "SparkSession", tmp_path
     np.testing.assert_allclose(found, np.asarray(LoadedModel(model).score(TYPES)["score"]), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", [of_table, of_files, pytest.param(of_sql, marks=in_sql), of_stream])
+@pytest.mark.parametrize(
+    "way", [of_table, of_files, pytest.param(of_sql, marks=in_sql), pytest.param(of_stream, marks=of_no_type)]
+)
 def test_columns_without_any_value_are_missing_whatever_their_type(
     spark: "SparkSession", tmp_path: Path, way: Way
 ) -> None:

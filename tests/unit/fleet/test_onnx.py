@@ -189,7 +189,7 @@ def test_columns_have_to_be_as_many_as_the_inputs_of_trees() -> None:
 def test_a_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"needs the package 'onnx', .* install it, or mirrorspark\[backends\]"
+        ModuleNotFoundError, match=r'needs the package onnx, .* run: pip install "mirrorspark\[score\]"'
     ):
         fleet_from_onnx({"m": MODELS["trees"]}, COLUMNS)
 
