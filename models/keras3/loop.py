@@ -46,7 +46,9 @@ def fit(
     model.stop_training = False
     model._initial_epoch = model._initial_step = 0
     listed.on_train_begin()
-    iterator, logs, first = iter(batches), {}, model._initial_step
+    first = model._initial_step
+    del model._initial_step
+    iterator, logs = iter(batches), {}
     for epoch in range(model._initial_epoch, epochs):
         model.reset_metrics()
         listed.on_epoch_begin(epoch)

@@ -34,8 +34,9 @@ def tf_variables(variables: Iterable[Any]) -> list[Any]:
 
 def averaged_variables(model: Any) -> list[Any]:
     """Return the variables that every worker computes from its own rows, such as moving averages."""
-    own = tf_variables(model.non_trainable_variables)
-    return [variable for variable in own if variable.dtype.is_floating]
+    trained = [layer for layer in model._flatten_layers() if layer.trainable]  # a frozen layer keeps its variables
+    own = {id(variable): variable for layer in trained for variable in layer._non_trainable_variables}
+    return [variable for variable in tf_variables(own.values()) if variable.dtype.is_floating]
 
 
 def named_inputs(model: Any) -> dict[str, Any]:
@@ -56,14 +57,18 @@ def inputs_of(model: Any, features: Any) -> Any:
 def continue_at(model: Any, epoch: int, step: int) -> None:
     """Make the ``fit`` that has just begun continue at a step of an epoch, both from 0; for 0, 0 at its own."""
     model._initial_epoch = epoch  # as Keras' own BackupAndRestore does
-    model._initial_step = step
-    if not step:
-        return
-    # Keras has no such position: of the executions that its iterator would count, the first ones are left out.
+    if hasattr(model, "_initial_step"):  # in our loop
+        model._initial_step = step
+    elif step:
+        _begin_epoch_at(step)
+
+
+def _begin_epoch_at(step: int) -> None:
+    """Make the next epoch of Keras' own ``fit`` leave out the first executions that its iterator counts."""
     iterator: Any = sys.modules["keras.src.backend.tensorflow.trainer"].TFEpochIterator
 
     def rest(epochs: Any) -> Iterator[Any]:
-        del iterator._enumerate_iterator  # the next epoch begins at its beginning
+        del iterator._enumerate_iterator  # the epoch after it begins at its beginning
         return itertools.dropwhile(lambda execution: execution[1] < step, epochs._enumerate_iterator())
 
     iterator._enumerate_iterator = rest

@@ -22,14 +22,14 @@ _MEANS = ("sum_over_batch_size", "mean")
 def share_steps(model: Any) -> None:
     """Make the steps of a compiled model those of one worker among several, whose gradients are averaged."""
     _average_gradients(model.optimizer)
-    if getattr(model.train_step, "is_shared", False):
-        return
     losses = model._compile_loss
-    if losses is not None:
-        losses = _LossesOfRealRows(losses, model.distribute_strategy.num_replicas_in_sync)
-        _replace(model, _compile_loss=losses)
-    for name in ("train_step", "test_step"):
-        setattr(model, name, _shared(model, getattr(model, name), losses))
+    if losses is not None and not isinstance(losses, _LossesOfRealRows):
+        workers = model.distribute_strategy.num_replicas_in_sync
+        _replace(model, _compile_loss=_LossesOfRealRows(losses, workers))
+    if not getattr(model, "_has_shared_steps", False):  # of an earlier fit, or an earlier compilation
+        for name in ("train_step", "test_step"):
+            setattr(model, name, _shared(model, getattr(model, name)))
+        _replace(model, _has_shared_steps=True)
 
 
 def count_real_rows(model: Any, weighted_metrics: Any) -> None:
@@ -50,7 +50,7 @@ def _replace(model: Any, **attributes: Any) -> None:
         object.__setattr__(model, name, value)  # Keras' own would list losses and metrics twice
 
 
-def _shared(model: Any, step: Any, losses: Any) -> Callable[[Any], Any]:
+def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     """Return a step that takes a ``PaddedBatch`` or any other batch, and counts one replica."""
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
@@ -60,10 +60,10 @@ def _shared(model: Any, step: Any, losses: Any) -> Callable[[Any], Any]:
         with as_one_replica():
             if not isinstance(batch, PaddedBatch):
                 return plain(batch)
-            with _scaled_by(batch.scale, [one for one in (losses, model._loss_tracker) if hasattr(one, "scale")]):
+            parts = [one for one in (model._compile_loss, model._loss_tracker) if hasattr(one, "scale")]
+            with _scaled_by(batch.scale, parts):
                 return plain(plain_batch(model, batch))
 
-    shared.is_shared = True  # type: ignore[attr-defined]
     return shared
 
 

@@ -21,6 +21,7 @@ from mirrorspark.serving.precomputed.store import PrecomputedScores
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
 OWN_MODEL = REPOSITORY / "notebooks" / "own_model.ipynb"
+KERAS3 = REPOSITORY / "notebooks" / "keras3.ipynb"
 RECOMMENDER = REPOSITORY / "notebooks" / "recommender.ipynb"
 TFRS = REPOSITORY / "notebooks" / "tfrs.ipynb"
 FLEET = REPOSITORY / "notebooks" / "fleet.ipynb"
@@ -146,6 +147,22 @@ def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_pat
 
 @pytest.mark.full
 @pytest.mark.timeout(800)
+def test_a_model_of_keras_3_learns_from_a_table_and_in_a_function(tmp_path: Path) -> None:
+    """T3, T6, H9: the function goes on after a kill, and its file scores."""
+    executed = run_notebook(tmp_path, KERAS3)
+    pages = shown(executed)
+    assert "keras3/1" in pages[1]
+    results = [entry for cell in executed.cells for entry in cell.get("outputs", ())]
+    texts = [entry.data["text/plain"] for entry in results if entry.output_type == "execute_result"]
+    attempts, accuracy = ast.literal_eval(texts[2])
+    assert attempts == 2
+    assert accuracy[-1] > 0.8
+    found, digits = ast.literal_eval(texts[3])
+    assert found == digits
+
+
+@pytest.mark.full
+@pytest.mark.timeout(800)
 def test_a_fleet_is_scored_with_a_bad_model_resumed_and_an_audience_chosen(tmp_path: Path) -> None:
     """M6, M17: the ledger has the bad model and the second attempt, and the audience buys."""
     executed = run_notebook(tmp_path, FLEET)
@@ -191,7 +208,7 @@ def test_three_weeks_of_a_shop_end_with_the_good_model_in_production(tmp_path: P
 
 @pytest.mark.parametrize(
     ("path", "images"),
-    [(OWN_MODEL, 5), (RECOMMENDER, 1), (TFRS, 0), (FLEET, 0), (LIFECYCLE, 0)],
+    [(OWN_MODEL, 5), (KERAS3, 0), (RECOMMENDER, 1), (TFRS, 0), (FLEET, 0), (LIFECYCLE, 0)],
     ids=lambda given: str(given)[-20:],
 )
 def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:

@@ -76,11 +76,7 @@ def serve() -> Iterator[Callable[[int], str]]:
 def test_a_machine_that_is_ready_passes_every_check_and_nothing_is_left_behind(tmp_path: Path) -> None:
     checks = check_driver(tmp_path / "new" / "output", f"sqlite:///{tmp_path}/new/output/mlflow.db")
     assert {check.name for check in checks} == {
-<<<<<<< HEAD
         *("session", "java", "packages", "keras", "recommenders", "output", "file system", "tracking")
-=======
-        *("session", "java", "packages", "legacy keras", "recommenders", "output", "file system", "tracking")
->>>>>>> tfrs
     }
     assert [check.detail for check in checks if not check.passed] == []
     require(checks)

@@ -111,6 +111,7 @@ def by_keras(case: str) -> tuple[Any, dict[str, list[float]]]:
     model = compiled(case)
     if hasattr(model.distribute_strategy, "as_one_replica"):
         share_steps(model)
+        share_steps(model)  # as before another fit, which it leaves as it is
     return model, model.fit(data(), epochs=EPOCHS, verbose=0).history
 
 
