@@ -198,6 +198,7 @@ class WithoutTask(tfrs.Model):
         return tf.zeros([])
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_nothing_but_retrieval_models_imports_the_package() -> None:
     """#53: the export of other models, their training, scoring and classical files do without."""
