@@ -40,6 +40,7 @@ from mirrorspark.training.protocol.outcomes import Activity
 from mirrorspark.training.protocol.ring import RingStrategy
 
 
+@whole_values()
 def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
 
@@ -67,7 +68,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
         _apply_warm_start(Path(plan.warm_start), model, dataset, control)
     if plan.graph is not None:  # After a warm start, whose table it propagates.
         interaction_graph.connect(model, Path(plan.graph))
-    with whole_values(), strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
+    with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
         try:
             position = start.epoch, start.step_in_epoch
             model.fit(

@@ -16,7 +16,6 @@ from tensorflow.python.data.experimental.ops import distribute
 from tensorflow.python.distribute.distribute_lib import StrategyBase
 
 from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallback, StopOnRequest, TrainingStopped
-from mirrorspark.callbacks.collectives import whole_values
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.training.executor import TrainingHook
 from mirrorspark.training.programs.keras_fit import ActivityCallback
@@ -77,7 +76,7 @@ class FitWatch:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace ``Model.fit`` while the block runs, and show values of its steps for all replicas."""
+        """Replace ``Model.fit`` while the block runs."""
         original = tf_keras.Model.fit
         signature = inspect.signature(original)
 
@@ -99,7 +98,7 @@ class FitWatch:
 
         tf_keras.Model.fit = fit
         try:
-            with self._inspecting_datasets(), whole_values():
+            with self._inspecting_datasets():
                 yield
         finally:
             tf_keras.Model.fit = original
