@@ -9,9 +9,9 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives import at_exit, current_role, of_all_replicas, scalar_metrics
+from mirrorspark.callbacks.collectives import at_exit, current_role, scalar_metrics
 from mirrorspark.callbacks.mlflow import STEP_PREFIX, MetricBuffer, SystemSampler, metric_requests, tracking_store
-from mirrorspark.callbacks.progress import optimizer_step
+from mirrorspark.callbacks.progress import of_all_replicas, optimizer_step
 
 
 class MLflowLogger(tf_keras.callbacks.Callback):

@@ -6,7 +6,7 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives import as_float, of_all_replicas, scalar_metrics
+from mirrorspark.callbacks.collectives import as_float, scalar_metrics
 from mirrorspark.callbacks.throughput import RateMeter
 from mirrorspark.models import keras3
 
@@ -16,6 +16,31 @@ def optimizer_step(model: tf_keras.Model) -> int | None:
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     value = None if iterations is None else as_float(iterations)
     return None if value is None else int(value)
+
+
+def replicas_in_batch_logs(model: tf_keras.Model) -> int:
+    """Return the number of replicas over which a batch's logs are summed.
+
+    Keras sums them over the replicas (reduce_per_replica), although each is already a mean; only at an epoch's end are
+    logs read from the metrics again. Under a strategy with ``sums_batch_logs = False`` they are the means of the rank's
+    own replica.
+    """
+    strategy = model.distribute_strategy
+    return int(strategy.num_replicas_in_sync) if getattr(strategy, "sums_batch_logs", True) else 1
+
+
+def of_all_replicas(model: tf_keras.Model, name: str, value: float) -> float:
+    """Return a value of a batch's logs for the whole batch: a metric's is a mean, any other one is a sum.
+
+    Where logs are those of the rank's own replica, its share of a sum stands for the others', without a collective.
+    Those of Keras 3 are means over all replicas.
+    """
+    if keras3.is_keras3(model):
+        return value
+    summed = replicas_in_batch_logs(model)
+    if any(metric.name == name for metric in model.metrics):
+        return value / summed
+    return value * int(model.distribute_strategy.num_replicas_in_sync) / summed
 
 
 class EventCallback(tf_keras.callbacks.Callback):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError, check_equal_weights
     from mirrorspark.callbacks.collectives.metric_values import as_float, scalar_metrics
     from mirrorspark.callbacks.collectives.roles import current_role
-    from mirrorspark.callbacks.collectives.step_values import of_all_replicas, whole_values
+    from mirrorspark.callbacks.collectives.step_values import whole_values
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -35,7 +35,6 @@ __all__ = [
     "gather_over_ranks",
     "local_replicas",
     "mean_over_ranks",
-    "of_all_replicas",
     "scalar_metrics",
     "sum_over_ranks",
     "whole_values",

@@ -15,22 +15,6 @@ import tf_keras
 
 from mirrorspark.callbacks.collectives.agreement import gather_over_ranks, local_replicas
 from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
-from mirrorspark.models import keras3
-
-
-def of_all_replicas(model: tf_keras.Model, name: str, value: float) -> float:
-    """Return a value of a batch's logs for the whole batch: a metric's is a mean, any other one is a sum.
-
-    Under a strategy with ``sums_batch_logs = False`` the logs are those of the rank's own replica; its share of a sum
-    then stands for those of the others, without a collective. Keras 3 gives means.
-    """
-    if keras3.is_keras3(model):
-        return value
-    strategy = model.distribute_strategy
-    replicas, is_summed = int(strategy.num_replicas_in_sync), getattr(strategy, "sums_batch_logs", True)
-    if any(metric.name == name for metric in model.metrics):
-        return value / replicas if is_summed else value
-    return value if is_summed else value * replicas
 
 
 @contextlib.contextmanager

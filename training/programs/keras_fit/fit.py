@@ -40,6 +40,7 @@ from mirrorspark.training.protocol.outcomes import Activity
 from mirrorspark.training.protocol.ring import RingStrategy, mean_losses
 
 
+@whole_values()
 def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
 
@@ -68,7 +69,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     if plan.graph is not None:  # After a warm start, whose table it propagates.
         interaction_graph.connect(model, Path(plan.graph))
     errors = strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext()
-    with errors, mean_losses(strategy), whole_values():
+    with errors, mean_losses(strategy):
         try:
             position = start.epoch, start.step_in_epoch
             (keras3.fit if keras3.is_keras3(model) else _fit)(

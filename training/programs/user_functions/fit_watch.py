@@ -20,7 +20,6 @@ from tensorflow.python.distribute.distribute_lib import StrategyBase
 from tensorflow.python.framework import ops
 
 from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallback, StopOnRequest, TrainingStopped
-from mirrorspark.callbacks.collectives import whole_values
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models import keras3
 from mirrorspark.training.executor import TrainingHook
@@ -84,7 +83,7 @@ class FitWatch:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace ``Model.fit`` of tf-keras and of Keras 3 while the block runs, and show values for all replicas."""
+        """Replace ``Model.fit`` of tf-keras and of Keras 3 while the block runs."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._watching(tf_keras.Model))
             is_over = threading.Event()
@@ -97,7 +96,6 @@ class FitWatch:
             # A function of tf-keras is spared the second of Keras 3's import.
             wrapt.register_post_import_hook(watch, "keras")
             stack.enter_context(self._inspecting_datasets())
-            stack.enter_context(whole_values())
             stack.enter_context(_scope_over_resets())
             yield
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.callbacks.checkpoints import fencing
+from mirrorspark.callbacks.collectives import whole_values
 from mirrorspark.spark_session import as_barrier_task
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
@@ -30,6 +31,7 @@ _RING_SECONDS = 24 * 3600.0
 logger = logging.getLogger(__name__)
 
 
+@whole_values()
 def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> None:
     """Call the function of the payload in the scope of the plan's strategy; then call ``finish``.
 
@@ -50,11 +52,10 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
     os.environ[fencing.ATTEMPT_VARIABLE] = str(plan.attempt)
     os.environ[fencing.FENCE_VARIABLE] = plan.fence or ""
     watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, control.hook)
-    with _scope(plan, control.activity), watch.installed():
+    with _scope(plan, control.activity), watch.installed(), _as_barrier_task(plan, control):
         # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
         control.activity.enter("building")
-        with _as_barrier_task(plan, control):
-            value = _call(train_fn, kwargs, watch)
+        value = _call(train_fn, kwargs, watch)
         saved = _saved(value, plan, control.rank)
     finish(watch.epochs, **(_pack_return_value(value, saved, plan.model_columns) if control.rank == 0 else {}))
 
