@@ -17,14 +17,11 @@ import pandas as pd
 import pytest
 
 from mirrorspark.training.entry_points.launch import run_train_fn
-from tests.conftest import REPOSITORY
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
-
-PEERS = Path(os.environ.get("MIRRORSPARK_PEERS", REPOSITORY.parent / "shared" / "peers"))
 
 # The fits of each, and a metric of the last one, with its range on two workers after two epochs at most.
 TUTORIALS = {
@@ -115,7 +112,6 @@ def with_stand_ins() -> Callable[..., Any]:
         )
 
     def train(run: Callable[..., Any], path: str, data: str, folder: str) -> Any:
-        import os
         import tempfile
 
         # Each rank writes what the tutorial exports.
@@ -130,11 +126,9 @@ def with_stand_ins() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def run_one() -> Callable[..., Any]:
+def run_one(peers: Path) -> Callable[..., Any]:
     """Return the function of ``run.py`` that replaces the data sets, and runs a tutorial."""
-    if not (PEERS / "tfrs").is_dir():
-        pytest.skip(f"the tutorials are not in {PEERS}; set MIRRORSPARK_PEERS to the folder that has them")
-    found: Callable[..., Any] = runpy.run_path(str(PEERS / "run.py"), run_name="peers")["train"]
+    found: Callable[..., Any] = runpy.run_path(str(peers / "run.py"), run_name="peers")["train"]
     return found
 
 
@@ -157,6 +151,7 @@ def test_a_tutorial_runs_on_two_workers(
     name: str,
     spark: "SparkSession",
     run_one: Callable[..., Any],
+    peers: Path,
     shared_data: Path,
     few_movies: Path,
     tmp_path: Path,
@@ -164,7 +159,7 @@ def test_a_tutorial_runs_on_two_workers(
     data = few_movies if name == "efficient_serving" else shared_data / "ml_latest_small"
     file = tmp_path / f"{name}.py"
     # Lines of notebooks are commented out there; one of these makes a value that is read later.
-    file.write_text(re.sub(r"^# %time ", "", (PEERS / "tfrs" / file.name).read_text(), flags=re.MULTILINE))
+    file.write_text(re.sub(r"^# %time ", "", (peers / "tfrs" / file.name).read_text(), flags=re.MULTILINE))
     arguments = {"run": run_one, "path": str(file), "data": str(data), "folder": str(tmp_path)}
     done = run_train_fn(
         with_stand_ins(), kwargs=arguments, spark=spark, name=name, output=tmp_path, strategy="ring", resume=False
