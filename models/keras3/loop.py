@@ -98,7 +98,7 @@ def _run(
 
 
 def _of_all_workers(model: Any, logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a step has returned, with metrics as they are over all workers; other values are this worker's."""
+    """Return the logs of a step with metrics as they are over all workers; other values are those of this worker."""
     flat: dict[str, Any] = {}
     for name, value in logs.items():
         flat |= value if isinstance(value, Mapping) else {name: value}

@@ -47,7 +47,7 @@ def test_two_workers_train_as_one_process_whatever_the_loss_and_the_optimizer(re
             np.testing.assert_allclose(found[f"weights/{place}"], expected, atol=1e-5)
         assert {f"logs/{metric}" for metric in history} == {one for one in found if one.startswith("logs/")}
         for metric, values in history.items():
-            # A value that is no metric is that of its worker alone, and in the loop of Keras such a step has no other.
+            # A value other than a metric is that of its worker alone. In the loop of Keras such a step has only those.
             if metric != "of_step" and (case, loop) != ("own step", "keras"):
                 np.testing.assert_allclose(found[f"logs/{metric}"], values, rtol=1e-4, err_msg=metric)
 
