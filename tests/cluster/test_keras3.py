@@ -18,7 +18,6 @@ from mirrorspark.testing.faults import Fault
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.entry_points.launch import Launched, run_train_fn
 from tests.cluster.test_fit_table import rides
-from tests.conftest import REPOSITORY
 from tests.processes.serving.served import ask, serving
 
 if TYPE_CHECKING:
@@ -295,11 +294,9 @@ def peer() -> Callable[..., Any]:
 @pytest.mark.full
 @pytest.mark.parametrize(("strategy", "names"), [("ring", OTHERS), ("own", OWN_STRATEGY)])
 def test_keras_own_examples_and_tests_run_on_two_workers(
-    spark: "SparkSession", output: Path, strategy: Any, names: tuple[str, ...]
+    spark: "SparkSession", output: Path, peers: Path, strategy: Any, names: tuple[str, ...]
 ) -> None:
-    folder = Path(os.environ.get("MIRRORSPARK_PEERS", REPOSITORY.parent / "shared" / "peers")) / "keras"
-    if not folder.is_dir():
-        pytest.skip(f"the examples of Keras are not in {folder}; set MIRRORSPARK_PEERS to the folder above it")
+    folder = peers / "keras"
     knobs = {"name": f"peers-{strategy}", "strategy": strategy, "start_limit_seconds": 300}
     done = run_train_fn(peer(), kwargs={"folder": str(folder), "names": names}, spark=spark, output=output, **knobs)
     fitted = {name: len(fits) for name, fits in done.result.items()}
