@@ -35,6 +35,7 @@ def test_each_package_of_an_extra_of_ours_is_named_with_it() -> None:
 
 def test_a_package_that_is_missing_is_named_with_what_needs_it_and_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_recommenders", None)
+    monkeypatch.delitem(sys.modules, "tensorflow_recommenders.tasks", raising=False)
     with pytest.raises(MissingPackageError) as raised:
         needed("tensorflow_recommenders.tasks", "a model of TFRS")
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # noqa: S301 - our own pickle
