@@ -16,6 +16,8 @@ from mirrorspark.training.configuration.tasks import PACKAGED_BASELINES, RANKING
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import TrainingConfig
 
+_RECOMMENDERS = "tensorflow_recommenders"
+
 
 def require(holds: bool, message: str) -> None:
     """Raise ``ConfigError`` with ``message`` unless ``holds``."""
@@ -167,7 +169,12 @@ def check_register(config: "TrainingConfig") -> None:
 
 
 def check_ranking(config: "TrainingConfig") -> None:
-    """Check that candidates can be ranked after an epoch, where that is asked for."""
+    """Check that a retrieval model can be built, and rank candidates after an epoch where that is asked for."""
+    require(
+        config.task != "retrieval" or config.is_fitted or find_spec(_RECOMMENDERS) is not None,
+        f"a retrieval model needs the package {_RECOMMENDERS}, which is not installed; run: "
+        f"{install_line(_RECOMMENDERS)}",
+    )
     require(
         not config.ranked_queries or config.task == "retrieval",
         f"ranked_queries is {config.ranked_queries}, but a {config.task} model ranks no candidates; leave it out",

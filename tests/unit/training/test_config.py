@@ -352,6 +352,8 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
     assert config.for_ranks().row_baselines == ()
     with pytest.raises(ConfigError, match=r'needs the package xgboost, which is not installed; run: pip install "mirr'):
         dataclasses.replace(config)
+    with pytest.raises(ConfigError, match=r"retrieval model needs the package tensorflow_rec.*mirrorspark\[recommend"):
+        TrainingConfig(name="films", model={"name": "two_tower"})
 
 
 @pytest.mark.parametrize(
