@@ -33,7 +33,7 @@ def of_all_replicas(model: tf_keras.Model, name: str, value: float) -> float:
     """Return a value of a batch's logs for the whole batch: a metric's is a mean, any other one is a sum.
 
     Where logs are those of the rank's own replica, its share of a sum stands for the others', without a collective.
-    Those of Keras 3 are means over all replicas.
+    Those of Keras 3 are the means of the rank's own rows.
     """
     if keras3.is_keras3(model):
         return value

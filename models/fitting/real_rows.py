@@ -23,7 +23,8 @@ def count_real_rows(model: tf_keras.Model) -> None:
 
     Its loss is then the sum of the rows' weighted losses divided by the number of these rows, over all workers; so is
     its gradient, and ``loss`` is the mean over all rows of an epoch. Other batches are used as before. A loss that is a
-    sum by its ``reduction``, and one that a ``train_step`` of its own computes, stay as they are.
+    sum by its ``reduction``, and one that a ``train_step`` of its own computes, stay as they are; on a ring a mean that
+    such a step computes is multiplied by :func:`share_in_hand`.
 
     Args:
         model: A compiled model.

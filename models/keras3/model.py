@@ -55,7 +55,7 @@ def inputs_of(model: Any, features: Any) -> Any:
 
 
 def continue_at(model: Any, epoch: int, step: int) -> None:
-    """Make the ``fit`` that has just begun continue at a step of an epoch, both from 0; for 0, 0 at its own."""
+    """Make the ``fit`` that has just begun continue at a step of an epoch, both from 0; 0 and 0 change nothing."""
     model._initial_epoch = epoch  # as Keras' own BackupAndRestore does
     if hasattr(model, "_initial_step"):  # in our loop
         model._initial_step = step

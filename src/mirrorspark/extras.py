@@ -76,10 +76,16 @@ def missing(error: ImportError, subject: str) -> MissingPackageError | None:
 def install_line(module: str) -> str:
     """Return the command that installs a module with its extra, or with all of them if none has it.
 
-    That of tf-keras names the version that goes with the installed TensorFlow, which pip would replace otherwise.
+    That of tf-keras is :func:`keras_line` where TensorFlow is installed.
     """
     package = module.partition(".")[0]
     if package == "tf_keras":
         with suppress(PackageNotFoundError):
-            return f"pip install tf-keras=={'.'.join(version('tensorflow').split('.')[:2])}.*"
+            return keras_line(version("tensorflow"))
     return f'pip install "mirrorspark[{EXTRAS.get(package, "all")}]"'
+
+
+def keras_line(tensorflow: str) -> str:
+    """Return the command that installs the tf-keras of a version of TensorFlow, which pip would replace otherwise."""
+    # In quotes: zsh takes the asterisk for one of its own.
+    return f'pip install "tf-keras=={".".join(tensorflow.split(".")[:2])}.*"'

@@ -1,6 +1,6 @@
 """#53: the tutorials of TensorFlow Recommenders, their own code unchanged, on two workers of a real session.
 
-They are read from ``../shared/peers/tfrs``, next to the checkout; its ``run.py`` replaces the data that they download.
+They are read from the folder of the fixture ``peers``, whose ``run.py`` replaces the data that they download.
 TensorFlow Ranking, which one of them imports, needs a TensorFlow before 2.16: its three names have stand-ins.
 """
 

@@ -49,7 +49,7 @@ def test_a_package_that_is_missing_is_named_with_what_needs_it_and_the_line(monk
 
 @pytest.mark.parametrize(
     ("tensorflow", "line"),
-    [("2.19.1", "pip install tf-keras==2.19.*"), (None, 'pip install "mirrorspark[keras]"')],
+    [("2.19.1", 'pip install "tf-keras==2.19.*"'), (None, 'pip install "mirrorspark[keras]"')],
 )
 def test_the_keras_of_the_installed_tensorflow_is_named(
     monkeypatch: pytest.MonkeyPatch, tensorflow: str | None, line: str

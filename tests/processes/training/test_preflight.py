@@ -154,7 +154,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
         (
             "2.19.1",
             "2.20.1",
-            "tf-keras 2.20.1 does not go with tensorflow 2.19.1; run: pip install tf-keras==2.19.*",
+            'tf-keras 2.20.1 does not go with tensorflow 2.19.1; run: pip install "tf-keras==2.19.*"',
         ),
         ("2.21.0", "2.21.0", None),
     ],

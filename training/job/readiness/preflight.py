@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.extras import install_line
+from mirrorspark.extras import install_line, keras_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
     USE_CLASSIC,
@@ -209,7 +209,8 @@ def _packages() -> Check:
         known = f"{', '.join(TENSORFLOW_MINORS[:-1])} and {TENSORFLOW_MINORS[-1]}"
         return failure("packages", f"tensorflow {tensorflow} is none of {known}; install tensorflow=={DEFAULT_MINOR}.*")
     if _minor(keras) != minor:
-        return failure("packages", f"tf-keras {keras} does not go with tensorflow {tensorflow}; {_keras_line(minor)}")
+        line = keras_line(tensorflow)
+        return failure("packages", f"tf-keras {keras} does not go with tensorflow {tensorflow}; run: {line}")
     limits = [
         f"; with {package} {of} {text}" for (package, of), text in _LIMITS.items() if _minor(found[package]) == of
     ]
@@ -221,17 +222,13 @@ def _minor(number: str) -> str:
     return ".".join(number.split(".")[:2])
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in _minor(version).split(".")]
-
-
-def _keras_line(minor: str) -> str:
-    return f"run: pip install tf-keras=={minor}.*"
+def _numbers(number: str) -> list[int]:
+    return [int(part) for part in _minor(number).split(".")]
 
 
 def _keras() -> Check:
     if importlib.util.find_spec("tf_keras") is None:
-        return failure("keras", f"Python finds no module tf_keras; {_keras_line(_minor(version('tensorflow')))}")
+        return failure("keras", f"Python finds no module tf_keras; run: {install_line('tf_keras')}")
     # Workers set TF_USE_LEGACY_KERAS themselves, so its value here does not matter.
     return Check("keras", True, f"workers train models of tf-keras, and your own of Keras {version('keras')}, too")
 
