@@ -105,9 +105,22 @@ class _Given:
 
 def _given_to_tasks(model: Any, inputs: Mapping[str, Any]) -> _Given:
     given = _Given()
-    with _noting(given):
+    with _noting(given), _no_updates(model):
         model.compute_loss(dict(inputs), training=False)  # a dict of its own, from which it may take the label
     return given
+
+
+@contextlib.contextmanager
+def _no_updates(model: Any) -> Iterator[None]:
+    """Leave the model's metrics as they are in the block: outside of a step a strategy refuses to update them."""
+    updates = [(metric, metric.update_state) for metric in model.metrics]
+    for metric, _ in updates:
+        metric.update_state = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for metric, update in updates:
+            metric.update_state = update
 
 
 @contextlib.contextmanager
@@ -179,13 +192,12 @@ class _Steps:
         """Return the columns of this worker's rows, the number of rows of all workers, and this worker's share."""
         features, label, weight = batch[:3]
         scale = batch.scale if isinstance(batch, PaddedBatch) else scale_in_hand()
-        count = tf.shape(weight)[0]
-        # Padding comes last; the rest may have rows of weight 0.
-        last = tf.reduce_max(tf.concat([[0], tf.where(weight > 0, tf.range(1, count + 1), 0)], axis=0))
-        rows = tf.cast(count, tf.float32) * _workers() / scale
+        rows = tf.cast(tf.shape(weight)[0], tf.float32) * _workers() / scale
+        # Padding is spread over the share: it follows the rows of each lane (:mod:`data_pipelines.reading.order`).
+        counts = weight > 0
         named = dict(features) | _of_row(self._spec, label, weight)
-        inputs = {name: _first(values, last) for name, values in named.items()}
-        return inputs, rows, tf.cast(last, tf.float32) / rows
+        inputs = {name: _kept(values, counts) for name, values in named.items()}
+        return inputs, rows, tf.reduce_sum(tf.cast(counts, tf.float32)) / rows
 
 
 def _workers() -> int:
@@ -198,10 +210,13 @@ def _of_row(spec: FeatureSpec, label: Any, weight: Any) -> dict[str, Any]:
     return {name: values for name, values in named.items() if name is not None}
 
 
-def _first(values: Any, rows: tf.Tensor) -> Any:
-    if isinstance(values, tf.SparseTensor):
-        return tf.sparse.slice(values, [0, 0], tf.stack([tf.cast(rows, tf.int64), values.dense_shape[1]]))
-    return values[:rows]
+def _kept(values: Any, is_kept: tf.Tensor) -> Any:
+    if not isinstance(values, tf.SparseTensor):
+        return tf.boolean_mask(values, is_kept)
+    places = tf.cumsum(tf.cast(is_kept, tf.int64))
+    found = tf.sparse.retain(values, tf.gather(is_kept, values.indices[:, 0]))
+    indices = tf.stack([tf.gather(places, found.indices[:, 0]) - 1, found.indices[:, 1]], axis=1)
+    return tf.SparseTensor(indices, found.values, tf.stack([tf.reduce_max(places), values.dense_shape[1]]))
 
 
 def _rows(inputs: Mapping[str, Any]) -> tf.Tensor:

@@ -45,7 +45,8 @@ def _of_whole_batch(model: tf_keras.Model, logs: dict[str, Any]) -> dict[str, An
     metrics: dict[str, float] = {}
     with contextlib.suppress(TypeError):  # of a metric whose result needs arguments, as in Keras' own method
         metrics = {name: value for name, value in scalar_metrics(model.get_metrics_result()).items() if name in logs}
-    sums = {name: value for name, value in scalar_metrics(logs).items() if name not in metrics}
+    own = metrics.keys() | {metric.name for metric in model.metrics}
+    sums = {name: value for name, value in scalar_metrics(logs).items() if name not in own}
     if sums and not getattr(strategy, "sums_batch_logs", True):
         rows = np.tile(list(sums.values()), (local_replicas(strategy), 1))
         sums = dict(zip(sums, map(float, gather_over_ranks(strategy, rows).sum(axis=0)), strict=True))

@@ -129,11 +129,12 @@ def built(build: Callable[[FittedFeatures], Any], features: FittedFeatures) -> t
 
 
 def rows(count: int, real: int) -> PaddedBatch:
-    """Return rows of users who watch the movie of their number; those from ``real`` on are padding."""
-    users = [2 + row % 3 if row < real else 0 for row in range(count)]
+    """Return rows of users who watch the movie of their number, in two lanes, each with its padding at its end."""
+    lanes = [[2 + row % 3 for row in range(lane, real, 2)] for lane in range(2)]
+    users = [user for lane in lanes for user in (*lane, *[0] * (count // 2 - len(lane)))]
     ids = tf.constant(users, tf.int64)
     watched = tf.stack([ids, tf.zeros_like(ids), tf.zeros_like(ids)], axis=1)
-    weight = tf.constant([float(row < real) for row in range(count)])
+    weight = tf.constant([float(user > 0) for user in users])
     features = {"user": ids, "movie": ids, "watched": watched}
     return PaddedBatch(features, tf.cast(ids, tf.float32), weight, tf.constant(count / real))
 
@@ -161,7 +162,7 @@ def test_every_kind_trains_on_rows_without_their_padding(build: Any, features: F
 def test_vectors_of_both_sides_are_found_by_what_the_task_is_given(build: Any, features: FittedFeatures) -> None:
     architecture, model = built(build, features)
     model.fit(tf.data.Dataset.from_tensors(rows(6, 6)).repeat(), epochs=1, steps_per_epoch=2, verbose=0)
-    inputs = dict(rows(3, 3).features)
+    inputs = dict(rows(4, 4).features)
     asked = {name: inputs[name] for name in ("user", "watched")}
     queries = architecture.predict(model, asked).numpy()
     np.testing.assert_array_equal(queries, model.query(inputs).numpy())
@@ -178,7 +179,7 @@ def test_vectors_of_both_sides_are_found_by_what_the_task_is_given(build: Any, f
 @pytest.mark.parametrize("build", [Crossed, OwnStep])
 def test_predictions_are_those_that_a_ranking_task_is_given(build: Any) -> None:
     architecture, model = built(build, RATING)
-    inputs = dict(rows(3, 3).features)
+    inputs = dict(rows(4, 4).features)
     joined = tf.concat([model.tables[0](inputs["user"]), model.tables[1](inputs["movie"])], axis=1)
     expected = model.out(model.cross(joined))[:, 0]
     np.testing.assert_array_equal(architecture.predict(model, inputs)["score"], expected)

@@ -62,7 +62,8 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     tf_keras.utils.set_random_seed(plan.config.seed)
     _set_precision(plan.config)
     start = read_start(plan, dataset)
-    model = build_model(plan, dataset, strategy, start)
+    with mean_losses(strategy):  # A tfrs.Model computes its loss once when it is built.
+        model = build_model(plan, dataset, strategy, start)
     activity.enter("restoring")
     if plan.warm_start is not None and plan.resume_from is None:
         _apply_warm_start(Path(plan.warm_start), model, dataset, control)
