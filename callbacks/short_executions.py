@@ -41,8 +41,9 @@ class ShortExecutions(tf_keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Read the limit from the model, and start with one step."""
+        setting = getattr(self.model, "_steps_per_execution", None)
         # Without it, in the `fit` of Keras 3 itself, nothing is changed.
-        self._setting = getattr(self.model, "_steps_per_execution", tf.Variable(1, dtype=tf.int64))
+        self._setting = tf.Variable(1, dtype=tf.int64) if setting is None else setting
         self._limit = int(self._setting.numpy())
         self._steps = 1
         self._is_first = True

@@ -4,7 +4,7 @@ Keras 3's own ``fit`` cannot begin within an epoch, and an execution of several 
 divides the epoch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -94,15 +94,7 @@ def _run(
         logs = execute(iterator, tf.constant(count, tf.int64))
         done += count
         after(done - 1, logs)
-    return _of_all_workers(model, logs)
-
-
-def _of_all_workers(model: Any, logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the logs of a step with metrics as they are over all workers; other values are those of this worker."""
-    flat: dict[str, Any] = {}
-    for name, value in logs.items():
-        flat |= value if isinstance(value, Mapping) else {name: value}
-    return flat | {name: value for name, value in model.get_metrics_result().items() if name in flat}
+    return dict(model._get_metrics_result_or_logs(logs))
 
 
 def _execution(model: Any, kind: str) -> Callable[..., Any]:

@@ -6,10 +6,11 @@ of the workers' gradients. So clipping, loss scaling and accumulation see the gr
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics  # what `compile` makes of losses and metrics
 
@@ -21,7 +22,8 @@ _MEANS = ("sum_over_batch_size", "mean")
 
 def share_steps(model: Any) -> None:
     """Make the steps of a compiled model those of one worker among several, whose gradients are averaged."""
-    _average_gradients(model.optimizer)
+    for optimizer in _optimizers(model):
+        _average_gradients(optimizer)
     losses = model._compile_loss
     if losses is not None and not isinstance(losses, _LossesOfRealRows):
         workers = model.distribute_strategy.num_replicas_in_sync
@@ -29,7 +31,36 @@ def share_steps(model: Any) -> None:
     if not getattr(model, "_has_shared_steps", False):  # of an earlier fit, or an earlier compilation
         for name in ("train_step", "test_step"):
             setattr(model, name, _shared(model, getattr(model, name)))
-        _replace(model, _has_shared_steps=True)
+        _replace(model, _has_shared_steps=True, _get_metrics_result_or_logs=_of_all_workers(model))
+
+
+def _optimizers(model: Any) -> list[Any]:
+    """Return the compiled optimizer, and those that the model keeps for parts of itself, as a GAN does."""
+    values = (value if isinstance(value, list | tuple) else [value] for value in vars(model).values())
+    own = [one for some in values for one in some if isinstance(one, keras.optimizers.Optimizer)]
+    return list({id(one): one for one in (model.optimizer, *own)}.values())
+
+
+def _of_all_workers(model: Any) -> Callable[[Any], Any]:
+    """Return the function from the last step's logs to those of ``fit``, which are equal on all workers.
+
+    They are metrics over all rows, and means of other numbers. Different ones would stop ranks at different epochs.
+    """
+
+    def whole(logs: Any) -> Any:
+        if not isinstance(logs, Mapping):
+            return logs
+        flat: dict[str, Any] = {}
+        for name, value in logs.items():
+            flat |= value if isinstance(value, Mapping) else {name: value}
+        metrics = {name: value for name, value in model.get_metrics_result().items() if name in flat}
+        numbers = {name: value for name, value in flat.items() if name not in metrics and np.ndim(value) == 0}
+        strategy = model.distribute_strategy
+        for name, value in numbers.items():  # in the same order on all ranks
+            flat[name] = strategy.reduce(tf.distribute.ReduceOp.MEAN, tf.cast(value, tf.float32), axis=None)
+        return flat | metrics
+
+    return whole
 
 
 def count_real_rows(model: Any, weighted_metrics: Any) -> None:

@@ -167,7 +167,7 @@ class Keras3Backend(KerasBackend):
     def _code_in(self, path: Path) -> str | None:
         for node in _objects(_configuration(path)):
             module = node.get("module")
-            parts = module.removeprefix("keras.src.").removeprefix("keras.").split(".") if module else ["keras"]
+            parts = str(module or "keras").removeprefix("keras.src.").removeprefix("keras.").split(".")
             if isinstance(module, str) and parts[0] not in {"keras", *_PARTS_OF_MODELS}:
                 return f"an object of {module}.{node.get('class_name')}"
         return _code_in(path)

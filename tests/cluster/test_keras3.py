@@ -132,7 +132,7 @@ def test_it_scores_alike_in_every_way(broken: ms.FitResult, spark: "SparkSession
     ms.score_files(spark, output / "rows.parquet", broken.model, output / "scored", keys="row_number")
     from_files = pd.read_parquet(output / "scored").sort_values("row_number")["score"]
     np.testing.assert_allclose(from_files, expected, atol=1e-6)
-    by_mlflow = mlflow.pyfunc.load_model(broken.model.path).predict(rows[["town", "kilometres"]])
+    by_mlflow = mlflow.pyfunc.load_model(str(broken.model.path.parents[1])).predict(rows[["town", "kilometres"]])
     np.testing.assert_allclose(by_mlflow["score"], expected, atol=1e-6)
 
 

@@ -33,6 +33,8 @@ STEPS_PER_EXECUTION = 3
 
 Weights = list[np.ndarray]
 
+SGD, BINARY = keras.optimizers.SGD, keras.losses.BinaryCrossentropy
+
 
 class OwnStep(keras.Model):
     """Applies its own gradient of its own loss, has its own metric, and logs a value that does not belong to one."""
@@ -49,6 +51,23 @@ class OwnStep(keras.Model):
         self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
         self.error.update_state(y, predicted)
         return {"of_step": loss, "metrics": {"error": self.error.result()}}
+
+
+class TwoOptimizers(keras.Model):
+    """Trains its last layer by an optimizer of its own, as the two parts of a GAN are trained."""
+
+    def __init__(self, *graph: Any) -> None:
+        super().__init__(*graph)
+        self.of_last = SGD(0.1)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data[:2]
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self(x, training=True) - y) ** 2)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients[:2], self.trainable_variables[:2])
+        self.of_last.apply(gradients[2:], self.trainable_variables[2:])
+        return {"of_step": loss}
 
 
 class OwnLoss(keras.Model):
@@ -70,7 +89,6 @@ class OwnMetric(keras.metrics.Metric):
         return self.total
 
 
-SGD, BINARY = keras.optimizers.SGD, keras.losses.BinaryCrossentropy
 # The class, the optimizer, and the loss of each case.
 CASES: dict[str, tuple[type, Callable[[], Any], Any]] = {
     "plain": (keras.Model, lambda: SGD(0.5, momentum=0.9), "binary_crossentropy"),
@@ -80,6 +98,7 @@ CASES: dict[str, tuple[type, Callable[[], Any], Any]] = {
     "summed": (keras.Model, lambda: SGD(0.05), BINARY(reduction="sum")),
     "own loss": (OwnLoss, lambda: SGD(0.5), None),
     "own step": (OwnStep, lambda: SGD(0.5), None),
+    "two optimizers": (TwoOptimizers, lambda: SGD(0.5), None),
 }
 
 
@@ -96,7 +115,9 @@ def compiled(case: str) -> Any:
     hidden = keras.layers.Dense(8, "relu", kernel_initializer=first, kernel_regularizer="l2")(inputs)
     outputs = keras.layers.Dense(1, "sigmoid", kernel_initializer=last)(hidden)
     model = kind(inputs, outputs)
-    model.compile(optimizer(), loss, metrics=None if case.startswith("own") else ["accuracy", OwnMetric()])
+    model.compile(
+        optimizer(), loss, metrics=None if kind in (OwnLoss, OwnStep, TwoOptimizers) else ["accuracy", OwnMetric()]
+    )
     return model
 
 
