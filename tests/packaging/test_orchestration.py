@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from databricks.sdk.service.jobs import JobSettings
+from packaging.requirements import Requirement
 
+from mirrorspark.extras import EXTRAS
 from mirrorspark.fleet import orchestration
 from mirrorspark.fleet.runs import command
 from mirrorspark.lifecycle.pipeline import command as pipeline_command
@@ -113,9 +115,13 @@ def test_the_jobs_name_a_runtime_that_the_matrix_tests_and_the_wheel_by_its_path
         runtime, _, scala = cluster["new_cluster"]["spark_version"].partition(".x-")
         assert (REPOSITORY / f"tools/matrix/databricks-{runtime}.txt").is_file()
         assert scala == "scala2.13"
-    for task in job["tasks"]:
-        (library,) = task["libraries"]
-        assert Path(library["whl"]).match(f"/Volumes/*/*/*/mirrorspark-{version('mirrorspark')}-py3-none-any.whl")
+        tested = (REPOSITORY / f"tools/matrix/databricks-{runtime}.txt").read_text().splitlines()
+    (library,) = {Path(library["requirements"]) for task in job["tasks"] for library in task["libraries"]}
+    ours, *others = map(Requirement, (folder / library.name).read_text().splitlines())
+    assert ours.url == f"file://{library.parent}/mirrorspark-{version('mirrorspark')}-py3-none-any.whl"
+    assert ours.extras <= set(EXTRAS.values())
+    # Each tf-keras goes with one TensorFlow.
+    assert {str(one).replace("tf-keras", "tensorflow") for one in others} <= set(tested)
 
 
 @pytest.fixture(scope="module")
