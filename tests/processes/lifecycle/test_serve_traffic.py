@@ -150,6 +150,7 @@ def test_units_keep_their_variants_and_a_failing_one_is_stopped_without_a_failed
             return metric(port, 'mirrorspark_variant_stopped{traffic="late",variant="new"}') == 1
 
         until(asked, "the variant was not stopped")
+        until((tmp_path / "traffic.stopped.json").exists, "the stop was not written")
         (tmp_path / "new" / "fails").unlink()
         assert predict(port, **{"X-Unit-Id": next(unit for unit in UNITS if expected[unit] == 20)})[1] == {
             "predictions": [2.0]
