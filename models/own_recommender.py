@@ -35,8 +35,13 @@ def prepare(model: Any, task: str, fitted: FittedFeatures, function: str) -> Non
         function: Name of the user's function, for messages.
 
     Raises:
-        ModelSettingsError: It calls no task that goes with the label.
+        ModelSettingsError: It calls no task that goes with the label, or would need its loss scaled.
     """
+    if tf_keras.mixed_precision.global_policy().name == "mixed_float16":
+        raise ModelSettingsError(
+            f"precision mixed_float16 needs its losses scaled, which the tfrs.Model of {function} does not do; use "
+            f"mixed_bfloat16"
+        )
     spec = fitted.spec
     given = _given_to_tasks(model, _nothing(spec, 1))
     found, name, takes = (given.vectors, "Retrieval", "the vectors of queries and candidates")

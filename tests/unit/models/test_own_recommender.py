@@ -185,7 +185,13 @@ def test_predictions_are_those_that_a_ranking_task_is_given(build: Any) -> None:
     np.testing.assert_array_equal(architecture.predict(model, inputs)["score"], expected)
 
 
-def test_a_model_that_does_not_go_with_the_label_is_refused_in_a_line() -> None:
+def test_a_model_that_does_not_go_with_the_label_or_the_precision_is_refused_in_a_line() -> None:
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        with pytest.raises(ModelSettingsError, match="mixed_float16 needs its losses scaled"):
+            built(Crossed, RATING)
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
     with pytest.raises(ModelSettingsError, match=r"calls no tfrs\.tasks\.Ranking, which the label 'stars'"):
         built(lambda _: Retrieval(CHOICE), RATING)
     with pytest.raises(ModelSettingsError, match=r"calls no tfrs\.tasks\.Retrieval, which the label 'movie'"):
