@@ -39,7 +39,7 @@ test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and 
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		tools/kernels.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
 
-test-matrix: setup  ## the core of the tests with other versions, in environments of tools/matrix, ten to twenty minutes each (ARGS=lowest)
+test-matrix: setup  ## the core of the tests with other versions, in environments of tools/matrix, four minutes each (ARGS=lowest)
 	@tools/matrix.sh $(ARGS)
 
 unit: setup  ## the pure unit tests: no Java, no child processes, four to twelve minutes (ARGS="-k manifest")
