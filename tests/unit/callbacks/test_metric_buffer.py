@@ -463,8 +463,8 @@ def test_an_answer_that_comes_behind_the_close_takes_nothing_away(
 def test_a_buffer_that_another_process_has_taken_over_writes_and_sends_nothing_more(
     open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
-    server = FakeServer(is_down=True)
     for arguments in ({}, {"log": EventFile(log)}):
+        server = FakeServer(is_down=True)
         buffer = open_buffer(server, **arguments)
         buffer.log({"loss": 1.0}, step=1)
         before = log.read_text()
