@@ -17,9 +17,9 @@ def fit(
     model: Any,
     batches: Any,
     *,
-    validation: Any,
+    validation_data: Any,
     epochs: int,
-    steps: int,
+    steps_per_epoch: int,
     validation_steps: int,
     callbacks: Sequence[Any],
 ) -> Any:
@@ -28,14 +28,14 @@ def fit(
     Args:
         model: Its ``steps_per_execution`` is the largest number of steps before a return to Python.
         batches: This worker's batches, epoch after epoch, as a dataset without an end.
-        validation: The same of the validation.
+        validation_data: The same of the validation.
         epochs: Number of epochs.
-        steps: Steps of an epoch.
+        steps_per_epoch: Steps of an epoch.
         validation_steps: Steps of a validation.
         callbacks: Callbacks of tf-keras and of Keras 3, in their order.
     """
     listed = keras.callbacks.CallbackList(
-        list(callbacks), add_history=True, model=model, verbose=0, epochs=epochs, steps=steps
+        list(callbacks), add_history=True, model=model, verbose=0, epochs=epochs, steps=steps_per_epoch
     )
     # As in tf-keras, so that a callback may change it while the training goes on.
     object.__setattr__(model, "_steps_per_execution", tf.Variable(model.steps_per_execution, dtype=tf.int64))
@@ -52,11 +52,10 @@ def fit(
     for epoch in range(model._initial_epoch, epochs):
         model.reset_metrics()
         listed.on_epoch_begin(epoch)
-        logs = _run(
-            model, "training", train, iterator, first, steps, listed.on_train_batch_begin, listed.on_train_batch_end
-        )
+        around = listed.on_train_batch_begin, listed.on_train_batch_end
+        logs = _run(model, "training", train, iterator, first, steps_per_epoch, *around)
         first = 0
-        of_test = _evaluate(model, test, validation, validation_steps, listed)
+        of_test = _evaluate(model, test, validation_data, validation_steps, listed)
         logs |= {f"val_{name}": value for name, value in of_test.items()}
         listed.on_epoch_end(epoch, logs)
         if model.stop_training:

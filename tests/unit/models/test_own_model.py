@@ -142,7 +142,9 @@ def test_a_model_of_keras_3_trains_and_is_exported_with_raw_columns(build: Calla
     weights = np.array([1, 0], np.float32)  # the second row is padding
     batch = PaddedBatch(BATCH, tf.constant([1.0, 0.0]), weights, tf.constant(2.0))
     data = tf.data.Dataset.from_tensors(batch).repeat()
-    history = fit(model, data, validation=data, epochs=3, steps=3, validation_steps=1, callbacks=[]).history
+    history = fit(
+        model, data, validation_data=data, epochs=3, steps_per_epoch=3, validation_steps=1, callbacks=[]
+    ).history
     assert history["loss"][-1] < history["loss"][0]
     metric = "mae" if model.own_compilation else "log_loss"
     score = architecture.predict(model, BATCH)["score"].numpy()

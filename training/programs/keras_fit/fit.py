@@ -73,12 +73,13 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     with errors, mean_losses(strategy):
         try:
             position = start.epoch, start.step_in_epoch
-            (keras3.fit if keras3.is_keras3(model) else _fit)(
-                model,
+            is_keras3 = keras3.is_keras3(model)
+            fit = functools.partial(keras3.fit, model) if is_keras3 else functools.partial(model.fit, verbose=0)
+            fit(
                 _batches(strategy, dataset, plan, "train", position, activity, control.hook.input),
-                validation=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
+                validation_data=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
                 epochs=plan.config.epochs,
-                steps=dataset.steps("train", plan.global_batch_size),
+                steps_per_epoch=dataset.steps("train", plan.global_batch_size),
                 validation_steps=dataset.steps("validation", plan.global_batch_size),
                 callbacks=fit_callbacks(
                     plan,
@@ -98,28 +99,6 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
         except TrainingStopped:
             activity.enter("ending")  # A stop is not a hang: the limit of this phase applies from here on.
             raise
-
-
-def _fit(
-    model: tf_keras.Model,
-    batches: Any,
-    *,
-    validation: Any,
-    epochs: int,
-    steps: int,
-    validation_steps: int,
-    callbacks: list[tf_keras.callbacks.Callback],
-) -> None:
-    """Call ``fit`` of a model of tf-keras; see :func:`models.keras3.fit`."""
-    model.fit(
-        batches,
-        validation_data=validation,
-        epochs=epochs,
-        steps_per_epoch=steps,
-        validation_steps=validation_steps,
-        callbacks=callbacks,
-        verbose=0,
-    )
 
 
 def _set_precision(config: TrainingConfig) -> None:

@@ -156,8 +156,8 @@ def by_us(case: str, ring: Ring, steps_per_execution: int = 1) -> tuple[Any, dic
     count_real_rows(model, metrics and metrics._user_metrics)
     model.steps_per_execution = steps_per_execution
     share_steps(model)
-    of_fit = {"epochs": EPOCHS, "steps": STEPS, "validation_steps": STEPS, "callbacks": [StopOnNaN()]}
-    return model, fit(model, padded(ring), validation=padded(ring), **of_fit).history
+    of_fit = {"epochs": EPOCHS, "steps_per_epoch": STEPS, "validation_steps": STEPS, "callbacks": [StopOnNaN()]}
+    return model, fit(model, padded(ring), validation_data=padded(ring), **of_fit).history
 
 
 class Lost(Exception):  # noqa: N818 - no error of the program
@@ -200,8 +200,8 @@ def resumed(folder: Path, ring: Ring, lost_at: int | None, in_our_loop: bool) ->
         callbacks += [] if step is None else [LoseAt(step, checkpoint)]
         ours, validation = padded(ring, start.step_in_epoch), padded(ring)
         if in_our_loop:
-            of_fit = {"epochs": EPOCHS, "steps": STEPS, "validation_steps": STEPS, "callbacks": callbacks}
-            return model, fit(model, ours, validation=validation, **of_fit).history
+            of_fit = {"epochs": EPOCHS, "steps_per_epoch": STEPS, "validation_steps": STEPS, "callbacks": callbacks}
+            return model, fit(model, ours, validation_data=validation, **of_fit).history
         context = model.distribute_strategy.distribute_datasets_from_function
         of_fit = {"epochs": EPOCHS, "steps_per_epoch": STEPS, "callbacks": callbacks, "verbose": 0}
         shares = context(lambda _: ours.map(lambda batch: (batch.features, batch.label, batch.weight)))
