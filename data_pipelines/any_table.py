@@ -12,16 +12,13 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form
 from mirrorspark.data_pipelines.features import quoted
-from mirrorspark.data_pipelines.memory_tables import ROW_NUMBER as ROW_NUMBER
-from mirrorspark.data_pipelines.memory_tables import TableError as TableError
 from mirrorspark.data_pipelines.memory_tables import (
+    TableError,
     categories_of,
+    in_arrow,
     require_different,
     require_different_but_for_case,
 )
-from mirrorspark.data_pipelines.memory_tables import in_arrow as in_arrow
-from mirrorspark.data_pipelines.memory_tables import is_in_memory as is_in_memory
-from mirrorspark.data_pipelines.memory_tables import numbered as numbered
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
 from mirrorspark.spark_session import on_running_session, require_running

@@ -23,8 +23,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of
-from mirrorspark.data_pipelines.stored_tables import TableError, declared_csv
+from mirrorspark.data_pipelines.stored_tables import declared_csv
 from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message
 from mirrorspark.storage import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile

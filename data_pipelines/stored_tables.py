@@ -13,7 +13,7 @@ from pyspark.sql.types import StructType
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.joined_files import OrcError, SchemasError, as_one, by_orc_schema
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
-from mirrorspark.data_pipelines.memory_tables import TableError as TableError
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables

@@ -15,9 +15,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.any_table import read_table
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.stored_tables import (
     KINDS,
-    TableError,
     declared_csv,
     is_path,
     of_one_kind,

@@ -11,7 +11,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import yaml
 
-from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines import any_table, memory_tables
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.fleet.checks import check_names
 from mirrorspark.fleet.columns import (
@@ -200,7 +200,7 @@ def read_table(given: Any) -> pa.Table:
         TableError: The argument is not a table.
     """
     if not isinstance(given, str | Path):
-        return any_table.in_arrow(given)
+        return memory_tables.in_arrow(given)
     file = Path(given).expanduser()
     lakes.refuse_lake_read(file)
     try:
@@ -208,9 +208,9 @@ def read_table(given: Any) -> pa.Table:
             # NA may be a category. Empty texts are made null later.
             return any_table.csv_in_memory(file, _CSV_TYPES)
         if file.suffix == ".parquet" or file.is_dir():
-            return any_table.in_arrow(pq.read_table(file))
+            return memory_tables.in_arrow(pq.read_table(file))
         if file.suffix in (".arrow", ".feather"):
-            return any_table.in_arrow(pyarrow.feather.read_table(file))
+            return memory_tables.in_arrow(pyarrow.feather.read_table(file))
     except pa.ArrowInvalid as error:
         raise FleetError(f"{file} cannot be read: {error}") from error
     raise FleetError(f"{file} is not a file of a known kind; give .csv, .parquet, .arrow, .yaml, or a table in memory")

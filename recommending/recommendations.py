@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines import any_table, memory_tables
 from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, item_rows, kinds
 from mirrorspark.models.index import CANDIDATES, SCORES, is_filled
 from mirrorspark.models.serving import signatures
@@ -95,7 +95,7 @@ def recommend(  # noqa: D417 - the others are those of score
         task = RecommendTask(BatchTask(plan.keys, plan.scorer(rows.sparkSession, counters=counters, search=search)))
         return map_rows(table, task, plan.schema(table), plan.reader)
 
-    if any_table.is_in_memory(df):
+    if memory_tables.is_in_memory(df):
         return score_in_memory(df, plan, by_tasks, spark=spark, in_this_process=False)
     return by_tasks(df if hasattr(df, "sparkSession") else any_table.read_table(session_to_score(spark), df), plan)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines import any_table, memory_tables
 from mirrorspark.scoring.input import NullRule, Reader, map_rows
 from mirrorspark.scoring.memory import score_in_memory, session_to_score
 from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
@@ -95,7 +95,7 @@ def score(
     def by_tasks(df: DataFrame, plan: ScoringPlan) -> DataFrame:
         return score_as_planned(df, plan, extra_columns=extra_columns, counters=counters)
 
-    if any_table.is_in_memory(table):
+    if memory_tables.is_in_memory(table):
         return score_in_memory(table, plan, by_tasks, extra_columns=extra_columns, counters=counters, spark=spark)
     if not hasattr(table, "sparkSession"):
         table = any_table.read_table(session_to_score(spark), table)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import BooleanType, DateType, IntegralType, StringType, StructType
 
-from mirrorspark.data_pipelines import any_table, table_forms
+from mirrorspark.data_pipelines import any_table, memory_tables, table_forms
 from mirrorspark.data_pipelines.features import FeatureMismatchError, quoted, raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.scoring.errors import ScoringError
@@ -138,9 +138,9 @@ def _scored_table(
     spark: SparkSession | None,
 ) -> Any:
     """Return the scores of a path, a name or a table in memory, of the latter in its form, order and index."""
-    if not any_table.is_in_memory(table):
+    if not memory_tables.is_in_memory(table):
         return by_tasks(any_table.read_table(session_to_score(spark), table), keys)
-    rows = any_table.in_arrow(table)
+    rows = memory_tables.in_arrow(table)
     if group not in rows.column_names:
         raise _no_group(group, rows.column_names)
     own_keys = keys_among_columns(keys, rows.column_names, table_forms.index_names(table))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines import any_table, table_forms
+from mirrorspark.data_pipelines import any_table, memory_tables, table_forms
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.folder import exported_with
@@ -61,14 +61,16 @@ def score_in_memory(
         BadRowError: A row cannot be scored, and bad rows are not marked.
     """
     if not table_forms.is_table(table):
-        any_table.in_arrow(table)  # raises
+        memory_tables.in_arrow(table)  # raises
     names = table_forms.column_names(table)
     keys = keys_among_columns(plan.keys, names, table_forms.index_names(table))
     plan = replace(plan, keys=keys)
     plan.check_names(names, needs_keys=False)
     plan.check_extra(names, extra_columns)
     kept = table_forms.selected(table, keys)
-    rows = _without_types_of_nothing(any_table.in_arrow(table_forms.selected(table, plan.columns), plan.inputs.columns))
+    rows = _without_types_of_nothing(
+        memory_tables.in_arrow(table_forms.selected(table, plan.columns), plan.inputs.columns)
+    )
     why = _needs_tasks(rows, plan) if in_this_process else "its result is not that of the model alone"
     if why is None:
         scored, places = _scored_here(_as_sent(rows, plan), plan, counters)
@@ -160,7 +162,7 @@ def scored_by_tasks(
         by_tasks: Scores the table as one of Spark; the column with this name identifies a row.
         spark: The session; by default the active one, or a local one.
     """
-    number = any_table.ROW_NUMBER
+    number = memory_tables.ROW_NUMBER
     while number in {*rows.column_names, *results}:
         number += "_"
     numbered = rows.append_column(number, pa.array(np.arange(rows.num_rows)))

@@ -55,7 +55,7 @@ class MemorySource:
 
     @classmethod
     def of(cls, table: pa.Table) -> "MemorySource":
-        """Return a table from :func:`data_pipelines.any_table.in_arrow` as a source."""
+        """Return a table from :func:`data_pipelines.memory_tables.in_arrow` as a source."""
         found = versions.from_arrow_schema(table.schema.remove_metadata(), prefer_timestamp_ntz=False)
         notes = [_note(field) for field in table.schema]
         sent = [

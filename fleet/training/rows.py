@@ -12,7 +12,14 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BooleanType, DataType, NumericType, StringType
 
-from mirrorspark.data_pipelines import ConversionOptions, any_table, convert_once, hashed_on_the_way, quoted
+from mirrorspark.data_pipelines import (
+    ConversionOptions,
+    any_table,
+    convert_once,
+    hashed_on_the_way,
+    memory_tables,
+    quoted,
+)
 from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split
 from mirrorspark.data_pipelines.reading import Dataset
@@ -77,11 +84,11 @@ def split_rows(
 
 def _with_keys(table: Any, keys: str | Sequence[str] | None, spark: SparkSession) -> tuple[DataFrame, tuple[str, ...]]:
     """Return the table with columns that identify its rows, and their names."""
-    if keys is None and any_table.is_in_memory(table):
-        return any_table.read_table(spark, any_table.numbered(table)), (any_table.ROW_NUMBER,)
+    if keys is None and memory_tables.is_in_memory(table):
+        return any_table.read_table(spark, memory_tables.numbered(table)), (memory_tables.ROW_NUMBER,)
     rows = any_table.read_table(spark, table)
     if not keys:
-        raise any_table.TableError(
+        raise memory_tables.TableError(
             f"the rows of a stored table have no numbers; give keys=, columns that identify one, of {rows.columns[:20]}"
         )
     return rows, (keys,) if isinstance(keys, str) else tuple(keys)

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.data_pipelines import csv_tables
-from mirrorspark.data_pipelines.any_table import TableError, read_table
+from mirrorspark.data_pipelines.any_table import read_table
+from mirrorspark.data_pipelines.memory_tables import TableError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -13,7 +13,7 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.any_table import in_arrow, in_memory, read_table
+from mirrorspark.data_pipelines.any_table import in_memory, read_table
 from mirrorspark.data_pipelines.conversion import ConversionOptions, convert
 from mirrorspark.data_pipelines.features.column_facts import arrow_facts, column_facts
 from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
@@ -33,6 +33,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
+from mirrorspark.data_pipelines.memory_tables import in_arrow
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.training.entry_points.fit_table import default_spec
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines import csv_tables
-from mirrorspark.data_pipelines.any_table import TableError, in_arrow, read_table
+from mirrorspark.data_pipelines.any_table import read_table
 from mirrorspark.data_pipelines.held_columns import held_type
+from mirrorspark.data_pipelines.memory_tables import TableError, in_arrow
 from tests.cluster.generated.arrow_files import write_json, write_parquet
 from tests.cluster.generated.csv_files import CsvFile, write_csv
 from tests.cluster.generated.frames import frame_of

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.any_table import in_arrow, in_memory, read_table
+from mirrorspark.data_pipelines.any_table import in_memory, read_table
 from mirrorspark.data_pipelines.conversion import ConversionOptions
 from mirrorspark.data_pipelines.converted_once import content_hash, convert_once
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.dataset.staging import stage
 from mirrorspark.data_pipelines.features.kinds import Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.memory_tables import in_arrow
 from mirrorspark.data_pipelines.quality.splits import default_split
 from mirrorspark.data_pipelines.sources import SparkSource
 from mirrorspark.storage.paths import StoragePath

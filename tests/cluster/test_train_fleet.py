@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 
 import mirrorspark as ms
 from benchmarks.train_fleet import yeast
-from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.reading.dataset import Dataset, load_dataset
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.training.declared import declared_models

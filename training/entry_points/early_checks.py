@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines import any_table, table_forms
+from mirrorspark.data_pipelines import memory_tables, table_forms
 from mirrorspark.data_pipelines.dataset import MANIFEST_FILE, SPLITS, TRAIN_SPLIT
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, SplitError
@@ -47,7 +47,7 @@ def check_arguments(
     """
     if isinstance(table, Dataset) or (isinstance(table, str | Path) and Path(table, MANIFEST_FILE).is_file()):
         path = table.path if isinstance(table, Dataset) else table
-        raise any_table.TableError(
+        raise memory_tables.TableError(
             f"{path} is a converted dataset, which has its label, features and split already; train on it with "
             f"ms.train('{path}', ms.TrainingConfig(name=…)), or give ms.fit the table that it was made of"
         )
@@ -153,7 +153,7 @@ def check_columns(
     used = spec.columns if spec is not None else ()
     asked = {"label": (label,), "keys": keys, "time": (time,) if time else (), "exclude": exclude, "spec": used}
     for argument, wanted in asked.items():
-        missing = [name for name in wanted if name not in names and name != any_table.ROW_NUMBER]
+        missing = [name for name in wanted if name not in names and name != memory_tables.ROW_NUMBER]
         if missing:
             raise kinds.FeatureSpecError(
                 f"{argument}: the table has no column '{missing[0]}'; it has {names}{meant(missing[0], names)}"
@@ -186,7 +186,7 @@ def _check_split(split: pa.ChunkedArray) -> None:
 
 def _column(table: Any, name: str) -> pa.ChunkedArray:
     """Return a column of a table in memory."""
-    return any_table.in_arrow(table_forms.selected(table, [name]))[name]
+    return memory_tables.in_arrow(table_forms.selected(table, [name]))[name]
 
 
 def _only_kind(kind: Any) -> dict[str, Any]:

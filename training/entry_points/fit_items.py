@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, DateType, IntegralType, StringType, TimestampNTZType, TimestampType
 
-from mirrorspark.data_pipelines import any_table, content_hash, interactions, table_forms
+from mirrorspark.data_pipelines import any_table, content_hash, interactions, memory_tables, table_forms
 from mirrorspark.data_pipelines.features import (
     USER_NAME,
     FeatureSpec,
@@ -100,9 +100,9 @@ def recommender_input(
         FeatureSpecError: A column is missing or cannot be inferred, keys differ in type or have none in common.
         ColumnError: An item has several rows or no key.
     """
-    in_memory = any_table.in_arrow(table) if any_table.is_in_memory(table) else None
+    in_memory = memory_tables.in_arrow(table) if memory_tables.is_in_memory(table) else None
     df = any_table.read_table(spark, table if in_memory is None else in_memory)
-    catalogue = any_table.in_arrow(items) if any_table.is_in_memory(items) else None
+    catalogue = memory_tables.in_arrow(items) if memory_tables.is_in_memory(items) else None
     item_table = any_table.read_table(spark, items if catalogue is None else catalogue)
     catalogue = item_table.toArrow() if catalogue is None else catalogue
     columns = _columns(df, label, user, time)

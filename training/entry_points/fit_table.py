@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.callbacks.checkpoints import Mode
-from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines import any_table, memory_tables
 from mirrorspark.data_pipelines.features import (
     FeatureSpec,
     FittedFeatures,
@@ -163,7 +163,7 @@ def fit(
     early_checks.check_items(table, label, items, user, keys, spec)
     keys = () if keys is None else _names(keys)
     exclude = _names(exclude)
-    if any_table.is_in_memory(table):
+    if memory_tables.is_in_memory(table):
         # Of a recommender, columns to exclude are those of the items, and interactions without an item are left out.
         early_checks.check_columns(
             *(table, _name_of(label), keys, time, exclude if items is None else (), spec),
@@ -348,19 +348,21 @@ def _rows_and_spec(
             f"label '{name}' is not that of the spec, '{spec.label.name}'{meant(name, [spec.label.name])}; "
             f"give one of them"
         )
-    if not any_table.is_in_memory(table):
+    if not memory_tables.is_in_memory(table):
         df = any_table.read_table(session.get(), table)
         return df, spec or _inferred_spec(df, label, given, time, exclude)
-    rows = any_table.in_arrow(table)
+    rows = memory_tables.in_arrow(table)
     # The number of a row, in case that no column is a key.
-    is_numbered = not given and any_table.ROW_NUMBER not in rows.column_names if spec is None else _is_number(spec.keys)
-    rows = any_table.numbered(rows) if is_numbered else rows
+    is_numbered = (
+        not given and memory_tables.ROW_NUMBER not in rows.column_names if spec is None else _is_number(spec.keys)
+    )
+    rows = memory_tables.numbered(rows) if is_numbered else rows
     source = any_table.in_memory(rows)
     if spec is None:
-        last_key = any_table.ROW_NUMBER if is_numbered else None
+        last_key = memory_tables.ROW_NUMBER if is_numbered else None
         spec = _inferred_spec(source, label, given, time, exclude, last_key)
         if is_numbered and not _is_number(spec.keys):
-            source = source.select(*(name for name in source.columns if name != any_table.ROW_NUMBER))
+            source = source.select(*(name for name in source.columns if name != memory_tables.ROW_NUMBER))
     if (why_not := _why_not_here(source, spec, time)) is None:
         return source, spec
     _LOGGER.info("Spark converts the table: %s", why_not)
@@ -375,7 +377,7 @@ def _why_not_here(source: MemorySource, spec: FeatureSpec, time: str | None) -> 
 
 
 def _is_number(keys: Sequence[str]) -> bool:
-    return tuple(keys) == (any_table.ROW_NUMBER,)
+    return tuple(keys) == (memory_tables.ROW_NUMBER,)
 
 
 def _inferred_spec(

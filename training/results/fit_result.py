@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines import any_table, table_forms
+from mirrorspark.data_pipelines import memory_tables, table_forms
 from mirrorspark.data_pipelines.features import FeatureSpec, quoted
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading import Dataset
@@ -133,17 +133,17 @@ class FitResult:
 
     def _keyed(self, table: Any) -> tuple[Any, list[str]]:
         """Return the table and its keys; a table in memory gets the number of the row, if that was the key."""
-        keys, is_in_memory = list(self.spec.keys), any_table.is_in_memory(table)
+        keys, is_in_memory = list(self.spec.keys), memory_tables.is_in_memory(table)
         if not is_in_memory:
-            if keys == [any_table.ROW_NUMBER] and any_table.ROW_NUMBER not in getattr(table, "columns", ()):
+            if keys == [memory_tables.ROW_NUMBER] and memory_tables.ROW_NUMBER not in getattr(table, "columns", ()):
                 raise ScoringError(
                     "the model's key is the number of the row, which only a table in memory has; name the columns that "
                     "identify a row: result.score(table, keys=…)"
                 )
             return table, keys
         names = {*table_forms.column_names(table), *table_forms.index_names(table)}
-        if keys == [any_table.ROW_NUMBER] and names and any_table.ROW_NUMBER not in names:
-            return table_forms.numbered(table, any_table.ROW_NUMBER), keys
+        if keys == [memory_tables.ROW_NUMBER] and names and memory_tables.ROW_NUMBER not in names:
+            return table_forms.numbered(table, memory_tables.ROW_NUMBER), keys
         return table, [key for key in keys if key in names]
 
     def compare(self, other: "FitResult") -> RunComparison:

@@ -11,8 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.any_table import in_arrow
-from mirrorspark.data_pipelines.memory_tables import CATEGORIES
+from mirrorspark.data_pipelines.memory_tables import CATEGORIES, in_arrow
 
 X = [1.0, 2.0, 3.0, 4.0]
 NOT_HELD = {

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 import tf_keras
 
-from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import ids_without_item, with_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, TextEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.models import two_tower
 from mirrorspark.models.retrieval.saved_towers import save_towers
 from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval

@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.scoring import memory
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.quality.splits import SplitError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.fleet.training.train import train_fleet
