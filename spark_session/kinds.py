@@ -16,4 +16,4 @@ def session_of(spark: SparkSession) -> Session:
         SparkStartError: Its tasks run a Python without our packages.
     """
     require_running(spark)
-    return ClassicSession(spark) if hasattr(spark, "sparkContext") else ConnectSession()
+    return ClassicSession(spark) if hasattr(spark, "sparkContext") else ConnectSession(spark)
