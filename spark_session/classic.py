@@ -30,6 +30,7 @@ class ClassicSession(Session):
 
     kind = "classic Spark"
     remedy = "use Spark 4.1 or later"
+    has_context = True
 
     def __init__(self, spark: SparkSession) -> None:
         """Take the session; its context is looked up on first use."""
@@ -91,15 +92,16 @@ class ClassicSession(Session):
         """Pass: every classic session can run them."""
 
     def run_barrier_job(
-        self, body: Callable[[Iterable[Any]], Iterator[T]], tasks: int, *, timeout_seconds: float
+        self, body: Callable[[Iterable[Any]], Iterable[T]], tasks: int, *, timeout_seconds: float | None = None
     ) -> list[T]:
         """Run the body over an RDD of ``tasks`` partitions, under a tag by which the job is cancelled."""
         context = self._context
         tag = f"mirrorspark-{secrets.token_hex(8)}"
-        timer = threading.Timer(timeout_seconds, context.cancelJobsWithTag, (tag,))
+        timer = threading.Timer(timeout_seconds or 0, context.cancelJobsWithTag, (tag,))
         timer.daemon = True
         context.addJobTag(tag)
-        timer.start()
+        if timeout_seconds is not None:
+            timer.start()
         try:
             return context.parallelize(range(tasks), tasks).barrier().mapPartitions(body).collect()
         finally:

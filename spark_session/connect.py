@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
+from mirrorspark.spark_session.connect_jobs import JobsOverConnect
 from mirrorspark.spark_session.connect_plan import parquet_plan
 from mirrorspark.spark_session.connect_totals import SharedTotal
 from mirrorspark.spark_session.interpreter import is_local
-from mirrorspark.spark_session.session import ParquetPlan, Session, StageTasks, TaskTotal
+from mirrorspark.spark_session.session import ParquetPlan, StageTasks, TaskTotal
 from mirrorspark.storage import StoragePath, hadoop_uri
 
 T = TypeVar("T")
@@ -29,11 +29,8 @@ USE_CLASSIC = (
 SHARED_FOLDER = "spark.mirrorspark.sharedFolder"
 """Setting of a session: a folder to which this program and all tasks can write."""
 
-# More rows than a cluster has cores: a range has as many partitions as Spark takes for a full cluster.
-_MANY_ROWS = 1 << 20
 
-
-class ConnectSession(Session):
+class ConnectSession(JobsOverConnect):
     """A session of Spark Connect."""
 
     kind = "Spark Connect"
@@ -41,7 +38,7 @@ class ConnectSession(Session):
 
     def __init__(self, spark: SparkSession) -> None:
         """Take the session; its server is asked on first use."""
-        self._spark = spark
+        super().__init__(spark)
         self._explaining = threading.Lock()
         self._running: dict[str | None, Mapping[int, StageTasks]] = {}
 
@@ -63,11 +60,6 @@ class ConnectSession(Session):
         except PySparkException:
             return False
         return found is not None and found[0] == word
-
-    @cached_property
-    def default_parallelism(self) -> int:
-        """The partitions of a range: all cores of the executors, unless the user sets another number."""
-        return self._spark.range(_MANY_ROWS).select(F.spark_partition_id()).distinct().count()
 
     def setting(self, name: str, default: str = "") -> str:
         """Return a setting of the session or of its server; the default where it is not shown to clients."""

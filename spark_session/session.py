@@ -78,6 +78,7 @@ class Session:
     Attributes:
         kind: Name of the kind, for messages.
         remedy: Advice for a user whose session of this kind lacks something.
+        has_context: The Spark context is in this process, so that libraries can use it.
 
     Raises:
         MissingCapabilityError: Sessions of this kind lack what a call or a property needs.
@@ -85,6 +86,7 @@ class Session:
 
     kind: ClassVar[str]
     remedy: ClassVar[str]
+    has_context: ClassVar[bool] = False
 
     def _refuse(self, capability: str) -> NoReturn:
         raise MissingCapabilityError(self.kind, capability, self.remedy)
@@ -152,14 +154,14 @@ class Session:
         self._refuse("barrier jobs")
 
     def run_barrier_job(
-        self, body: Callable[[Iterable[Any]], Iterator[T]], tasks: int, *, timeout_seconds: float
+        self, body: Callable[[Iterable[Any]], Iterable[T]], tasks: int, *, timeout_seconds: float | None = None
     ) -> list[T]:
         """Run ``body`` in barrier tasks, which all start at once, and return the values that they yield.
 
         Args:
             body: The body of a task.
             tasks: Number of tasks.
-            timeout_seconds: The job is cancelled when it takes longer.
+            timeout_seconds: The job is cancelled when it takes longer; None for no limit.
         """
         self._refuse("barrier jobs")
 
