@@ -2,13 +2,14 @@
 
 import ipaddress
 import pickle
+import re
 import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -36,10 +37,13 @@ class JobsOverConnect(Session):
         self._members = Counter[str]()  # threads in a group's blocks
         self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def default_parallelism(self) -> int:
         """The partitions of a range: all cores of the executors, unless the user sets another number."""
-        return self._spark.range(1 << 20).select(F.spark_partition_id()).distinct().count()
+        plan: Any = self._spark.range(1 << 20)
+        # The plan shows them without a job.
+        shown = re.search(r"splits=Some\((\d+)\)", plan._explain_string(mode="extended"))
+        return int(shown[1]) if shown else plan.select(F.spark_partition_id()).distinct().count()
 
     def task_slots(self) -> int:
         """Return the cores of the executors by the cores of a task: no client is told how many tasks run at once."""
