@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         open_command_session,
         open_session,
         require_own_installation,
+        why_unreachable,
     )
     from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session, require_running
     from mirrorspark.spark_session.task import (
@@ -94,4 +95,5 @@ __all__ = [
     "task_property",
     "user_settings",
     "versions",
+    "why_unreachable",
 ]

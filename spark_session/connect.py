@@ -45,7 +45,8 @@ class ConnectSession(JobsOverConnect):
     @property
     def master(self) -> str:
         """URL of the server, which has a cluster or local slots of its own."""
-        return f"sc://{self._spark.client.host}"  # type: ignore[attr-defined] # the stub is that of a classic session
+        client: Any = self._spark.client  # type: ignore[attr-defined] # the stub is that of a classic session
+        return f"sc://{client._builder.endpoint}"
 
     @cached_property
     def is_local(self) -> bool:
@@ -79,7 +80,7 @@ class ConnectSession(JobsOverConnect):
 
     @cached_property
     def _has_handler(self) -> bool:
-        self._spark.registerProgressHandler(self._note)  # type: ignore[attr-defined]
+        self._spark.registerProgressHandler(self._note)  # type: ignore[arg-type] # it may leave arguments out
         return True
 
     def _note(self, stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:

@@ -196,7 +196,9 @@ class LimitSettings:
 class RunSettings:
     """The command: its cluster, its scoring, its output."""
 
-    master: Annotated[str | None, doc("Spark cluster; by default the active session, else local[workers]")] = None
+    master: Annotated[
+        str | None, doc("Spark cluster or Connect server; by default the active session, else local[workers]")
+    ] = None
     dry_run: Annotated[bool, doc("Print the resolved configuration and the preflight's checks; train nothing")] = False
     summary: Annotated[str | None, doc("File for the JSON summary")] = None
     scoring_batch_size: Annotated[int, Ge(1), doc("Rows per call of the model when scoring")] = 4096

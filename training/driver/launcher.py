@@ -114,7 +114,7 @@ class SparkLauncher:
         self._new_runner = EarlyRunner if self._session.has_context else partial(ConnectRunner, self._session)
         self._gpus_per_worker = gpus_per_worker
         self._payload = payload
-        self._options = {"gpu_resource_name": gpu_resource_name, "local_mode": local_mode}
+        self._options: dict[str, Any] = {"gpu_resource_name": gpu_resource_name, "local_mode": local_mode}
         # Every attempt has its own job group, so that a late cancellation ends no other attempt.
         self._group: str | None = None
         self._turn = threading.Lock()

@@ -166,7 +166,12 @@ def _build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Check within seconds whether training can run here, and measure its network.",
     )
-    parser.add_argument("--master", help="URL of a Spark cluster; by default the active session, else local[workers]")
+    parser.add_argument(
+        "--master",
+        "--remote",
+        metavar="URL",
+        help="Spark cluster or Connect server; by default the active session, else local[workers]",
+    )
     parser.add_argument("--workers", type=int, default=2, help="as many as training will use (default: %(default)s)")
     parser.add_argument("--gpus-per-worker", type=int, default=0, help="GPUs of every worker (default: %(default)s)")
     parser.add_argument(

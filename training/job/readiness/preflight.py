@@ -20,13 +20,13 @@ from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.extras import install_line, keras_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
-    USE_CLASSIC,
     MissingCapabilityError,
     Session,
     is_local,
     java_major_version,
     session_of,
     user_settings,
+    why_unreachable,
 )
 from mirrorspark.storage import StorageError, StoragePath, lakes, without_credentials
 from mirrorspark.training.job.readiness.checks import Check, PreflightError, failure, require, warning
@@ -155,30 +155,13 @@ def _store(location: str) -> StoragePath:
 
 
 def _session(master: str | None) -> Check:
-    remote = os.environ.get("SPARK_REMOTE")
-    if remote:
-        return _refused_connect(f"SPARK_REMOTE is {remote.partition(';')[0]}")
-    if master and master.startswith("sc://"):
-        return _refused_connect(f"--master is {master.partition(';')[0]}")
     if master and master.startswith("spark://"):
-        problems = [_master_problem(address) for address in master.removeprefix("spark://").split(",")]
+        problems = [
+            why_unreachable(address, _STANDALONE_PORT) for address in master.removeprefix("spark://").split(",")
+        ]
         if all(problems):
             return failure("session", f"{master} cannot be reached ({problems[0]}); start it or correct --master")
     return Check("session", True, master or "the active one, or a local one")
-
-
-def _refused_connect(what: str) -> Check:
-    # Callers cut Connect URLs after the address, where a token may follow.
-    return failure("session", f"{what}, which has no barrier jobs and so cannot train; {USE_CLASSIC}")
-
-
-def _master_problem(address: str) -> str | None:
-    host, _, port = address.rpartition(":") if ":" in address else (address, "", "")
-    try:
-        socket.create_connection((host.strip("[]"), int(port or _STANDALONE_PORT)), REACH_SECONDS).close()
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "strerror", None) or error)
-    return None
 
 
 def _java() -> Check:
