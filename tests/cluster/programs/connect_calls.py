@@ -6,8 +6,11 @@ process without a JVM.
 
 import datetime
 import hashlib
+import io
 import json
+import operator
 import pickle
+import shutil
 import sys
 import time
 import traceback
@@ -19,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 import mirrorspark as ms
-from mirrorspark.spark_session import session_of
+from mirrorspark.spark_session import connect, session_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 KEY = "id"
-SPEC = {"label": "late"}
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,16 @@ def convert(spark: "SparkSession", given: Inputs) -> Any:
     )
 
 
+def damaged_copy(folder: Path) -> Path:
+    """Copy a folder of TFRecord files, and change a byte in the middle of one."""
+    copy = Path(shutil.copytree(folder, folder.with_name("damaged")))
+    file = min(copy.glob("*.tfrecord*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return copy
+
+
 @contract(
     "write_tfrecords", "write_tfrecords_from_parquet", "read_tfrecords", "check_tfrecords", "TFRecordSource", small=True
 )
@@ -147,8 +160,19 @@ def tfrecords(spark: "SparkSession", given: Inputs) -> Any:
     own = spark.read.format("tfrecord").load(str(given.output / "row"))
     read = [ms.read_tfrecords(spark, given.output / name) for name in ("block", "row", "direct")]
     checked = [file.records for file in ms.check_tfrecords(spark, given.output / "block")]
+    counted = session_of(spark).task_total(0, operator.add)
+    intact = ms.read_tfrecords(spark, damaged_copy(given.output / "block"), on_damage="skip", damaged=counted)
+    left = intact.count()
     columns = sorted(own.columns)
-    return block.rows, block.bytes, direct.rows, checked, *map(in_order, [own.select(columns), *read])
+    return (
+        block.rows,
+        block.bytes,
+        direct.rows,
+        checked,
+        left,
+        counted.value,
+        *map(in_order, [own.select(columns), *read]),
+    )
 
 
 @contract("ingest_csv")
@@ -248,6 +272,30 @@ def embed_text(spark: "SparkSession", given: Inputs) -> Any:
     return tuple(map(in_order, cached))
 
 
+@contract("embed_images")
+def embed_images(spark: "SparkSession", given: Inputs) -> Any:
+    photos = []
+    for red in (0, 90, 90):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 3), (red, 100, 0)).save(buffer, "PNG")
+        photos.append(buffer.getvalue())
+    rows = spark.createDataFrame(list(enumerate([*photos, None])), "id bigint, photo binary")
+    return in_order(ms.embed_images(rows, "photo", given.model("images"), cache=given.output / "cache"))
+
+
+@contract("recipe_table", "open_session")
+def recipe_table(spark: "SparkSession", given: Inputs) -> Any:
+    recipe = given.output / "recipe"
+    recipe.mkdir()
+    (recipe / "table.sql").write_text("SELECT *, pmod(hash(id), 10) AS part FROM rows WHERE x > 0")
+    (recipe / "recipe.yaml").write_text(
+        "registered_model: rows\ntables: {rows: rows.csv}\n"
+        "features: {x: {kind: numeric}, y: {kind: numeric}}\nlabel: late\nkeys: id\n"
+    )
+    config = ms.RunConfig.from_recipe(str(recipe), output=str(given.output), data=str(given.folder))
+    return in_order(ms.recipe_table(ms.open_session(None, 1), config))
+
+
 def terms(models: int) -> "ms.Fleet":
     """Return a fleet of linear models."""
     names = [f"m{number}" for number in range(models)]
@@ -334,7 +382,7 @@ def precompute(spark: "SparkSession", given: Inputs) -> Any:
 
 @contract(
     *("Experiment", "assign_units", "log_exposures", "first_exposures", "switched_units", "exposure_faults"),
-    *("attribute_actions", "variant_results", "exposed_scores", "analyse_experiment"),
+    *("attribute_actions", "variant_results", "exposed_scores", "arms_of_results"),
     small=True,
 )
 def experiments(spark: "SparkSession", given: Inputs) -> Any:
@@ -351,7 +399,8 @@ def experiments(spark: "SparkSession", given: Inputs) -> Any:
     scores = rows.selectExpr(KEY, "region", "float(x) AS one", "float(y) AS two")
     served = ms.exposed_scores(scores, ranker, unit=KEY, keys=["region"], scores={"control": "one", "deep": "two"})
     tables = [in_order(assigned), in_order(log, "event_id"), in_order(results, "variant"), in_order(served.exposed)]
-    return *tables, ms.exposure_faults(log).collect()[0].asDict(), ms.switched_units(log).count()
+    arms = ms.arms_of_results(results, ranker)
+    return *tables, arms, ms.exposure_faults(log).collect()[0].asDict(), ms.switched_units(log).count()
 
 
 def outcome(call: Call, spark: "SparkSession", given: Inputs) -> tuple[bool, Any]:
@@ -371,6 +420,9 @@ def main(url: str, inputs: str, output: str, *names: str) -> None:
 
     spark = SparkSession.builder.remote(url).getOrCreate()
     assert session_of(spark).kind == "Spark Connect"
+    connect.MOST_BYTES = 20_000  # a table is sent in several pieces
+    if not session_of(spark).is_local:
+        spark.conf.set(connect.SHARED_FOLDER, f"{output}/shared")
     outcomes = {}
     for name in names or CONTRACTS:
         folder = Path(output, name)
