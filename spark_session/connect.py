@@ -49,8 +49,8 @@ class ConnectSession(JobsOverConnect):
     @property
     def master(self) -> str:
         """URL of the server, which has a cluster or local slots of its own."""
-        client: Any = self._spark.client  # type: ignore[attr-defined] # the stub is that of a classic session
-        return f"sc://{client._builder.endpoint}"
+        session: Any = self._spark  # the stub is that of a classic session
+        return f"sc://{session.client._builder.endpoint}"
 
     @functools.cached_property
     def is_local(self) -> bool:
@@ -84,7 +84,8 @@ class ConnectSession(JobsOverConnect):
 
     @functools.cached_property
     def _has_handler(self) -> bool:
-        self._spark.registerProgressHandler(self._note)  # type: ignore[arg-type] # it may leave arguments out
+        note: Any = self._note  # the stub's handlers may leave arguments out
+        self._spark.registerProgressHandler(note)
         return True
 
     def _note(self, stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def write_inputs(folder: Path) -> Path:
-    """Write what all calls read."""
+    """Write the files that all calls read."""
     random = np.random.default_rng(1)
     frame = pd.DataFrame(
         {

@@ -35,7 +35,7 @@ KEY = "id"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all calls read.
+    """The files that all calls read.
 
     Attributes:
         folder: Has ``rows``, a folder of two Parquet files, ``rows.csv``, and the models ``one`` and ``two``.
@@ -124,7 +124,7 @@ def spec_and_splits(spark: "SparkSession", given: Inputs) -> Any:
     return spec, *(in_order(split.select(KEY, "split")) for split in splits)
 
 
-@contract("convert", "read_profile", "load_dataset", small=True)
+@contract("convert", small=True)
 def convert(spark: "SparkSession", given: Inputs) -> Any:
     df = ms.default_split(ms.read_table(spark, given.rows).drop("when"), [KEY], label="late")
     spec = ms.default_spec(df.drop("split"), "late", keys=[KEY])
@@ -248,7 +248,7 @@ def trained_model(spark: "SparkSession", given: Inputs) -> Any:
     return tuple(in_order(frame, keys) for frame in found)
 
 
-@contract("recommend", "rerank", "rank_candidates", "Counters")
+@contract("recommend", "rerank", "rank_candidates", "package_router", "Counters")
 def recommend(spark: "SparkSession", given: Inputs) -> Any:
     users = spark.createDataFrame(
         [(0, "u0", ["m1"], ["m2"]), (1, "nobody", [], None), (2, "u1", ["m3", "m4"], ["m5"])],
@@ -261,7 +261,12 @@ def recommend(spark: "SparkSession", given: Inputs) -> Any:
     catalogue = spark.createDataFrame(items).selectExpr("*", "0.5D AS y")
     again = ms.rerank(lists, items, key="movie", k=3, category="genre", at_most=1)
     ranked = ms.rank_candidates(lists, items=catalogue, k=4, model=given.model(), keys=KEY, key="movie")
-    return in_order(lists), in_order(again), in_order(ranked), counters.value.rows
+    funnel = ms.Cascade("towers", "movie", rank="prices", rerank={"category": "genre", "at_most": 1}, depth=12, k=4)
+    models = {"towers": given.model("movies"), "prices": given.model()}
+    router = ms.Router((ms.Route("funnel"),), cascades={"funnel": funnel})
+    folder = ms.package_router(router, given.output / "router", models=models, items=catalogue)
+    routed = ms.recommend(users, folder, keys=KEY, k=4)
+    return *map(in_order, (lists, again, ranked, routed)), counters.value.rows
 
 
 @contract("embed_text", "Embedder")
@@ -287,12 +292,14 @@ def embed_images(spark: "SparkSession", given: Inputs) -> Any:
 def recipe_table(spark: "SparkSession", given: Inputs) -> Any:
     recipe = given.output / "recipe"
     recipe.mkdir()
-    (recipe / "table.sql").write_text("SELECT *, pmod(hash(id), 10) AS part FROM rows WHERE x > 0")
+    (recipe / "table.sql").write_text(
+        "SELECT *, if(pmod(hash(id), 5) = 0, 'test', 'train') AS split FROM rows WHERE x > 0"
+    )
     (recipe / "recipe.yaml").write_text(
-        "registered_model: rows\ntables: {rows: rows.csv}\n"
+        f"registered_model: rows\ntables: {{rows: '{given.folder / 'rows.csv'}'}}\n"
         "features: {x: {kind: numeric}, y: {kind: numeric}}\nlabel: late\nkeys: id\n"
     )
-    config = ms.RunConfig.from_recipe(str(recipe), output=str(given.output), data=str(given.folder))
+    config = ms.RunConfig.from_recipe(str(recipe), output=str(given.output))
     return in_order(ms.recipe_table(ms.open_session(None, 1), config))
 
 
@@ -318,7 +325,7 @@ def score_fleet(spark: "SparkSession", given: Inputs) -> Any:
     return scored_rows(output / "wide"), scored_rows(output / "packed"), in_order(chosen), in_order(ranks)
 
 
-@contract("run_fleet", "resume_fleet", "plan_fleet", "fleet_report")
+@contract("run_fleet", "resume_fleet", "plan_fleet")
 def run_fleet(spark: "SparkSession", given: Inputs) -> Any:
     fleet, output = terms(6), given.output / "scores"
     begun = ms.run_fleet(spark, fleet, given.rows, output, keys=KEY, models_per_microbatch=2, begin_only=True)
@@ -369,7 +376,7 @@ def watch(spark: "SparkSession", given: Inputs) -> Any:
     query.processAllAvailable()
     query.stop()
     streamed = [pickle.loads(file.read_bytes()) for file in sorted(told.iterdir())]  # noqa: S301 - our own
-    return tuple(map(repr, (windows, live, streamed)))  # a NaN is no other's equal
+    return tuple(map(repr, (windows, live, streamed)))  # a NaN differs from any other
 
 
 @contract("precompute", "PrecomputedScores")
