@@ -15,11 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.scoring.input import Column
 from mirrorspark.scoring.package import package_model
 from tests.cluster.conftest import wait_until
 from tests.cluster.programs import connect_calls
-from tests.cluster.programs.connect_calls import CONTRACTS, Inputs
+from tests.cluster.programs.connect_calls import CONTRACTS, Inputs, in_order
 from tests.conftest import PATIENCE
 from tests.connect_server import own_connect_server
 from tests.unit.scoring.encoders import save_image_encoder, save_onnx_encoder
@@ -97,7 +96,12 @@ def outcomes_of(url: str, inputs: Path, output: Path, names: Sequence[str]) -> M
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if one.is_small else pytest.mark.full) for name, one in CONTRACTS.items()]
+    "name",
+    [
+        pytest.param(name, marks=() if one.is_small else pytest.mark.full)
+        for name, one in CONTRACTS.items()
+        if not one.needs_retries
+    ],
 )
 def test_a_call_over_connect_has_the_result_of_a_classic_session(
     name: str, spark: "SparkSession", over_connect: Mapping[str, Any], inputs: Path, tmp_path: Path
@@ -107,26 +111,59 @@ def test_a_call_over_connect_has_the_result_of_a_classic_session(
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_executors_that_share_no_folder_with_the_client_get_models_from_it(
+def test_executors_of_a_cluster_get_models_from_the_client_and_run_the_task_of_a_killed_process_again(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
-    names = ["score", "sql", "score_files", "groups", "score_fleet"]
+    names = ["killed_task", "score", "sql", "score_files", "groups", "score_fleet"]
     inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
     output.mkdir()
+    killed = tmp_path / "killed"
+    (tmp_path / "hooks.py").write_text(
+        f"import os\n\ndef postprocess(given):\n    if not os.path.exists({str(killed)!r}):\n"
+        f"        open({str(killed)!r}, 'x').close()\n        os.kill(os.getpid(), 9)\n    return given\n"
+    )
+    package_model({"coefficients": {"x": 1.0}}, inputs / "killing", hooks=tmp_path / "hooks.py")
     with own_connect_server("local-cluster[2,1,1024]", tmp_path) as url:
         found = outcomes_of(url, inputs, output, names)
+    assert killed.exists()
     for name in names:
         assert_same(found[name], CONTRACTS[name].run(spark, Inputs(inputs, tmp_path / name)))
+
+
+@pytest.mark.full
+def test_a_client_finds_its_server_by_the_variable_spark_remote(
+    connect_url: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H15: the command, and a table in memory for which no session was started."""
+    monkeypatch.setenv("SPARK_REMOTE", connect_url)
+    flags = [f"--model={inputs / 'one'}", f"--input={inputs / 'rows'}", f"--output={tmp_path / 'scores'}", "--keys=id"]
+    program = f"""
+import pandas as pd
+import mirrorspark as ms
+from mirrorspark.scoring import memory
+from mirrorspark.spark_session import SessionAhead, session_of
+memory.MOST_ROWS = 100
+ahead = SessionAhead(None, 2)
+ahead.begin()
+assert session_of(ahead.get()).kind == "Spark Connect"
+scored = ms.score(pd.read_parquet({str(inputs / "rows")!r}), {str(inputs / "one")!r}, keys="id")
+scored.to_parquet({str(tmp_path / "scored.parquet")!r})
+"""
+    for arguments in (["-m", "mirrorspark", "score", *flags], ["-c", program]):
+        subprocess.run([sys.executable, *arguments], check=True, cwd=REPOSITORY, timeout=PATIENCE * 100)
+    written = in_order(pq.read_table(tmp_path / "scores"))
+    assert written.num_rows == ROWS
+    assert in_order(pq.read_table(tmp_path / "scored.parquet")).select(["id", "score"]) == written.select(
+        ["id", "score"]
+    )
 
 
 @pytest.mark.full
 def test_ctrl_c_in_a_client_ends_the_tasks_and_leaves_no_scores(
     spark: "SparkSession", connect_url: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "hooks.py").write_text("import time\n\ndef preprocess(given):\n    time.sleep(60)\n    return given\n")
-    model = package_model(
-        {"coefficients": {"x": 1.0}}, tmp_path / "model", columns=[Column("x", "double")], hooks=tmp_path / "hooks.py"
-    )
+    (tmp_path / "hooks.py").write_text("import time\n\ndef postprocess(given):\n    time.sleep(60)\n    return given\n")
+    model = package_model({"coefficients": {"x": 1.0}}, tmp_path / "model", hooks=tmp_path / "hooks.py")
     scores, tracker = tmp_path / "out" / "scores", spark.sparkContext.statusTracker()
     scores.parent.mkdir()
     rows = write_inputs(tmp_path / "given") / "rows"

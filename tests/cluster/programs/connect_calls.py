@@ -66,21 +66,23 @@ class Contract:
         run: The call.
         names: The names.
         is_small: It is among the usual tests.
+    needs_retries: The first task ends its process, and only a cluster runs it again.
     """
 
     run: Call
     names: tuple[str, ...]
     is_small: bool = False
+    needs_retries: bool = False
 
 
 CONTRACTS: dict[str, Contract] = {}
 
 
-def contract(*names: str, small: bool = False) -> Callable[[Call], Call]:
+def contract(*names: str, small: bool = False, needs_retries: bool = False) -> Callable[[Call], Call]:
     """Add a call to the table under its function's name."""
 
     def add(call: Call) -> Call:
-        CONTRACTS[call.__name__] = Contract(call, names, small)
+        CONTRACTS[call.__name__] = Contract(call, names, small, needs_retries)
         return call
 
     return add
@@ -216,6 +218,14 @@ def score_files(spark: "SparkSession", given: Inputs) -> Any:
     )
     written = [scored_rows(given.output / name) for name in ("plain", "csv", "empty")]
     return plain.rows, plain.counters.rows, csv.rows, *written
+
+
+@contract("score_files", "Counters", needs_retries=True)
+def killed_task(spark: "SparkSession", given: Inputs) -> Any:
+    model, output, counters = given.model("killing"), given.output / "scores", ms.Counters(spark)
+    written = ms.score_files(spark, given.rows, model, output, keys=KEY, trust=True)
+    scored = ms.score(spark.read.parquet(given.rows), model, keys=KEY, trust=True, counters=counters)
+    return written.rows, written.counters.rows, scored_rows(output), in_order(scored), counters.value.rows
 
 
 @contract("score_by_group")
