@@ -18,6 +18,7 @@ from mirrorspark.storage import StoragePath, hadoop_path, literal_hadoop_uri
 _OPTIMIZED = re.compile(r"^== Optimized Logical Plan ==\n(.*?)\n\n== Physical Plan ==$", re.MULTILINE | re.DOTALL)
 # The relation of a table of the catalog has the table's name before its columns.
 _PLAIN = re.compile(r"(?:Project \[(?P<chosen>.+)\]\n\+- )?Relation \[(?P<columns>.+)\] parquet")
+_COLUMN = re.compile(r".+#\d+L?")
 _LOCATION = re.compile(r"^Location: (\w+) ?\[(.*)\]$", re.MULTILINE)
 _OTHER_FOLDERS = re.compile(r", \.\.\. \d+ entries$")
 # Longer lists of columns are cut, and a list that is cut is not clear.
@@ -59,7 +60,8 @@ def plan_of(extended: str, formatted: str, files: tuple[str, ...]) -> ParquetPla
     plain = _PLAIN.fullmatch(optimized[1]) if optimized else None
     if plain is None or "\n" in (plain["chosen"] or "") + plain["columns"]:
         raise NotPlainParquetError("Spark's plan is more than a selection of columns of Parquet files")
-    if plain["chosen"] and not {*plain["chosen"].split(", ")} <= {*plain["columns"].split(",")}:
+    chosen, columns = {*plain["chosen"].split(", ")} if plain["chosen"] else set(), {*plain["columns"].split(",")}
+    if not chosen <= columns or not all(map(_COLUMN.fullmatch, columns)):
         raise NotPlainParquetError("it has columns that Spark computes")
     locations = _LOCATION.findall(formatted)
     if len(locations) != 1 or locations[0][0] != "InMemoryFileIndex":

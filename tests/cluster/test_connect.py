@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.scoring.package import package_model
 from tests.cluster.programs import connect_calls
 from tests.cluster.programs.connect_calls import CONTRACTS, Inputs
 from tests.conftest import PATIENCE
+from tests.unit.scoring.encoders import save_onnx_encoder
+from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -49,9 +52,25 @@ def write_inputs(folder: Path) -> Path:
     return folder
 
 
+def write_trained_models(folder: Path) -> None:
+    """Write models of TensorFlow, and an encoder."""
+    pq.write_table(FLIGHTS, folder / "flights.parquet")
+    export_flights(folder / "flights", 1)
+    export_movies(folder / "movies", scann=False)
+    save_onnx_encoder(folder / "encoder" / "model.onnx")
+
+
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs") / "given")
+def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_inputs(tmp_path_factory.mktemp("inputs") / "given")
+    if {"trained_model", "recommend", "embed_text"} & asked(request):
+        write_trained_models(folder)
+    return folder
+
+
+def asked(request: pytest.FixtureRequest) -> set[str]:
+    """Return the calls that are tested."""
+    return {item.callspec.params["name"] for item in request.session.items if "name" in item.fixturenames}
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +79,8 @@ def over_connect(
 ) -> Mapping[str, Any]:
     """Return the outcome of each call that is tested, by one client for all of them."""
     output = tmp_path_factory.mktemp("over connect")
-    asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     program = [sys.executable, "-m", connect_calls.__name__, connect_url, str(inputs), str(output)]
-    names = [name for name in CONTRACTS if name in asked]
+    names = [name for name in CONTRACTS if name in asked(request)]
     # The client has no Java.
     environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"} | {"PATH": "/usr/bin:/bin"}
     subprocess.run([*program, *names], check=True, cwd=REPOSITORY, env=environment, timeout=PATIENCE * 280)

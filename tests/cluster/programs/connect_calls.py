@@ -4,6 +4,7 @@
 process without a JVM.
 """
 
+import datetime
 import hashlib
 import json
 import pickle
@@ -207,6 +208,150 @@ def stream(spark: "SparkSession", given: Inputs) -> Any:
     query = scored.writeStream.option("checkpointLocation", str(given.output / "checkpoint")).trigger(availableNow=True)
     query.start(str(given.output / "scores"), format="parquet").awaitTermination()
     return in_order(spark.read.parquet(str(given.output / "scores")))
+
+
+@contract("score", "score_tfrecords", "scorer_udf")
+def trained_model(spark: "SparkSession", given: Inputs) -> Any:
+    model, keys = given.model("flights"), "flight_id"
+    rows = ms.read_table(spark, given.folder / "flights.parquet")
+    # The list of this row has a null, which no record holds.
+    storable = rows.where("flight_id != 'f3'")
+    ms.write_tfrecords(storable, given.output / "records")
+    found = [ms.score(rows, model, keys=keys), ms.score(rows.where("unused >= 0"), model, keys=keys)]
+    found.append(ms.score_tfrecords(spark, given.output / "records", model, keys=keys))
+    udf = ms.scorer_udf(spark, model)
+    found.append(rows.selectExpr("*", "struct(*) AS row").select(keys, udf("row").alias("s")).select(keys, "s.*"))
+    return tuple(in_order(frame, keys) for frame in found)
+
+
+@contract("recommend", "rerank", "rank_candidates", "Counters")
+def recommend(spark: "SparkSession", given: Inputs) -> Any:
+    users = spark.createDataFrame(
+        [(0, "u0", ["m1"], ["m2"]), (1, "nobody", [], None), (2, "u1", ["m3", "m4"], ["m5"])],
+        "id bigint, user string, history array<string>, seen array<string>",
+    )
+    counters = ms.Counters(spark)
+    lists = ms.recommend(users, given.model("movies"), keys=KEY, k=6, counters=counters)
+    movies = [f"m{number}" for number in range(40)]
+    items = pa.table({"movie": movies, "genre": [f"g{n % 5}" for n in range(40)], "x": [n % 3.0 for n in range(40)]})
+    catalogue = spark.createDataFrame(items).selectExpr("*", "0.5D AS y")
+    again = ms.rerank(lists, items, key="movie", k=3, category="genre", at_most=1)
+    ranked = ms.rank_candidates(lists, items=catalogue, k=4, model=given.model(), keys=KEY, key="movie")
+    return in_order(lists), in_order(again), in_order(ranked), counters.value.rows
+
+
+@contract("embed_text", "Embedder")
+def embed_text(spark: "SparkSession", given: Inputs) -> Any:
+    texts = [(0, "toy"), (1, "toy story  2"), (2, "toy story 2"), (3, ""), (4, None)]
+    rows = spark.createDataFrame(texts, "id bigint, title string")
+    cached = [ms.embed_text(rows, "title", given.model("encoder"), cache=given.output / "cache") for _ in range(2)]
+    return tuple(map(in_order, cached))
+
+
+def terms(models: int) -> "ms.Fleet":
+    """Return a fleet of linear models."""
+    names = [f"m{number}" for number in range(models)]
+    coefficients = [(name, column, place + 0.5) for place, name in enumerate(names) for column in ("x", "y")]
+    described = pa.table({"model": names, "threshold": [0.0] * models, "cut_points": [[-1.0, 0.0, 1.0]] * models})
+    columns = zip(*coefficients, strict=True)
+    return ms.fleet_from_coefficients(
+        pa.table(dict(zip(("model", "column", "coefficient"), map(list, columns), strict=True))), described
+    )
+
+
+@contract("score_fleet", "select_scores", "rank_scores", small=True)
+def score_fleet(spark: "SparkSession", given: Inputs) -> Any:
+    fleet, output = terms(3), given.output
+    ms.score_fleet(given.rows, fleet, output / "wide", keys=KEY, spark=spark)
+    rows = spark.read.parquet(given.rows).where("id < 500")
+    ms.score_fleet(rows, fleet, output / "packed", keys=KEY, layout="packed", outputs=("score", "binary", "Rank"))
+    chosen = ms.select_scores(output / "packed", "m1_Rank <= 2 and m2_binary = 1", spark=spark)
+    ranks = ms.rank_scores(output / "packed", spark=spark)
+    return scored_rows(output / "wide"), scored_rows(output / "packed"), in_order(chosen), in_order(ranks)
+
+
+@contract("run_fleet", "resume_fleet", "plan_fleet", "fleet_report")
+def run_fleet(spark: "SparkSession", given: Inputs) -> Any:
+    fleet, output = terms(6), given.output / "scores"
+    begun = ms.run_fleet(spark, fleet, given.rows, output, keys=KEY, models_per_microbatch=2, begin_only=True)
+    done = ms.resume_fleet(spark, output, microbatches=[0], at_once=1)
+    whole = ms.resume_fleet(spark, output, at_once=2)
+    planned = ms.plan_fleet(spark, fleet, given.rows, keys=KEY, cores=2, seconds=0.5, models_per_microbatch=2)
+    digests = {name: digest for name, digest in contents(output).items() if name.endswith(".parquet")}
+    return begun.microbatches, done.scored, whole.scored, whole.rows, planned.microbatches, digests
+
+
+@contract("validate", "Gates", "Threshold", small=True)
+def validate(spark: "SparkSession", given: Inputs) -> Any:
+    gates = ms.Gates((ms.Threshold("auc", at_least=0.5, slices=("all",)),))
+    rows = spark.read.parquet(given.rows)
+    models = given.model("one"), given.model("two")
+    found = ms.validate(*models, rows, ["region"], gates, label="late", keys=KEY, task="binary", single_rows=0)
+    return found.verdict, repr(found.facts.slices)
+
+
+@contract("watch", "live_metrics", "watch_stream")
+def watch(spark: "SparkSession", given: Inputs) -> Any:
+    rows = spark.read.parquet(given.rows)
+    spec = ms.FeatureSpec.from_dict(
+        {"features": {"x": {"kind": "numeric"}, "region": {"kind": "categorical"}}, "label": "late", "keys": KEY}
+    )
+    split = ms.random_split(rows.drop("when"), [KEY])
+    snapshot = ms.Snapshot.of_dataset(ms.convert(split, spec, given.output / "dataset", progress=False))
+    windows = ms.watch(rows, snapshot, time="when", window="30 days")
+    outcomes = rows.select(KEY, "late")
+    scores = rows.selectExpr(KEY, "when", "1 / (1 + exp(-x)) AS score")
+    live = ms.live_metrics(scores, outcomes, keys=KEY, label="late", time="when", window="30 days")
+
+    # Over Spark Connect the function runs where the server is.
+    told, source = given.output / "told", given.output / "days"
+    told.mkdir()
+
+    def on_window(window: Any) -> None:
+        (told / f"{window.start:%Y%m%d}").write_bytes(pickle.dumps(window))
+
+    late = rows.limit(1).selectExpr("*").drop("when").selectExpr("*", "timestamp'2026-09-01' AS when")
+    for number, part in enumerate((rows, late)):
+        part.coalesce(1).write.parquet(str(source / f"part={number}"))
+    stream = spark.readStream.schema(rows.schema).option("maxFilesPerTrigger", 1).parquet(str(source / "part=*"))
+    checkpoint = str(given.output / "state")
+    query = ms.watch_stream(
+        stream, snapshot, on_window, time="when", window="30 days", checkpoint=checkpoint, late="1 day"
+    )
+    query.processAllAvailable()
+    query.stop()
+    streamed = [pickle.loads(file.read_bytes()) for file in sorted(told.iterdir())]  # noqa: S301 - our own
+    return tuple(map(repr, (windows, live, streamed)))  # a NaN is no other's equal
+
+
+@contract("precompute", "PrecomputedScores")
+def precompute(spark: "SparkSession", given: Inputs) -> Any:
+    scored = ms.score(spark.read.parquet(given.rows).where("id < 100"), given.model(), keys=KEY)
+    told = ms.precompute(scored, given.output / "scores.db", key=KEY)
+    with ms.PrecomputedScores.open(given.output / "scores.db") as scores:
+        return told.rows, [scores.get(number) for number in range(100)]
+
+
+@contract(
+    *("Experiment", "assign_units", "log_exposures", "first_exposures", "switched_units", "exposure_faults"),
+    *("attribute_actions", "variant_results", "exposed_scores", "analyse_experiment"),
+    small=True,
+)
+def experiments(spark: "SparkSession", given: Inputs) -> Any:
+    ranker = ms.Experiment("ranker", {"control": 1, "deep": 1})
+    rows = spark.read.parquet(given.rows).selectExpr("* EXCEPT (when)", "cast(when AS timestamp) AS when")
+    assigned = ms.assign_units(rows, ranker, unit=KEY)
+    log = ms.log_exposures(rows, ranker, unit=KEY, time="when")
+    first = ms.first_exposures(log)
+    acted = rows.where("late = 1").selectExpr(
+        "concat('a', id) AS event_id", "cast(id AS string) AS unit", "x AS value", "when AS time"
+    )
+    of_units = ms.attribute_actions(first, acted, window=datetime.timedelta(days=1))
+    results = ms.variant_results(of_units)
+    scores = rows.selectExpr(KEY, "region", "float(x) AS one", "float(y) AS two")
+    served = ms.exposed_scores(scores, ranker, unit=KEY, keys=["region"], scores={"control": "one", "deep": "two"})
+    tables = [in_order(assigned), in_order(log, "event_id"), in_order(results, "variant"), in_order(served.exposed)]
+    return *tables, ms.exposure_faults(log).collect()[0].asDict(), ms.switched_units(log).count()
 
 
 def outcome(call: Call, spark: "SparkSession", given: Inputs) -> tuple[bool, Any]:
