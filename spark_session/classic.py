@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark import AccumulatorParam, SparkContext, SparkFiles
 from pyspark.sql import DataFrame, SparkSession
@@ -162,6 +163,10 @@ class ClassicSession(Session):
     def empty_table(self, schema: StructType) -> DataFrame:
         """Return a table of an RDD with one empty partition."""
         return self._spark.createDataFrame(self._context.parallelize([], 1), schema)
+
+    def table_of(self, rows: pa.Table) -> DataFrame:
+        """Return the DataFrame of the rows."""
+        return self._spark.createDataFrame(rows)
 
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the relation in Spark's optimized plan."""

@@ -1,13 +1,14 @@
 """Sessions of Spark Connect, whose driver is a server: capabilities by the DataFrame API alone."""
 
+import functools
 import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
@@ -29,6 +30,9 @@ USE_CLASSIC = (
 SHARED_FOLDER = "spark.mirrorspark.sharedFolder"
 """Setting of a session: a folder to which this program and all tasks can write."""
 
+MOST_BYTES = 64 << 20
+"""Size of the rows that are sent to a server at a time."""
+
 
 class ConnectSession(JobsOverConnect):
     """A session of Spark Connect."""
@@ -45,10 +49,10 @@ class ConnectSession(JobsOverConnect):
     @property
     def master(self) -> str:
         """URL of the server, which has a cluster or local slots of its own."""
-        client: Any = self._spark.client  # type: ignore[attr-defined] # the stub is that of a classic session
-        return f"sc://{client._builder.endpoint}"
+        session: Any = self._spark  # the stub is that of a classic session
+        return f"sc://{session.client._builder.endpoint}"
 
-    @cached_property
+    @functools.cached_property
     def is_local(self) -> bool:
         """True if the server runs the tasks itself, and reads the files of this process."""
         if not is_local(self.setting("spark.master")):
@@ -78,9 +82,10 @@ class ConnectSession(JobsOverConnect):
         _ = self._has_handler
         return {number: stage for stages in list(self._running.values()) for number, stage in stages.items()}
 
-    @cached_property
+    @functools.cached_property
     def _has_handler(self) -> bool:
-        self._spark.registerProgressHandler(self._note)  # type: ignore[arg-type] # it may leave arguments out
+        note: Any = self._note  # the stub's handlers may leave arguments out
+        self._spark.registerProgressHandler(note)
         return True
 
     def _note(self, stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:
@@ -91,7 +96,7 @@ class ConnectSession(JobsOverConnect):
                 stage.stage_id: StageTasks(stage.num_completed_tasks, stage.num_tasks) for stage in active
             }
 
-    @cached_property
+    @functools.cached_property
     def _folder(self) -> "tempfile.TemporaryDirectory[str]":
         return tempfile.TemporaryDirectory(prefix="mirrorspark-connect-")
 
@@ -128,6 +133,12 @@ class ConnectSession(JobsOverConnect):
             return iter(batches)
 
         return self._spark.range(0, 0, 1, 1).mapInArrow(nothing, schema)
+
+    def table_of(self, rows: pa.Table) -> DataFrame:
+        """Return the rows sent in pieces: Databricks takes 128 MB at a time."""
+        step = max(1, rows.num_rows * MOST_BYTES // max(rows.nbytes, 1))
+        pieces = [rows.slice(start, step) for start in range(0, max(rows.num_rows, 1), step)]
+        return functools.reduce(DataFrame.union, map(self._spark.createDataFrame, pieces))
 
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the only relation in the explained plan."""

@@ -46,13 +46,14 @@ class JobsOverConnect(Session):
         return int(shown[1]) if shown else plan.select(F.spark_partition_id()).distinct().count()
 
     def task_slots(self) -> int:
-        """Return the cores of the executors by the cores of a task: no client is told how many tasks run at once."""
+        """Return the cores of the executors by the cores of a task: clients do not learn how many tasks run at once."""
         return self.default_parallelism // int(self.setting("spark.task.cpus", "1"))
 
     @property
     def driver_address(self) -> str:
         """This machine's interface on the route to the server, whose network the executors are on."""
-        host = self._spark.client.host  # type: ignore[attr-defined]
+        session: Any = self._spark  # the stub is that of a classic session
+        host = session.client.host
         with suppress(ValueError):
             if ipaddress.ip_address(host.strip("[]")).is_loopback:
                 return _LOOPBACK
@@ -113,7 +114,7 @@ class JobsOverConnect(Session):
 
     def _interrupt(self, group: str) -> None:
         while self._members[group]:
-            with suppress(PySparkException):  # a server that is gone runs nothing
+            with suppress(PySparkException):  # a server that was lost runs nothing
                 self._spark.interruptTag(group)
             time.sleep(_INTERRUPT_SECONDS)
 

@@ -77,7 +77,7 @@ def plan_of(extended: str, formatted: str, files: tuple[str, ...]) -> ParquetPla
 
 @contextmanager
 def _whole_lists(spark: SparkSession) -> Iterator[None]:
-    before = spark.conf.get(_MOST_FIELDS)
+    before = spark.conf.get(_MOST_FIELDS) or "25"  # Spark's default
     spark.conf.set(_MOST_FIELDS, str(2**31 - 1))
     try:
         yield

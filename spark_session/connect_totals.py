@@ -45,7 +45,7 @@ class SharedTotal(Generic[T]):
         total = copy.deepcopy(self.zero)
         for file in self.folder.files():
             if file.path.name != _BEGUN:
-                total = self.merge(total, _read(file.path)[1])
+                total = self.merge(total, self._read(file.path)[1])
         return total
 
     def add(self, term: T, /) -> None:
@@ -58,11 +58,10 @@ class SharedTotal(Generic[T]):
             return
         file, attempt = self.folder / f"{context.stageId()}-{context.partitionId()}", context.taskAttemptId()
         if file.exists():
-            of, earlier = _read(file)
+            of, earlier = self._read(file)
             term = self.merge(earlier, term) if of == attempt else term
         file.write_bytes(pickle.dumps((attempt, term)))
 
-
-def _read(file: StoragePath) -> tuple[int | None, T]:
-    attempt, term = pickle.loads(file.read_bytes())  # noqa: S301 - our own tasks have written it
-    return attempt, term
+    def _read(self, file: StoragePath) -> tuple[int | None, T]:
+        attempt, term = pickle.loads(file.read_bytes())  # noqa: S301 - our own tasks have written it
+        return attempt, term

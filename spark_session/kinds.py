@@ -9,7 +9,7 @@ from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.session import Session
 from mirrorspark.spark_session.stopped import require_running
 
-# What is known of a server, and the files for it, last as long as the session.
+# The knowledge of a server, and the files for it, last as long as the session.
 _OVER_CONNECT: dict[str, tuple[Any, ConnectSession]] = {}
 
 

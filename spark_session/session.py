@@ -10,6 +10,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import StoragePath, lakes
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
@@ -218,6 +219,10 @@ class Session:
     def empty_table(self, schema: "StructType") -> "DataFrame":
         """Return a table without rows in one partition: Spark starts a task for it."""
         self._refuse("tables of one empty partition")
+
+    def table_of(self, rows: "pa.Table") -> "DataFrame":
+        """Return the table of rows in this process's memory."""
+        self._refuse("tables of this process's rows")
 
     def parquet_plan(self, table: "DataFrame") -> ParquetPlan:
         """Return the Parquet files that ``table`` reads, by Spark's plan.

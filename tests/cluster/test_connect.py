@@ -2,9 +2,10 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.scoring.input import Column
 from mirrorspark.scoring.package import package_model
+from tests.cluster.conftest import wait_until
 from tests.cluster.programs import connect_calls
 from tests.cluster.programs.connect_calls import CONTRACTS, Inputs
 from tests.conftest import PATIENCE
-from tests.unit.scoring.encoders import save_onnx_encoder
+from tests.connect_server import own_connect_server
+from tests.unit.scoring.encoders import save_image_encoder, save_onnx_encoder
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def write_inputs(folder: Path) -> Path:
-    """Write what all calls read."""
+    """Write the files that all calls read."""
     random = np.random.default_rng(1)
     frame = pd.DataFrame(
         {
@@ -58,12 +62,13 @@ def write_trained_models(folder: Path) -> None:
     export_flights(folder / "flights", 1)
     export_movies(folder / "movies", scann=False)
     save_onnx_encoder(folder / "encoder" / "model.onnx")
+    save_image_encoder(folder / "images")
 
 
 @pytest.fixture(scope="module")
 def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_inputs(tmp_path_factory.mktemp("inputs") / "given")
-    if {"trained_model", "recommend", "embed_text"} & asked(request):
+    if {"trained_model", "recommend", "embed_text", "embed_images"} & asked(request):
         write_trained_models(folder)
     return folder
 
@@ -78,12 +83,15 @@ def over_connect(
     request: pytest.FixtureRequest, connect_url: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Any]:
     """Return the outcome of each call that is tested, by one client for all of them."""
-    output = tmp_path_factory.mktemp("over connect")
-    program = [sys.executable, "-m", connect_calls.__name__, connect_url, str(inputs), str(output)]
     names = [name for name in CONTRACTS if name in asked(request)]
-    # The client has no Java.
+    return outcomes_of(connect_url, inputs, tmp_path_factory.mktemp("over connect"), names)
+
+
+def outcomes_of(url: str, inputs: Path, output: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """Run calls in a client that has no Java, and return their outcomes."""
+    program = [sys.executable, "-m", connect_calls.__name__, url, str(inputs), str(output), *names]
     environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"} | {"PATH": "/usr/bin:/bin"}
-    subprocess.run([*program, *names], check=True, cwd=REPOSITORY, env=environment, timeout=PATIENCE * 280)
+    subprocess.run(program, check=True, cwd=REPOSITORY, env=environment, timeout=PATIENCE * 280)
     outcomes: Mapping[str, Any] = pickle.loads((output / "outcomes.pickle").read_bytes())  # noqa: S301 - our own
     return outcomes
 
@@ -94,16 +102,55 @@ def over_connect(
 def test_a_call_over_connect_has_the_result_of_a_classic_session(
     name: str, spark: "SparkSession", over_connect: Mapping[str, Any], inputs: Path, tmp_path: Path
 ) -> None:
-    has_result, found = over_connect[name]
+    assert_same(over_connect[name], CONTRACTS[name].run(spark, Inputs(inputs, tmp_path)))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_executors_that_share_no_folder_with_the_client_get_models_from_it(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    names = ["score", "sql", "score_files", "groups", "score_fleet"]
+    inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
+    output.mkdir()
+    with own_connect_server("local-cluster[2,1,1024]", tmp_path) as url:
+        found = outcomes_of(url, inputs, output, names)
+    for name in names:
+        assert_same(found[name], CONTRACTS[name].run(spark, Inputs(inputs, tmp_path / name)))
+
+
+@pytest.mark.full
+def test_ctrl_c_in_a_client_ends_the_tasks_and_leaves_no_scores(
+    spark: "SparkSession", connect_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "hooks.py").write_text("import time\n\ndef preprocess(given):\n    time.sleep(60)\n    return given\n")
+    model = package_model(
+        {"coefficients": {"x": 1.0}}, tmp_path / "model", columns=[Column("x", "double")], hooks=tmp_path / "hooks.py"
+    )
+    scores, tracker = tmp_path / "out" / "scores", spark.sparkContext.statusTracker()
+    scores.parent.mkdir()
+    rows = write_inputs(tmp_path / "given") / "rows"
+    flags = [f"--model={model}", f"--input={rows}", f"--output={scores}", "--keys=id", "--trust"]
+    client = subprocess.Popen(
+        [sys.executable, "-m", "mirrorspark", "score", f"--remote={connect_url}", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: bool(tracker.getActiveStageIds()) or client.poll() is not None, 60, "tasks of the client")
+    client.send_signal(signal.SIGINT)
+    said = client.communicate(timeout=PATIENCE * 60)
+    assert (client.returncode, *said) == (130, "", "mirrorspark: interrupted\n")
+    wait_until(lambda: not tracker.getActiveStageIds(), 20, "the end of the tasks")
+    assert list(scores.parent.iterdir()) == []
+
+
+def assert_same(outcome: tuple[bool, Any], expected: Any) -> None:
+    """Check that a call has the results of a classic session."""
+    has_result, found = outcome
     assert has_result, found
-
-    expected = CONTRACTS[name].run(spark, Inputs(inputs, tmp_path))
-    for one, other in zip(as_parts(found), as_parts(expected), strict=True):
+    for one, other in zip(*(each if isinstance(each, tuple) else (each,) for each in (found, expected)), strict=True):
         assert_equal(one, other)
-
-
-def as_parts(result: Any) -> tuple[Any, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 def assert_equal(found: Any, expected: Any) -> None:

@@ -180,7 +180,7 @@ def _what_failed(error: Exception) -> RankError:
 _CANCELLED = re.compile(
     r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*|.*Operation has been canceled.*"
 )
-# A server of Spark Connect that is gone, or that has ended the session.
+# A server of Spark Connect that was lost, or that has ended the session.
 _SESSION_GONE = re.compile(r"\[INVALID_HANDLE\.SESSION_\w+\].*|.*StatusCode\.UNAVAILABLE.*|.*RETRIES_EXCEEDED.*")
 _INFORMATIVE = re.compile(
     r".*ExecutorLostFailure.*|.*Python worker exited unexpectedly.*|^[\w.]+(?:Error|Exception): .*"

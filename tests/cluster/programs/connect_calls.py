@@ -6,8 +6,11 @@ process without a JVM.
 
 import datetime
 import hashlib
+import io
 import json
+import operator
 import pickle
+import shutil
 import sys
 import time
 import traceback
@@ -19,20 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 import mirrorspark as ms
-from mirrorspark.spark_session import session_of
+from mirrorspark.spark_session import connect, session_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 KEY = "id"
-SPEC = {"label": "late"}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all calls read.
+    """The files that all calls read.
 
     Attributes:
         folder: Has ``rows``, a folder of two Parquet files, ``rows.csv``, and the models ``one`` and ``two``.
@@ -121,7 +124,7 @@ def spec_and_splits(spark: "SparkSession", given: Inputs) -> Any:
     return spec, *(in_order(split.select(KEY, "split")) for split in splits)
 
 
-@contract("convert", "read_profile", "load_dataset", small=True)
+@contract("convert", small=True)
 def convert(spark: "SparkSession", given: Inputs) -> Any:
     df = ms.default_split(ms.read_table(spark, given.rows).drop("when"), [KEY], label="late")
     spec = ms.default_spec(df.drop("split"), "late", keys=[KEY])
@@ -133,6 +136,16 @@ def convert(spark: "SparkSession", given: Inputs) -> Any:
         sorted(found),
         sorted(manifest),
     )
+
+
+def damaged_copy(folder: Path) -> Path:
+    """Copy a folder of TFRecord files, and change a byte in the middle of one."""
+    copy = Path(shutil.copytree(folder, folder.with_name("damaged")))
+    file = min(copy.glob("*.tfrecord*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return copy
 
 
 @contract(
@@ -147,8 +160,19 @@ def tfrecords(spark: "SparkSession", given: Inputs) -> Any:
     own = spark.read.format("tfrecord").load(str(given.output / "row"))
     read = [ms.read_tfrecords(spark, given.output / name) for name in ("block", "row", "direct")]
     checked = [file.records for file in ms.check_tfrecords(spark, given.output / "block")]
+    counted = session_of(spark).task_total(0, operator.add)
+    intact = ms.read_tfrecords(spark, damaged_copy(given.output / "block"), on_damage="skip", damaged=counted)
+    left = intact.count()
     columns = sorted(own.columns)
-    return block.rows, block.bytes, direct.rows, checked, *map(in_order, [own.select(columns), *read])
+    return (
+        block.rows,
+        block.bytes,
+        direct.rows,
+        checked,
+        left,
+        counted.value,
+        *map(in_order, [own.select(columns), *read]),
+    )
 
 
 @contract("ingest_csv")
@@ -224,7 +248,7 @@ def trained_model(spark: "SparkSession", given: Inputs) -> Any:
     return tuple(in_order(frame, keys) for frame in found)
 
 
-@contract("recommend", "rerank", "rank_candidates", "Counters")
+@contract("recommend", "rerank", "rank_candidates", "package_router", "Counters")
 def recommend(spark: "SparkSession", given: Inputs) -> Any:
     users = spark.createDataFrame(
         [(0, "u0", ["m1"], ["m2"]), (1, "nobody", [], None), (2, "u1", ["m3", "m4"], ["m5"])],
@@ -237,7 +261,12 @@ def recommend(spark: "SparkSession", given: Inputs) -> Any:
     catalogue = spark.createDataFrame(items).selectExpr("*", "0.5D AS y")
     again = ms.rerank(lists, items, key="movie", k=3, category="genre", at_most=1)
     ranked = ms.rank_candidates(lists, items=catalogue, k=4, model=given.model(), keys=KEY, key="movie")
-    return in_order(lists), in_order(again), in_order(ranked), counters.value.rows
+    funnel = ms.Cascade("towers", "movie", rank="prices", rerank={"category": "genre", "at_most": 1}, depth=12, k=4)
+    models = {"towers": given.model("movies"), "prices": given.model()}
+    router = ms.Router((ms.Route("funnel"),), cascades={"funnel": funnel})
+    folder = ms.package_router(router, given.output / "router", models=models, items=catalogue)
+    routed = ms.recommend(users, folder, keys=KEY, k=4)
+    return *map(in_order, (lists, again, ranked, routed)), counters.value.rows
 
 
 @contract("embed_text", "Embedder")
@@ -246,6 +275,32 @@ def embed_text(spark: "SparkSession", given: Inputs) -> Any:
     rows = spark.createDataFrame(texts, "id bigint, title string")
     cached = [ms.embed_text(rows, "title", given.model("encoder"), cache=given.output / "cache") for _ in range(2)]
     return tuple(map(in_order, cached))
+
+
+@contract("embed_images")
+def embed_images(spark: "SparkSession", given: Inputs) -> Any:
+    photos = []
+    for red in (0, 90, 90):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 3), (red, 100, 0)).save(buffer, "PNG")
+        photos.append(buffer.getvalue())
+    rows = spark.createDataFrame(list(enumerate([*photos, None])), "id bigint, photo binary")
+    return in_order(ms.embed_images(rows, "photo", given.model("images"), cache=given.output / "cache"))
+
+
+@contract("recipe_table", "open_session")
+def recipe_table(spark: "SparkSession", given: Inputs) -> Any:
+    recipe = given.output / "recipe"
+    recipe.mkdir()
+    (recipe / "table.sql").write_text(
+        "SELECT *, if(pmod(hash(id), 5) = 0, 'test', 'train') AS split FROM rows WHERE x > 0"
+    )
+    (recipe / "recipe.yaml").write_text(
+        f"registered_model: rows\ntables: {{rows: '{given.folder / 'rows.csv'}'}}\n"
+        "features: {x: {kind: numeric}, y: {kind: numeric}}\nlabel: late\nkeys: id\n"
+    )
+    config = ms.RunConfig.from_recipe(str(recipe), output=str(given.output))
+    return in_order(ms.recipe_table(ms.open_session(None, 1), config))
 
 
 def terms(models: int) -> "ms.Fleet":
@@ -270,7 +325,7 @@ def score_fleet(spark: "SparkSession", given: Inputs) -> Any:
     return scored_rows(output / "wide"), scored_rows(output / "packed"), in_order(chosen), in_order(ranks)
 
 
-@contract("run_fleet", "resume_fleet", "plan_fleet", "fleet_report")
+@contract("run_fleet", "resume_fleet", "plan_fleet")
 def run_fleet(spark: "SparkSession", given: Inputs) -> Any:
     fleet, output = terms(6), given.output / "scores"
     begun = ms.run_fleet(spark, fleet, given.rows, output, keys=KEY, models_per_microbatch=2, begin_only=True)
@@ -321,7 +376,7 @@ def watch(spark: "SparkSession", given: Inputs) -> Any:
     query.processAllAvailable()
     query.stop()
     streamed = [pickle.loads(file.read_bytes()) for file in sorted(told.iterdir())]  # noqa: S301 - our own
-    return tuple(map(repr, (windows, live, streamed)))  # a NaN is no other's equal
+    return tuple(map(repr, (windows, live, streamed)))  # a NaN differs from any other
 
 
 @contract("precompute", "PrecomputedScores")
@@ -334,7 +389,7 @@ def precompute(spark: "SparkSession", given: Inputs) -> Any:
 
 @contract(
     *("Experiment", "assign_units", "log_exposures", "first_exposures", "switched_units", "exposure_faults"),
-    *("attribute_actions", "variant_results", "exposed_scores", "analyse_experiment"),
+    *("attribute_actions", "variant_results", "exposed_scores", "arms_of_results"),
     small=True,
 )
 def experiments(spark: "SparkSession", given: Inputs) -> Any:
@@ -351,7 +406,8 @@ def experiments(spark: "SparkSession", given: Inputs) -> Any:
     scores = rows.selectExpr(KEY, "region", "float(x) AS one", "float(y) AS two")
     served = ms.exposed_scores(scores, ranker, unit=KEY, keys=["region"], scores={"control": "one", "deep": "two"})
     tables = [in_order(assigned), in_order(log, "event_id"), in_order(results, "variant"), in_order(served.exposed)]
-    return *tables, ms.exposure_faults(log).collect()[0].asDict(), ms.switched_units(log).count()
+    arms = ms.arms_of_results(results, ranker)
+    return *tables, arms, ms.exposure_faults(log).collect()[0].asDict(), ms.switched_units(log).count()
 
 
 def outcome(call: Call, spark: "SparkSession", given: Inputs) -> tuple[bool, Any]:
@@ -371,6 +427,9 @@ def main(url: str, inputs: str, output: str, *names: str) -> None:
 
     spark = SparkSession.builder.remote(url).getOrCreate()
     assert session_of(spark).kind == "Spark Connect"
+    connect.MOST_BYTES = 20_000  # a table is sent in several pieces
+    if not session_of(spark).is_local:
+        spark.conf.set(connect.SHARED_FOLDER, f"{output}/shared")
     outcomes = {}
     for name in names or CONTRACTS:
         folder = Path(output, name)

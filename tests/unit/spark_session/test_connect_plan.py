@@ -1,4 +1,4 @@
-"""Plans as Spark explains them: what is not clearly a selection of columns of plain Parquet files is refused."""
+"""Plans as Spark explains them; all but clear selections of columns of plain Parquet files are refused."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_a_selection_of_columns_has_its_files_and_folder(optimized: str) -> None
     [
         (f"Project [(x#33 + 1) AS y#38]\n+- {RELATION}", "columns that Spark computes"),
         (f"Project [id#32L, x#33 AS id#39]\n+- {RELATION}", "columns that Spark computes"),
-        # Spark cuts long lists unless it is told not to.
+        # Spark cuts long lists by default.
         ("Project [id#32L, ... 3 more fields]\n+- Relation [id#32L,... 3 more fields] parquet", "columns that Spark"),
         (f"Project [id#32L]\n+- Filter (id#32L > 3)\n   +- {RELATION}", "more than a selection"),
         (f"GlobalLimit 3\n+- LocalLimit 3\n   +- {RELATION}", "more than a selection"),
