@@ -71,7 +71,6 @@ def _make_active(spark: SparkSession) -> None:
 
 def _cancel_jobs_on_interrupt() -> None:
     """Let Ctrl-C cancel Spark's jobs, as PySpark does where a session starts in the main thread."""
-
     from pyspark import SparkContext
 
     def cancel(number: int, frame: FrameType | None) -> NoReturn:
