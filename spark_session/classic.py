@@ -160,6 +160,12 @@ class ClassicSession(Session):
         """Return an accumulator."""
         return self._context.accumulator(zero, _Merged(merge))
 
+    @property
+    def ways(self) -> str:
+        """This process's disk or Spark's file server, and accumulators."""
+        by = "from this machine's disk" if self.is_local else "by Spark's file server"
+        return f"{self.kind}: models reach the tasks {by}, and counters come back by accumulators"
+
     def empty_table(self, schema: StructType) -> DataFrame:
         """Return a table of an RDD with one empty partition."""
         return self._spark.createDataFrame(self._context.parallelize([], 1), schema)

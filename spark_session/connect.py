@@ -118,13 +118,23 @@ class ConnectSession(JobsOverConnect):
 
     def task_total(self, zero: T, merge: Callable[[T, T], T]) -> TaskTotal[T]:
         """Return a total in files, of the setting :data:`SHARED_FOLDER` unless tasks have this process's disk."""
-        shared = self.setting(SHARED_FOLDER) or (self.files_folder if self.is_local else "")
-        if not shared:
+        if not (shared := self._shared_folder):
             self._refuse(
                 f"totals that tasks add to, without a folder that they share with this program "
                 f"(spark.conf.set('{SHARED_FOLDER}', 'a location'))"
             )
         return SharedTotal.begin(StoragePath.of(shared) / f"total-{secrets.token_hex(8)}", zero, merge)
+
+    @property
+    def _shared_folder(self) -> str:
+        return self.setting(SHARED_FOLDER) or (str(self.files_folder) if self.is_local else "")
+
+    @property
+    def ways(self) -> str:
+        """This process's disk or archives of the session, and files in a shared folder."""
+        by = "from this machine's disk" if self.is_local else "as archives of the session"
+        back = "come back by files" if self._shared_folder else f"do not come back without {SHARED_FOLDER}"
+        return f"{self.kind}, a server of Spark {self._spark.version}: models reach the tasks {by}, and counters {back}"
 
     def empty_table(self, schema: StructType) -> DataFrame:
         """Return the table of a task without rows: a literal one would be optimized to no partition."""

@@ -214,6 +214,11 @@ class Session:
         """
         self._refuse("totals that tasks add to")
 
+    @property
+    def ways(self) -> str:
+        """The ways by which its tasks get models and return their counters, in a line."""
+        self._refuse("ways to its tasks")
+
     # Tables and stores
 
     def empty_table(self, schema: "StructType") -> "DataFrame":

@@ -92,7 +92,7 @@ def examine(asked: Examination, report: _Report) -> list[Check]:
 def _check_session(asked: Examination) -> list[Check]:
     from pyspark.sql import SparkSession
 
-    from mirrorspark.spark_session import SESSION_ERRORS, AnotherSessionError, open_session, task_message
+    from mirrorspark.spark_session import SESSION_ERRORS, AnotherSessionError, open_session, session_of, task_message
     from mirrorspark.training.job.readiness import preflight
 
     is_ours = SparkSession.getActiveSession() is None
@@ -109,7 +109,7 @@ def _check_session(asked: Examination) -> list[Check]:
             gpus_per_worker=asked.gpus_per_worker,
             asks_local=True,
         )
-        return [*checks, _strategy(asked.gpus_per_worker)]
+        return [*checks, Check("scoring", True, session_of(spark).ways), _strategy(asked.gpus_per_worker)]
     finally:
         if is_ours:
             spark.stop()

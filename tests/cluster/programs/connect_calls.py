@@ -106,7 +106,7 @@ def scored_rows(folder: Path) -> pa.Table:
     return in_order(pq.read_table(folder))
 
 
-@contract("read_table", small=True)
+@contract("read_table")
 def read_table(spark: "SparkSession", given: Inputs) -> Any:
     rows = ms.read_table(spark, given.rows)
     csv = ms.read_table(spark, given.folder / "rows.csv")
@@ -114,7 +114,7 @@ def read_table(spark: "SparkSession", given: Inputs) -> Any:
     return in_order(rows), in_order(csv), in_order(back)
 
 
-@contract("default_spec", "default_split", "random_split", "time_split", "check_leakage", small=True)
+@contract("default_spec", "default_split", "random_split", "time_split", "check_leakage")
 def spec_and_splits(spark: "SparkSession", given: Inputs) -> Any:
     df = ms.read_table(spark, given.rows)
     spec = ms.default_spec(df.drop("when"), "late", keys=[KEY])
@@ -225,7 +225,7 @@ def groups(spark: "SparkSession", given: Inputs) -> Any:
     return in_order(call(spark.read.parquet(given.rows))), call(pq.read_table(given.rows), spark=spark)
 
 
-@contract("score")
+@contract("score", small=True)
 def stream(spark: "SparkSession", given: Inputs) -> Any:
     rows = spark.readStream.schema(spark.read.parquet(given.rows).schema).parquet(given.rows)
     scored = ms.score(rows, given.model(), keys=KEY)
@@ -336,7 +336,7 @@ def run_fleet(spark: "SparkSession", given: Inputs) -> Any:
     return begun.microbatches, done.scored, whole.scored, whole.rows, planned.microbatches, digests
 
 
-@contract("validate", "Gates", "Threshold", small=True)
+@contract("validate", "Gates", "Threshold")
 def validate(spark: "SparkSession", given: Inputs) -> Any:
     gates = ms.Gates((ms.Threshold("auc", at_least=0.5, slices=("all",)),))
     rows = spark.read.parquet(given.rows)
@@ -390,7 +390,6 @@ def precompute(spark: "SparkSession", given: Inputs) -> Any:
 @contract(
     *("Experiment", "assign_units", "log_exposures", "first_exposures", "switched_units", "exposure_faults"),
     *("attribute_actions", "variant_results", "exposed_scores", "arms_of_results"),
-    small=True,
 )
 def experiments(spark: "SparkSession", given: Inputs) -> Any:
     ranker = ms.Experiment("ranker", {"control": 1, "deep": 1})
