@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         open_command_session,
         open_session,
         require_own_installation,
+        starts_java,
         why_unreachable,
     )
     from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session, require_running
@@ -90,6 +91,7 @@ __all__ = [
     "require_own_installation",
     "require_running",
     "session_of",
+    "starts_java",
     "task_cores",
     "task_message",
     "task_property",

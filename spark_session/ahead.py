@@ -6,11 +6,10 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import Any, NoReturn
 
-from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.start import open_session
+from mirrorspark.spark_session.start import open_session, server_of
 
 
 class SessionAhead:
@@ -36,6 +35,8 @@ class SessionAhead:
 
     def begin(self) -> None:
         """Start the session, unless that was done before."""
+        if self.known is None and server_of(None) is not None:
+            self.get()  # a session of a server is there at once
         if self.known is None and self._starting is None:
             self._starting = Future()
             # It ends with the process: an error of the other work must not wait for it.
@@ -74,6 +75,7 @@ def _make_active(spark: SparkSession) -> None:
 
 def _cancel_jobs_on_interrupt() -> None:
     """Let Ctrl-C cancel Spark's jobs, as PySpark does where a session starts in the main thread."""
+    from pyspark import SparkContext
 
     def cancel(number: int, frame: FrameType | None) -> NoReturn:
         try:

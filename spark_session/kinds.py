@@ -4,7 +4,6 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.session import Session
 from mirrorspark.spark_session.stopped import require_running
@@ -22,6 +21,9 @@ def session_of(spark: SparkSession) -> Session:
     """
     require_running(spark)
     if hasattr(spark, "sparkContext"):
+        # A client of Spark Connect cannot import it.
+        from mirrorspark.spark_session.classic import ClassicSession
+
         return ClassicSession(spark)
     client: Any = spark
     if client.session_id not in _OVER_CONNECT:

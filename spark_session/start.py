@@ -156,6 +156,12 @@ def server_of(master: str | None) -> str | None:
     return remote or (master if (master or "").startswith(CONNECT) else None)
 
 
+def starts_java(master: str | None) -> bool:
+    """Return True if the session that is active, or is asked for, has its JVM on this machine."""
+    active = SparkSession.getActiveSession()
+    return server_of(master) is None if active is None else session_of(active).has_context
+
+
 def why_unreachable(address: str, default_port: int) -> str | None:
     """Return why nothing answers at ``host:port`` or ``host``; None if something does."""
     host, _, port = address.rpartition(":") if ":" in address else (address, "", "")

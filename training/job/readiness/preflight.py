@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
@@ -25,6 +26,7 @@ from mirrorspark.spark_session import (
     is_local,
     java_major_version,
     session_of,
+    starts_java,
     user_settings,
     why_unreachable,
 )
@@ -66,10 +68,11 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     """Return the checks that need no Spark session."""
     writable = _output(output)
     file_system = check_file_system(_existing(output)) if writable.passed else None
-    checks = [_session(master), _java(), _packages(), _keras(), _recommenders()]
+    has_java = starts_java(master)
+    checks = [_session(master), _java() if has_java else None, _packages(), _keras(), _recommenders()]
     checks += [writable, file_system, _tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
-    if not is_local(master or "local") and SparkSession.getActiveSession() is None:
+    if has_java and not is_local(master or "local") and SparkSession.getActiveSession() is None:
         checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
     return [check for check in checks if check is not None]
 
@@ -179,7 +182,7 @@ def _packages() -> Check:
     found = {}
     for package in (*SHARED_PACKAGES, "mlflow"):
         try:
-            found[package] = version(package)
+            found[package] = pyspark.__version__ if package == "pyspark" else version(package)
         except PackageNotFoundError:
             module = package.replace("-", "_")
             return failure("packages", f"{package} is not installed; run: {install_line(module)}")
