@@ -118,11 +118,14 @@ def test_executors_of_a_cluster_get_models_from_the_client_and_run_the_task_of_a
     inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
     output.mkdir()
     killed = tmp_path / "killed"
+    # A model is tried when it is packaged.
+    killed.touch()
     (tmp_path / "hooks.py").write_text(
         f"import os\n\ndef postprocess(given):\n    if not os.path.exists({str(killed)!r}):\n"
         f"        open({str(killed)!r}, 'x').close()\n        os.kill(os.getpid(), 9)\n    return given\n"
     )
     package_model({"coefficients": {"x": 1.0}}, inputs / "killing", hooks=tmp_path / "hooks.py")
+    killed.unlink()
     with own_connect_server("local-cluster[2,1,1024]", tmp_path) as url:
         found = outcomes_of(url, inputs, output, names)
     assert killed.exists()
@@ -162,7 +165,10 @@ scored.to_parquet({str(tmp_path / "scored.parquet")!r})
 def test_ctrl_c_in_a_client_ends_the_tasks_and_leaves_no_scores(
     spark: "SparkSession", connect_url: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "hooks.py").write_text("import time\n\ndef postprocess(given):\n    time.sleep(60)\n    return given\n")
+    (tmp_path / "hooks.py").write_text(
+        f"import os, time\n\ndef postprocess(given):\n    if not os.path.exists({str(tmp_path / 'out')!r}):\n"
+        "        return given\n    time.sleep(100)\n"
+    )
     model = package_model({"coefficients": {"x": 1.0}}, tmp_path / "model", hooks=tmp_path / "hooks.py")
     scores, tracker = tmp_path / "out" / "scores", spark.sparkContext.statusTracker()
     scores.parent.mkdir()
