@@ -419,6 +419,45 @@ def experiments(spark: "SparkSession", given: Inputs) -> Any:
     return *tables, arms, ms.exposure_faults(log).collect()[0].asDict(), ms.switched_units(log).count()
 
 
+@contract("fit", "FitResult", small=True)
+def fit(spark: "SparkSession", given: Inputs) -> Any:
+    rows = ms.read_table(spark, given.rows).drop("when")
+    result = ms.fit(rows, "late", workers=2, epochs=1, baseline="none", output=given.output, spark=spark)
+    return result.metrics, in_order(result.score(rows)), result.score(rows.toPandas(), keys=KEY)
+
+
+@contract("train", "load_dataset", "TrainingConfig", "Trained")
+def train(spark: "SparkSession", given: Inputs) -> Any:
+    df = ms.default_split(ms.read_table(spark, given.rows).drop("when"), [KEY], label="late")
+    spec = ms.default_spec(df.drop("split"), "late", keys=[KEY])
+    dataset = ms.convert(df, spec, given.output / "dataset", options=ms.ConversionOptions(shards=2))
+    settings = ms.TrainingConfig(name="late", epochs=2, workers="1:2", baseline="none", output=str(given.output))
+    trained = ms.train(ms.load_dataset(dataset.path), settings, spark)
+    return {split: dict(values) for split, values in trained.verdict.metrics.items()}
+
+
+@contract("run_train_fn")
+def run_train_fn(spark: "SparkSession", given: Inputs) -> Any:
+    def add_ranks(factor: int) -> list[str]:
+        from pyspark import BarrierTaskContext
+
+        context = BarrierTaskContext.get()
+        return context.allGather(str(factor * context.partitionId()))
+
+    call = partial(ms.run_train_fn, add_ranks, kwargs={"factor": 3}, output=given.output, spark=spark)
+    spread = call(2, name="spread", use_custom_strategy=True)
+    return spread.result, len(spread.attempts)
+
+
+@contract("train_fleet", "TrainedFleet")
+def train_fleet(spark: "SparkSession", given: Inputs) -> Any:
+    rows = ms.read_table(spark, given.rows).selectExpr("id", "x", "y", "late", "1 - late AS early")
+    trained = ms.train_fleet(
+        rows, ["late", "early"], keys=KEY, epochs=2, workers=2, output=given.output / "fleet", spark=spark
+    )
+    return trained.report
+
+
 def outcome(call: Call, spark: "SparkSession", given: Inputs) -> tuple[bool, Any]:
     """Return the result of a call, or the text of its error."""
     begin = time.monotonic()
