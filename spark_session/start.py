@@ -172,12 +172,21 @@ def why_unreachable(address: str, default_port: int) -> str | None:
     return None
 
 
-def _connected(server: str, app_name: str) -> SparkSession:
-    """Return a session of a Spark Connect server."""
+def reached(server: str) -> str:
+    """Return the URL of a Spark Connect server as it may be shown, once the server answers.
+
+    Raises:
+        SparkStartError: It does not answer. The client itself would try again for minutes.
+    """
     shown = _shown(server)
-    # The client itself would try again for minutes.
     if shown.startswith(CONNECT) and (problem := why_unreachable(shown.removeprefix(CONNECT), CONNECT_PORT)):
         raise SparkStartError(f"{shown} cannot be reached ({problem}); start it or correct the URL")
+    return shown
+
+
+def _connected(server: str, app_name: str) -> SparkSession:
+    """Return a session of a Spark Connect server."""
+    shown = reached(server)
     builder = SparkSession.builder.remote(server).appName(app_name)
     for name, value in REQUIRED.items():
         builder = builder.config(name, value)

@@ -21,10 +21,14 @@ from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.extras import install_line, keras_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
+    AnotherSessionError,
     MissingCapabilityError,
     Session,
+    SparkStartError,
     is_local,
     java_major_version,
+    reached,
+    server_of,
     session_of,
     starts_java,
     user_settings,
@@ -158,6 +162,11 @@ def _store(location: str) -> StoragePath:
 
 
 def _session(master: str | None) -> Check:
+    try:
+        if (server := server_of(master)) is not None:
+            return Check("session", True, reached(server))
+    except (AnotherSessionError, SparkStartError) as error:
+        return failure("session", str(error))
     if master and master.startswith("spark://"):
         problems = [
             why_unreachable(address, _STANDALONE_PORT) for address in master.removeprefix("spark://").split(",")
