@@ -15,7 +15,7 @@ _SAME = "the same results"
 _REMARKS = {
     "Counters": "on a cluster they need `spark.mirrorspark.sharedFolder`, a folder that client and tasks share",
     "watch_stream": "the function that gets the windows runs where the server is, as that of `foreachBatch` does",
-} | dict.fromkeys(("fit", "run_train_fn", "train", "train_fleet"), "by a barrier query, see below")
+}
 
 
 def table() -> str:

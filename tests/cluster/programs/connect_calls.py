@@ -12,6 +12,7 @@ import operator
 import pickle
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import mirrorspark as ms
-from mirrorspark.spark_session import connect, session_of
+from mirrorspark.spark_session import SPARK_ERRORS, connect, session_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -417,6 +418,34 @@ def experiments(spark: "SparkSession", given: Inputs) -> Any:
     tables = [in_order(assigned), in_order(log, "event_id"), in_order(results, "variant"), in_order(served.exposed)]
     arms = ms.arms_of_results(results, ranker)
     return *tables, arms, ms.exposure_faults(log).collect()[0].asDict(), ms.switched_units(log).count()
+
+
+@contract()
+def progress_and_cancelling(spark: "SparkSession", given: Inputs) -> Any:
+    def slowly(batches: Any) -> Any:
+        for batch in batches:
+            time.sleep(0.5 if batch.column(0)[0].as_py() < 4 else 60)
+            yield batch
+
+    def run(begin: int, end: int, ended: list[str]) -> None:
+        try:
+            with session.job_group("slow", "a slow query"):
+                spark.range(begin, end, 1, 4).mapInArrow(slowly, "id long").collect()
+        except SPARK_ERRORS:
+            ended.append("cancelled")
+        else:
+            ended.append("done")
+
+    session, ended, totals = session_of(spark), list[str](), set[int]()
+    for begin in (0, 4):
+        thread = threading.Thread(target=run, args=(begin, begin + 4, ended))
+        thread.start()
+        while thread.is_alive():
+            totals |= {stage.total for stage in session.active_stages().values()}
+            if begin and totals:
+                session.cancel_jobs("slow")
+            thread.join(0.2)
+    return ended, totals
 
 
 @contract("fit", "FitResult", small=True)
