@@ -21,7 +21,10 @@ from mirrorspark.models.fitting.step_loop import use_step_loop
 from mirrorspark.models.index.exact import ExactTopK
 from mirrorspark.models.serving.export import RetrievalModule, build_indexes, candidate_embeddings
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.protocol.ring.losses import mean_losses
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.unit.models.conftest import vocabulary
+from tests.unit.training.test_function_rank import Twin
 
 MOVIES = ("m0", "m1", "m2", "m3")
 FEATURES = {
@@ -143,6 +146,35 @@ KINDS = pytest.mark.parametrize(
     ("build", "features"),
     [(Retrieval, CHOICE), (Sequential, CHOICE), (Multitask, RATED_CHOICE), (Crossed, RATING), (OwnStep, RATING)],
 )
+
+
+class OwnMean(Crossed):
+    """Computes a mean that is 0/0 of no row, and has a metric of it."""
+
+    def __init__(self, features: FittedFeatures) -> None:
+        super().__init__(features)
+        self.tracker = tf_keras.metrics.Mean(name="error")
+
+    def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        super().compute_loss(inputs)  # whose task says which predictions are scores
+        joined = tf.concat([self.tables[0](inputs["user"]), self.tables[1](inputs["movie"])], axis=1)
+        loss = tf.reduce_mean((inputs["stars"] - self.out(self.cross(joined))[:, 0]) ** 2)
+        self.tracker.update_state(loss)
+        return loss
+
+
+def test_a_worker_without_a_row_adds_nothing_to_the_step() -> None:
+    strategy = RingStrategy(Twin())  # type: ignore[arg-type]
+    with strategy.scope(), mean_losses(strategy):
+        _, model = built(OwnMean, RATING)
+        before = [weight.numpy() for weight in model.trainable_weights]
+        nothing = rows(4, 1)._replace(weight=tf.zeros([4]), scale=tf.constant(8.0))
+        for step in (model.train_step, model.test_step):
+            logs = tf.function(lambda step=step: strategy.run(step, args=(nothing,)), autograph=False)()
+            assert {name: float(value) for name, value in logs.items()} == dict.fromkeys(logs, 0.0)
+        assert float(model.tracker.count.read_value()) == 0
+        for weight, value in zip(model.trainable_weights, before, strict=True):
+            np.testing.assert_array_equal(weight.numpy(), value)
 
 
 @KINDS
