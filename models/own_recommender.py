@@ -35,7 +35,8 @@ def prepare(model: Any, task: str, fitted: FittedFeatures, function: str) -> Non
         function: Name of the user's function, for messages.
 
     Raises:
-        ModelSettingsError: It calls no task that goes with the label, or would need its loss scaled.
+        ModelSettingsError: It calls no task that goes with the label, would need its loss scaled, or has an index of
+            ScaNN already.
     """
     if tf_keras.mixed_precision.global_policy().name == "mixed_float16":
         raise ModelSettingsError(
@@ -51,6 +52,11 @@ def prepare(model: Any, task: str, fitted: FittedFeatures, function: str) -> Non
         raise ModelSettingsError(
             f"{function} returns a model whose compute_loss calls no tfrs.tasks.{name}, which the label "
             f"'{spec.label.name}' of kind {spec.label.kind} needs; give such a task {takes}"
+        )
+    if any(weight.dtype == tf.string for weight in model.trainable_weights):
+        raise ModelSettingsError(
+            f"{function} returns a model whose ScaNN index has candidates before the training, those of untrained "
+            f"towers; leave index_from_dataset out: the exported model has indexes of the trained candidates"
         )
     model.own_tasks = OwnTasks(model, spec)
     if task == "retrieval":

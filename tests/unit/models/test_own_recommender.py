@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.step_loop import use_step_loop
 from mirrorspark.models.index.exact import ExactTopK
 from mirrorspark.models.serving.export import RetrievalModule, build_indexes, candidate_embeddings
+from mirrorspark.models.serving.saved_functions import concrete, save_functions
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.protocol.ring.losses import mean_losses
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
@@ -228,8 +230,42 @@ def test_a_model_that_does_not_go_with_the_label_or_the_precision_is_refused_in_
         built(lambda _: Retrieval(CHOICE), RATING)
     with pytest.raises(ModelSettingsError, match=r"calls no tfrs\.tasks\.Retrieval, which the label 'movie'"):
         built(lambda _: WithoutTask(), CHOICE)
+    with pytest.raises(ModelSettingsError, match=r"whose ScaNN index has candidates before the training, those of"):
+        built(with_index("ScaNN", is_filled=True), CHOICE)
     with pytest.raises(ModelSettingsError, match=r"returns Sequential, and a label of kind candidate needs a model of"):
         built(lambda _: tf_keras.Sequential([tf_keras.layers.Dense(1)]), CHOICE)
+
+
+def with_index(kind: str, *, is_filled: bool) -> Callable[..., Any]:
+    """Return a function that builds a model with an index of its own."""
+
+    def build(features: FittedFeatures) -> Any:
+        model: Any = Retrieval(features)
+        options = {"num_leaves": 1, "num_leaves_to_search": 1} if kind == "ScaNN" else {}
+        model.index = getattr(tfrs.layers.factorized_top_k, kind)(model.who, k=2, **options)
+        if is_filled:
+            ids = tf.data.Dataset.range(2, 6).batch(4).repeat(10)  # which ScaNN needs for its clusters
+            model.index.index_from_dataset(ids.map(lambda some: (some, model.what(some))))
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_filled"), [("BruteForce", True), ("Streaming", True), ("ScaNN", False)], ids=lambda given: str(given)
+)
+def test_an_index_of_the_model_is_left_alone_and_the_exported_one_has_the_trained_candidates(
+    kind: str, is_filled: bool, tmp_path: Path
+) -> None:
+    architecture, model = built(with_index(kind, is_filled=is_filled), CHOICE)
+    model.fit(tf.data.Dataset.from_tensors(rows(6, 6)).repeat(), epochs=1, steps_per_epoch=2, verbose=0)
+    module = RetrievalModule(architecture, model, CHOICE, 2, build_indexes(model, 2))
+    function, specs = module.functions()["encoded"]
+    save_functions(module, {"encoded": concrete(function, specs)}, tmp_path)
+    inputs = {name: rows(4, 4).features[name] for name in ("user", "watched")}
+    found = tf.saved_model.load(str(tmp_path)).signatures["encoded"](**inputs)["candidates"]
+    best = (model.query(inputs).numpy() @ model.what.get_weights()[0][2:].T).argsort(axis=1)[:, ::-1][:, :2]
+    assert found.numpy().tolist() == [[MOVIES[place].encode() for place in row] for row in best]
 
 
 class WithoutTask(tfrs.Model):
