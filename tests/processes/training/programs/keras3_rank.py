@@ -120,6 +120,7 @@ CASES: dict[str, tuple[type, Callable[[], Any], Any]] = {
     "plain": (keras.Model, lambda: SGD(0.5, momentum=0.9), "binary_crossentropy"),
     "clipped": (keras.Model, lambda: SGD(0.5, global_clipnorm=0.05), "binary_crossentropy"),
     "scaled": (keras.Model, lambda: keras.optimizers.LossScaleOptimizer(SGD(0.5)), "binary_crossentropy"),
+    "averaged": (keras.Model, lambda: SGD(0.5, use_ema=True, ema_momentum=0.5), "binary_crossentropy"),
     "accumulated": (keras.Model, lambda: SGD(0.5, gradient_accumulation_steps=2), "binary_crossentropy"),
     "summed": (keras.Model, lambda: SGD(0.05), BINARY(reduction="sum")),
     "own loss": (OwnLoss, lambda: SGD(0.5), None),
