@@ -4,7 +4,7 @@ import functools
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +14,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from mirrorspark.spark_session.connect_jobs import JobsOverConnect
+from mirrorspark.spark_session.connect_look import ConnectLook
 from mirrorspark.spark_session.connect_plan import parquet_plan
 from mirrorspark.spark_session.connect_totals import SharedTotal
 from mirrorspark.spark_session.interpreter import is_local
-from mirrorspark.spark_session.session import ParquetPlan, StageTasks, TaskTotal
+from mirrorspark.spark_session.session import ParquetPlan, StageTasks, StoreLook, TaskTotal
 from mirrorspark.storage import StoragePath, hadoop_uri
 
 T = TypeVar("T")
@@ -154,6 +155,10 @@ class ConnectSession(JobsOverConnect):
         """Return the files of the only relation in the explained plan."""
         with self._explaining:
             return parquet_plan(self._spark, table)
+
+    def store_look(self, paths: Sequence[str]) -> StoreLook:
+        """Return the view of the server."""
+        return ConnectLook(self._spark, paths, shares_disk=self.is_local)
 
     def give_checkpoints(self, folder: Path) -> None:
         """Pass: the server's own folder counts, and without one Spark keeps its plans whole."""

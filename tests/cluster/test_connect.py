@@ -49,6 +49,10 @@ def write_inputs(folder: Path) -> Path:
     (folder / "rows").mkdir(parents=True)
     for number, part in enumerate((frame[: ROWS // 2], frame[ROWS // 2 :])):
         part.to_parquet(folder / "rows" / f"{number}.parquet", index=False, coerce_timestamps="us")
+    lake = folder / "lake"
+    for name in ("_delta_log/0.json", "part=1/0.parquet"):
+        (lake / name).parent.mkdir(parents=True)
+        (lake / name).write_text("{}")
     frame.drop(columns="when").to_csv(folder / "rows.csv", index=False)
     package_model({"coefficients": {"x": 1.5, "y": -0.25}, "intercept": 0.1, "link": "logit"}, folder / "one")
     package_model({"coefficients": {"x": -1.0, "y": 2.0}, "link": "logit"}, folder / "two")
@@ -114,7 +118,7 @@ def test_a_call_over_connect_has_the_result_of_a_classic_session(
 def test_executors_of_a_cluster_get_models_from_the_client_and_run_the_task_of_a_killed_process_again(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
-    names = ["killed_task", "score", "sql", "score_files", "groups", "score_fleet"]
+    names = ["killed_task", "lake_table", "score", "sql", "score_files", "groups", "score_fleet"]
     inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
     output.mkdir()
     killed = tmp_path / "killed"

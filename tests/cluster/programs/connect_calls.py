@@ -27,6 +27,7 @@ from PIL import Image
 
 import mirrorspark as ms
 from mirrorspark.spark_session import SPARK_ERRORS, connect, session_of
+from mirrorspark.storage.lakes import LakeTableError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -115,6 +116,17 @@ def read_table(spark: "SparkSession", given: Inputs) -> Any:
     csv = ms.read_table(spark, given.folder / "rows.csv")
     back = ms.read_table(spark, rows.toPandas())
     return in_order(rows), in_order(csv), in_order(back)
+
+
+@contract("read_table", "TableError")
+def lake_table(spark: "SparkSession", given: Inputs) -> Any:
+    folder, said = given.folder / "lake", []
+    for path in (folder, folder / "part=1", folder / "part=*", folder / "part=1" / "0.parquet"):
+        try:
+            ms.read_table(spark, path)
+        except LakeTableError as error:
+            said.append(str(error))
+    return said
 
 
 @contract("default_spec", "default_split", "random_split", "time_split", "check_leakage")
