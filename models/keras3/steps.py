@@ -15,30 +15,25 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics  # what `compile` makes of losses and metrics
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
-from mirrorspark.models.keras3.model import inputs_of
+from mirrorspark.models.fitting import absent_rows
+from mirrorspark.models.keras3.model import inputs_of, tf_variables
 
 _MEANS = ("sum_over_batch_size", "mean")
 
 
 def share_steps(model: Any) -> None:
     """Make the steps of a compiled model those of one worker among several, whose gradients are averaged."""
-    for optimizer in _optimizers(model):
+    for optimizer in absent_rows.optimizers_of(model, keras.optimizers.Optimizer):
         _average_gradients(optimizer)
     losses = model._compile_loss
     if losses is not None and not isinstance(losses, _LossesOfRealRows):
         workers = model.distribute_strategy.num_replicas_in_sync
         _replace(model, _compile_loss=_LossesOfRealRows(losses, workers))
     if not getattr(model, "_has_shared_steps", False):  # of an earlier fit, or an earlier compilation
+        _replace(model, _takes_part=tf.Variable(1.0, trainable=False))
         for name in ("train_step", "test_step"):
             setattr(model, name, _shared(model, getattr(model, name)))
         _replace(model, _has_shared_steps=True, _get_metrics_result_or_logs=_of_all_workers(model))
-
-
-def _optimizers(model: Any) -> list[Any]:
-    """Return the compiled optimizer, and those that the model keeps for parts of itself, as a GAN does."""
-    values = (value if isinstance(value, list | tuple) else [value] for value in vars(model).values())
-    own = [one for some in values for one in some if isinstance(one, keras.optimizers.Optimizer)]
-    return list({id(one): one for one in (model.optimizer, *own)}.values())
 
 
 def _of_all_workers(model: Any) -> Callable[[Any], Any]:
@@ -56,8 +51,10 @@ def _of_all_workers(model: Any) -> Callable[[Any], Any]:
         metrics = {name: value for name, value in model.get_metrics_result().items() if name in flat}
         numbers = {name: value for name, value in flat.items() if name not in metrics and np.ndim(value) == 0}
         strategy = model.distribute_strategy
+        workers = strategy.reduce(tf.distribute.ReduceOp.SUM, model._takes_part, axis=None) if numbers else 1.0
         for name, value in numbers.items():  # in the same order on all ranks
-            flat[name] = strategy.reduce(tf.distribute.ReduceOp.MEAN, tf.cast(value, tf.float32), axis=None)
+            own = tf.cast(value, tf.float32) * model._takes_part
+            flat[name] = strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None) / tf.maximum(workers, 1.0)
         return flat | metrics
 
     return whole
@@ -82,18 +79,31 @@ def _replace(model: Any, **attributes: Any) -> None:
 
 
 def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
-    """Return a step that takes a ``PaddedBatch`` or any other batch, and counts one replica."""
+    """Return a step that takes a ``PaddedBatch`` or any other batch, maybe without a row, and counts one replica."""
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
     as_one_replica = getattr(model.distribute_strategy, "as_one_replica", contextlib.nullcontext)
+    is_alone = model.distribute_strategy.num_replicas_in_sync == 1
 
     def shared(batch: Any) -> Any:
+        # A compiled loss of padding is 0.
+        is_certain = is_alone or (isinstance(batch, PaddedBatch) and not absent_rows.has_own_step(model))
+        has_rows = True if is_certain else absent_rows.has_rows(batch)
+        metrics = [tf_variables(metric.variables) for metric in model.metrics]
+        # Losses of padded batches, and sums, are already parts of a mean over all workers.
+        needs_rows = not isinstance(batch, PaddedBatch) and not getattr(model._compile_loss, "has_sum", False)
         with as_one_replica():
-            if not isinstance(batch, PaddedBatch):
-                return plain(batch)
-            parts = [one for one in (model._compile_loss, model._loss_tracker) if hasattr(one, "scale")]
-            with _scaled_by(batch.scale, parts):
-                return plain(plain_batch(model, batch))
+            logs, takes_part = absent_rows.run_step(lambda: scaled(batch), has_rows, metrics, needs_rows=needs_rows)
+        if takes_part is not True:
+            model._takes_part.assign(tf.cast(takes_part, tf.float32))
+        return logs
+
+    def scaled(batch: Any) -> Any:
+        if not isinstance(batch, PaddedBatch):
+            return plain(batch)
+        parts = [one for one in (model._compile_loss, model._loss_tracker) if hasattr(one, "scale")]
+        with _scaled_by(batch.scale, parts):
+            return plain(plain_batch(model, batch))
 
     return shared
 
@@ -122,6 +132,7 @@ class _LossesOfRealRows(CompileLoss):
     """Compiled losses, of which each that is a mean is one over the rows that are not padding."""
 
     scale: Any = None
+    has_sum = False
 
     def __init__(self, compiled: Any, workers: int) -> None:
         super().__init__(compiled._user_loss, compiled._user_loss_weights, output_names=compiled.output_names)
@@ -130,6 +141,7 @@ class _LossesOfRealRows(CompileLoss):
     def build(self, y_true: Any, y_pred: Any) -> None:
         super().build(y_true, y_pred)
         built: Any = self._flat_losses
+        self.has_sum = any(one.loss.reduction == "sum" for one in built)
         self._flat_losses: Any = [one._replace(loss=self._of_real_rows(one.loss)) for one in built]
 
     def _of_real_rows(self, loss: Any) -> Callable[..., Any]:
@@ -155,6 +167,23 @@ class _MeanOfRealRows(keras.metrics.Mean):
         super().update_state(values, sample_weight)
 
 
+def _means(replica: Any, gradients: Sequence[Any]) -> Sequence[Any]:
+    """Return the means of the gradients of the workers that take part in the step."""
+    if not gradients:
+        return ()
+    given, takes_part = absent_rows.counted_gradients(gradients)
+    if takes_part is True:
+        return replica.all_reduce(tf.distribute.ReduceOp.MEAN, given)
+    *sums, workers = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*given, tf.cast(takes_part, tf.float32)])
+    workers = tf.maximum(workers, 1.0)
+    return [
+        tf.IndexedSlices(one.values / tf.cast(workers, one.dtype), one.indices, one.dense_shape)
+        if isinstance(one, tf.IndexedSlices)
+        else one / tf.cast(workers, one.dtype)
+        for one in sums
+    ]
+
+
 def _average_gradients(optimizer: Any) -> None:
     """Make ``optimizer`` apply the means of all replicas' gradients, before it clips or inspects them."""
     plain = optimizer.apply
@@ -164,8 +193,7 @@ def _average_gradients(optimizer: Any) -> None:
     def apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
         replica = tf.distribute.get_replica_context()
         if replica is not None:
-            given = [gradient for gradient in grads if gradient is not None]
-            means = iter(replica.all_reduce(tf.distribute.ReduceOp.MEAN, given) if given else ())
+            means = iter(_means(replica, [gradient for gradient in grads if gradient is not None]))
             grads = [None if gradient is None else next(means) for gradient in grads]
         return plain(grads, trainable_variables)
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.connect_server import own_connect_server
 from mirrorspark.scoring.package import package_model
 from tests.cluster.conftest import wait_until
 from tests.cluster.programs import connect_calls
 from tests.cluster.programs.connect_calls import CONTRACTS, Inputs, in_order
 from tests.conftest import PATIENCE
-from tests.connect_server import own_connect_server
 from tests.unit.scoring.encoders import save_image_encoder, save_onnx_encoder
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
 

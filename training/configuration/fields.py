@@ -28,9 +28,9 @@ MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
-def default_strategy(gpus_per_worker: int) -> StrategyName:
-    """Return the strategy of a training that names none."""
-    return "multi_worker_mirrored" if gpus_per_worker else "ring"
+def default_strategy(gpus_per_worker: int, *, of_keras3: bool = False) -> StrategyName:
+    """Return the strategy of a training that names none; a model of Keras 3 has no other than the ring."""
+    return "multi_worker_mirrored" if gpus_per_worker and not of_keras3 else "ring"
 
 
 class ConfigError(ClearError, ValueError):

@@ -118,7 +118,11 @@ def _check_session(asked: Examination) -> list[Check]:
 def _strategy(gpus_per_worker: int) -> Check:
     from mirrorspark.training.configuration import default_strategy
 
-    means = "GPUs" if gpus_per_worker else "CPUs; --strategy multi_worker_mirrored is TensorFlow's own"
+    means = (
+        "GPUs; of a model of Keras 3 the ring does"
+        if gpus_per_worker
+        else "CPUs; --strategy multi_worker_mirrored is TensorFlow's own"
+    )
     return Check("strategy", True, f"{default_strategy(gpus_per_worker)} sums gradients on {means}")
 
 

@@ -1,6 +1,7 @@
 """L17: each check fires on a planted fault, within seconds, and says what to do."""
 
 import http.server
+import importlib.util
 import os
 import re
 import shutil
@@ -145,6 +146,42 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(preflight, "version", version)
     check = checked(tmp_path, "packages")
     assert check == Check("packages", False, 'pyspark is not installed; run: pip install "mirrorspark[local]"')
+
+
+@pytest.mark.parametrize(
+    ("absent", "status", "message"),
+    [
+        (("numba", "optuna"), "FAIL", 'Python finds no module numba; run: pip install "mirrorspark[train]"'),
+        (
+            ("optuna", "sklearn"),
+            "warn",
+            "Python finds no module optuna, sklearn, which parts of training need; run: pip",
+        ),
+    ],
+)
+def test_a_part_of_the_extra_train_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: tuple[str, ...], status: str, message: str
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None if name in absent else there(name))
+    check = checked(tmp_path, "parts")
+    assert (check.status, check.detail[: len(message)]) == (status, message)
+
+
+def test_a_pandas_that_training_has_not_seen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = preflight.version
+    monkeypatch.setattr(preflight, "version", lambda name: "3.1.1" if name == "pandas" else plain(name))
+    check = checked(tmp_path, "pandas")
+    assert check.status == "warn"
+    assert check.detail.startswith("pandas 3.1.1 has been run with scoring alone, not with conversion and training; ")
+
+
+def test_keras_3_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(preflight, "version", version)
+    assert checked(tmp_path, "keras").detail.endswith("; for your own of Keras 3 run: pip install keras")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.extras import install_line, keras_line
+from mirrorspark.extras import EXTRAS, install_line, keras_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
     AnotherSessionError,
@@ -57,6 +57,10 @@ TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
 # Ends of the ranges in setup.cfg, which an installation next to the packages of a platform does not check.
 OLDEST = {"pyspark": "4.0", "mlflow": "3.0"}
 _LIMITS = {("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed"}
+_UNTRIED_PANDAS = "3.0"
+# The extra that training needs with all that it brings, and the modules of it without which nothing trains.
+_TRAINING = ("data", "train")
+_NEEDED = ("numba", "pandas", "spark_tensorflow_distributor")
 _RECOMMENDERS = "recommenders"
 # Of the metadata of scann, which says for which TensorFlow its operations are built.
 _TENSORFLOW_OF_SCANN = re.compile(r"tensorflow~=(\d+\.\d+)")
@@ -73,8 +77,8 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     writable = _output(output)
     file_system = check_file_system(_existing(output)) if writable.passed else None
     has_java = starts_java(master)
-    checks = [_session(master), _java() if has_java else None, _packages(), _keras(), _recommenders()]
-    checks += [writable, file_system, _tracking(tracking_uri)]
+    checks = [_session(master), _java() if has_java else None, _packages(), _pandas(), _parts(), _keras()]
+    checks += [_recommenders(), writable, file_system, _tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
     if has_java and not is_local(master or "local") and SparkSession.getActiveSession() is None:
         checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
@@ -213,6 +217,34 @@ def _packages() -> Check:
     return Check("packages", True, "".join([versions, *limits]))
 
 
+def _pandas() -> Check | None:
+    """Return the check of pandas; None for a version with which all has been run."""
+    try:
+        found = version("pandas")
+    except PackageNotFoundError:
+        return None  # which _parts() says
+    if _numbers(found) < _numbers(_UNTRIED_PANDAS):
+        return None
+    return warning(
+        "pandas",
+        f"pandas {found} has been run with scoring alone, not with conversion and training; with an error run: "
+        f'pip install "pandas<{_UNTRIED_PANDAS.partition(".")[0]}"',
+    )
+
+
+def _parts() -> Check | None:
+    """Return the check of the other modules of the extra ``train``; None if all are there."""
+    absent = [name for name, extra in EXTRAS.items() if extra in _TRAINING and importlib.util.find_spec(name) is None]
+    missing = sorted({*absent} - {"tensorflow"})  # of which the check of packages has the version
+    if not missing:
+        return None
+    needed = [name for name in missing if name in _NEEDED]
+    line = install_line("spark_tensorflow_distributor")
+    if needed:
+        return failure("parts", f"Python finds no module {', '.join(needed)}; run: {line}")
+    return warning("parts", f"Python finds no module {', '.join(missing)}, which parts of training need; run: {line}")
+
+
 def _minor(number: str) -> str:
     return ".".join(number.split(".")[:2])
 
@@ -225,7 +257,10 @@ def _keras() -> Check:
     if importlib.util.find_spec("tf_keras") is None:
         return failure("keras", f"Python finds no module tf_keras; run: {install_line('tf_keras')}")
     # Workers set TF_USE_LEGACY_KERAS themselves, so its value here does not matter.
-    return Check("keras", True, f"workers train models of tf-keras, and your own of Keras {version('keras')}, too")
+    try:
+        return Check("keras", True, f"workers train models of tf-keras, and your own of Keras {version('keras')}, too")
+    except PackageNotFoundError:
+        return Check("keras", True, "workers train models of tf-keras; for your own of Keras 3 run: pip install keras")
 
 
 def _recommenders() -> Check | None:
