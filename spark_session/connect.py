@@ -2,8 +2,10 @@
 
 import functools
 import secrets
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,13 +100,11 @@ class ConnectSession(JobsOverConnect):
             }
 
     @functools.cached_property
-    def _folder(self) -> "tempfile.TemporaryDirectory[str]":
-        return tempfile.TemporaryDirectory(prefix="mirrorspark-connect-")
-
-    @property
     def files_folder(self) -> Path:
         """A folder of this process, removed at its end."""
-        return Path(self._folder.name)
+        folder = tempfile.mkdtemp(prefix="mirrorspark-connect-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
         """Upload an archive to the server, which sends it to the executors for this session alone."""
@@ -154,7 +154,7 @@ class ConnectSession(JobsOverConnect):
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the only relation in the explained plan."""
         with self._explaining:
-            return parquet_plan(self._spark, table)
+            return parquet_plan(self._spark, table, shares_disk=self.is_local)
 
     def store_look(self, paths: Sequence[str]) -> StoreLook:
         """Return the view of the server."""

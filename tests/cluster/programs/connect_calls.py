@@ -207,6 +207,27 @@ def score(spark: "SparkSession", given: Inputs) -> Any:
     return *found, total.rows, total.calls, total.nans, ms.score(files.toPandas(), given.model(), keys=KEY)
 
 
+@contract("score")
+def plans_of_files(spark: "SparkSession", given: Inputs) -> Any:
+    rows = pq.read_table(given.rows, columns=[KEY, "x", "y"])
+    for number in range(40):
+        rows = rows.append_column(f"of {number}", rows["x"])
+    for part in ("a=1", "a=2"):
+        (given.output / "wide" / part).mkdir(parents=True)
+        pq.write_table(rows, given.output / "wide" / part / "0.parquet")
+    wide = str(given.output / "wide")
+    clear = [spark.read.parquet(wide), spark.read.parquet(f"{wide}/a=1/0.parquet", f"{wide}/a=2/0.parquet")]
+    by_tasks = [ms.score(table.drop("of 0"), given.model(), keys=KEY, reader="tasks").count() for table in clear]
+    refused = []
+    for table in (clear[0].limit(9), clear[0].withColumn("x", clear[0]["x"] + 1), clear[0].where("a = 1")):
+        try:
+            ms.score(table, given.model(), keys=KEY, reader="tasks")
+        except ms.ScoringError as error:
+            refused.append(type(error).__name__)
+    keyed = ms.score(clear[0], given.model(), keys=[KEY, "a"], reader="tasks")
+    return by_tasks, refused, in_order(keyed, "a", KEY)
+
+
 @contract("scorer_udf", "register_sql", small=True)
 def sql(spark: "SparkSession", given: Inputs) -> Any:
     files, counters = spark.read.parquet(given.rows), ms.Counters(spark)
