@@ -197,7 +197,7 @@ class _Steps:
     def _of_real_rows(self, step: Callable[..., Mapping[str, Any]], batch: Any) -> Mapping[str, Any]:
         """Return the logs of a step on the rows of a batch that are not padding, of which a worker may have none."""
         inputs, rows, share = self._real_rows(batch)
-        has_rows = share > 0 if _workers() > 1 else True
+        has_rows = share > 0 if absent_rows.may_lack_rows(tf.distribute.get_strategy()) else True
         metrics = [metric.variables for metric in self._model.metrics]
         with share_of_rows(share):
             logs: Mapping[str, Any]

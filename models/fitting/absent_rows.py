@@ -25,6 +25,11 @@ def has_rows(batch: Any) -> Any:
     return True if is_certain else tf.shape(first)[0] > 0
 
 
+def may_lack_rows(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether a worker of a strategy may have no row of a batch; those of a coordinator have batches alone."""
+    return bool(strategy.num_replicas_in_sync > 1 and not strategy._should_use_with_coordinator)
+
+
 def run_step(
     step: Callable[[], Any], has_rows: Any, metrics: Iterable[Sequence[tf.Variable]], *, needs_rows: bool = False
 ) -> tuple[Any, Any]:

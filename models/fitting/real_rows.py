@@ -83,7 +83,7 @@ class _LossesOfRealRows(LossesContainer):
 
     def within(self, model: tf_keras.Model, step: Any) -> Any:
         """Return the model's ``step``, which is given a batch without its scale; losses are scaled meanwhile."""
-        is_own = absent_rows.has_own_step(model) and model.distribute_strategy.num_replicas_in_sync > 1
+        is_own = absent_rows.has_own_step(model) and absent_rows.may_lack_rows(model.distribute_strategy)
         # A function would keep the scale of the graph in which it is traced first, so there it has to be an argument.
         is_function = isinstance(step, tf.types.experimental.PolymorphicFunction)
         plain = step.python_function if is_function else step

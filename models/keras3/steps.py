@@ -83,7 +83,7 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
     as_one_replica = getattr(model.distribute_strategy, "as_one_replica", contextlib.nullcontext)
-    is_alone = model.distribute_strategy.num_replicas_in_sync == 1
+    is_alone = not absent_rows.may_lack_rows(model.distribute_strategy)
 
     def shared(batch: Any) -> Any:
         # A compiled loss of padding is 0.
