@@ -5,6 +5,7 @@ loss and the gradient of such a batch would be too small, and the epoch's loss w
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -93,10 +94,9 @@ class _LossesOfRealRows(LossesContainer):
                 return plain(batch)
             # The losses of Keras are 0 of padding alone.
             has_rows = absent_rows.has_rows(batch) if is_own else True
-            metrics = [metric.variables for metric in model.metrics]
             with self._scaled_by(batch.scale):
                 rows = batch.features, batch.label, batch.weight
-                return absent_rows.run_step(lambda: plain(rows), has_rows, metrics)[0]
+                return absent_rows.run_step(functools.partial(plain, rows), has_rows, model.metrics)[0]
 
         return tf.function(scaled) if is_function else scaled
 
