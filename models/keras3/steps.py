@@ -6,6 +6,7 @@ of the workers' gradients. So clipping, loss scaling and accumulation see the gr
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics  # what
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models.fitting import absent_rows
-from mirrorspark.models.keras3.model import inputs_of, tf_variables
+from mirrorspark.models.keras3.model import inputs_of
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -83,17 +84,17 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
     as_one_replica = getattr(model.distribute_strategy, "as_one_replica", contextlib.nullcontext)
-    is_alone = model.distribute_strategy.num_replicas_in_sync == 1
+    is_alone = not absent_rows.may_lack_rows(model.distribute_strategy)
 
     def shared(batch: Any) -> Any:
         # A compiled loss of padding is 0.
         is_certain = is_alone or (isinstance(batch, PaddedBatch) and not absent_rows.has_own_step(model))
         has_rows = True if is_certain else absent_rows.has_rows(batch)
-        metrics = [tf_variables(metric.variables) for metric in model.metrics]
         # Losses of padded batches, and sums, are already parts of a mean over all workers.
         needs_rows = not isinstance(batch, PaddedBatch) and not getattr(model._compile_loss, "has_sum", False)
         with as_one_replica():
-            logs, takes_part = absent_rows.run_step(lambda: scaled(batch), has_rows, metrics, needs_rows=needs_rows)
+            step = functools.partial(scaled, batch)
+            logs, takes_part = absent_rows.run_step(step, has_rows, model.metrics, needs_rows=needs_rows)
         if takes_part is not True:
             model._takes_part.assign(tf.cast(takes_part, tf.float32))
         return logs
