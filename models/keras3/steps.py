@@ -2,7 +2,8 @@
 
 Within a step Keras counts one replica: a loss is the mean over the worker's rows, and the optimizer applies the means
 of the workers' gradients. So clipping, loss scaling and accumulation see the gradient of the whole batch, and a
-``train_step`` or ``compute_loss`` of the user's own computes what it does in one process.
+``train_step`` or ``compute_loss`` of the user's own computes what it does in one process. A loss object of Keras that
+is a sum, or a mean by the weights, comes out as that over the rows of all workers wherever it is called.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics  # what `compile` makes of losses and metrics
+from keras.src.trainers.compile_utils import CompileMetrics  # what `compile` makes of metrics
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models.keras3.model import inputs_of
@@ -24,14 +25,15 @@ def share_steps(model: Any) -> None:
     """Make the steps of a compiled model those of one worker among several, whose gradients are averaged."""
     for optimizer in _optimizers(model):
         _average_gradients(optimizer)
-    losses = model._compile_loss
-    if losses is not None and not isinstance(losses, _LossesOfRealRows):
-        workers = model.distribute_strategy.num_replicas_in_sync
-        _replace(model, _compile_loss=_LossesOfRealRows(losses, workers))
     if not getattr(model, "_has_shared_steps", False):  # of an earlier fit, or an earlier compilation
         for name in ("train_step", "test_step"):
             setattr(model, name, _shared(model, getattr(model, name)))
-        _replace(model, _has_shared_steps=True, _get_metrics_result_or_logs=_of_all_workers(model))
+        _replace(
+            model,
+            _has_shared_steps=True,
+            _get_metrics_result_or_logs=_of_all_workers(model),
+            compute_loss=_summed_over_workers(model),
+        )
 
 
 def _optimizers(model: Any) -> list[Any]:
@@ -81,18 +83,36 @@ def _replace(model: Any, **attributes: Any) -> None:
         object.__setattr__(model, name, value)  # Keras' own would list losses and metrics twice
 
 
+def _summed_over_workers(model: Any) -> Callable[..., Any]:
+    """Return the model's ``compute_loss``, in which a loss of each row has the gradient of the sum over all workers."""
+    plain, workers = model.compute_loss, model.distribute_strategy.num_replicas_in_sync
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = plain(*args, **kwargs)
+        if not len(getattr(loss, "shape", ())):
+            return loss
+        return loss + (workers - 1) * (loss - tf.stop_gradient(loss))  # Gradients are averaged, and values not summed.
+
+    return compute_loss
+
+
 def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     """Return a step that takes a ``PaddedBatch`` or any other batch, and counts one replica."""
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
-    as_one_replica = getattr(model.distribute_strategy, "as_one_replica", contextlib.nullcontext)
+    strategy = model.distribute_strategy
+    workers = strategy.num_replicas_in_sync
+    as_one_replica = getattr(strategy, "as_one_replica", contextlib.nullcontext)
 
     def shared(batch: Any) -> Any:
         with as_one_replica():
             if not isinstance(batch, PaddedBatch):
-                return plain(batch)
-            parts = [one for one in (model._compile_loss, model._loss_tracker) if hasattr(one, "scale")]
-            with _scaled_by(batch.scale, parts):
+                with _losses_of_all_workers(workers, 1.0):
+                    return plain(batch)
+            scale, rows = batch.scale, tf.cast(tf.shape(batch.weight)[0], tf.float32) / batch.scale
+            if hasattr(model, "own_rows"):  # which sees no padding
+                scale *= tf.reduce_mean(tf.cast(batch.weight > 0, tf.float32))
+            with _losses_of_all_workers(workers, scale), _counted(model._loss_tracker, scale, rows):
                 return plain(plain_batch(model, batch))
 
     return shared
@@ -100,6 +120,9 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
 
 def plain_batch(model: Any, batch: PaddedBatch) -> tuple[Any, Any, Any]:
     """Return the inputs, label and weights of a batch, or of its specification, in the form that the model takes."""
+    if hasattr(model, "own_rows"):
+        given: tuple[Any, Any, Any] = model.own_rows.of_batch(batch)
+        return given
     label = batch.label
     if getattr(model, "has_column", False) and label.shape.rank == 1:
         rows = label.shape[0]
@@ -108,50 +131,73 @@ def plain_batch(model: Any, batch: PaddedBatch) -> tuple[Any, Any, Any]:
 
 
 @contextlib.contextmanager
-def _scaled_by(scale: Any, parts: Sequence[Any]) -> Iterator[None]:
-    for part in parts:
-        part.scale = scale
+def _losses_of_all_workers(workers: int, scale: Any) -> Iterator[None]:
+    """Let losses in the block be such that their means over the workers are the losses of all rows.
+
+    Args:
+        workers: Number of workers.
+        scale: By which a mean over this worker's rows, with their padding, is to be multiplied.
+    """
+    plain = keras.losses.Loss.__call__
+    outer: list[Any] = []
+
+    def call(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        if outer:  # a part of another loss
+            return plain(loss, y_true, y_pred, sample_weight)
+        outer.append(loss)
+        try:
+            value = plain(loss, y_true, y_pred, sample_weight)
+        finally:
+            outer.pop()
+        if loss.reduction == "sum":  # Gradients are averaged, and this one is to be summed.
+            return value * tf.cast(workers, value.dtype)
+        if loss.reduction == "mean_with_sample_weight":
+            weight = tf.shape(y_true)[0] if sample_weight is None else tf.reduce_sum(sample_weight)
+            return value * tf.cast(_share(tf.cast(weight, tf.float32)), value.dtype)
+        return value * tf.cast(scale, value.dtype) if loss.reduction in _MEANS else value
+
+    keras.losses.Loss.__call__ = call
     try:
         yield
     finally:
-        for part in parts:
-            part.scale = None
+        keras.losses.Loss.__call__ = plain
 
 
-class _LossesOfRealRows(CompileLoss):
-    """Compiled losses, of which each that is a mean is one over the rows that are not padding."""
+def _share(weight: Any) -> Any:
+    """Return this worker's ``weight`` divided by the mean of all workers'."""
+    replica = tf.distribute.get_replica_context()
+    mean = weight if replica is None else replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.stop_gradient(weight))
+    return tf.math.divide_no_nan(weight, mean)
 
-    scale: Any = None
 
-    def __init__(self, compiled: Any, workers: int) -> None:
-        super().__init__(compiled._user_loss, compiled._user_loss_weights, output_names=compiled.output_names)
-        self._workers = workers
-
-    def build(self, y_true: Any, y_pred: Any) -> None:
-        super().build(y_true, y_pred)
-        built: Any = self._flat_losses
-        self._flat_losses: Any = [one._replace(loss=self._of_real_rows(one.loss)) for one in built]
-
-    def _of_real_rows(self, loss: Any) -> Callable[..., Any]:
-        def of_real_rows(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-            value = loss(y_true, y_pred, sample_weight)
-            if loss.reduction == "sum":  # Gradients are averaged, and this one is to be summed.
-                return value * tf.cast(self._workers, value.dtype)
-            is_scaled = self.scale is not None and loss.reduction in _MEANS
-            return value * tf.cast(self.scale, value.dtype) if is_scaled else value
-
-        return of_real_rows
+@contextlib.contextmanager
+def _counted(tracker: Any, scale: Any, rows: Any) -> Iterator[None]:
+    """Let a tracker of losses count a batch by its rows that are not padding, in the block."""
+    is_ours = isinstance(tracker, _MeanOfRealRows)
+    if is_ours:
+        tracker.of_batch = scale, rows
+    try:
+        yield
+    finally:
+        if is_ours:
+            tracker.of_batch = None
 
 
 class _MeanOfRealRows(keras.metrics.Mean):
-    """The mean of the losses of batches, each of which counts by its rows that are not padding."""
+    """The mean of the losses of batches, each of which counts by its rows that are not padding.
 
-    scale: Any = None
+    Attributes:
+        of_batch: The scale of a mean over the rows in hand, and the worker's part of the rows of all workers.
+    """
+
+    of_batch: Any = None
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
-        """Add the loss of a batch of ``sample_weight`` rows."""
-        if sample_weight is not None and self.scale is not None:
-            sample_weight = tf.cast(sample_weight, self.dtype) / tf.cast(self.scale, self.dtype)
+        """Add the loss of a batch, or the losses of its rows."""
+        if self.of_batch is not None:
+            scale, sample_weight = self.of_batch
+            if tf.convert_to_tensor(values).shape.rank:
+                values = tf.reduce_mean(values) * tf.cast(scale, values.dtype)
         super().update_state(values, sample_weight)
 
 

@@ -8,11 +8,14 @@ from tests.processes.training.programs import keras3_rank as program
 from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 
-USUAL = ("keras/plain", "ours/plain", "ours/resumed")
+USUAL = ("keras/plain", "ours/plain", "ours/own losses", "ours/resumed")
 TRAINED = (
     *(f"keras/{case}" for case in program.CASES),
     "ours/plain",
     "ours/summed",
+    "ours/by weights",
+    "ours/of rows",
+    "ours/own losses",
     "ours/own step",
     "ours/two optimizers",
 )

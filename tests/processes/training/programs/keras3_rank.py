@@ -75,6 +75,19 @@ class OwnLoss(keras.Model):
         return keras.ops.mean((y_pred - y) ** 2)
 
 
+class OwnLosses(keras.Model):
+    """Adds up a sum and two kinds of means."""
+
+    def __init__(self, *graph: Any) -> None:
+        super().__init__(*graph)
+        self.sum, self.mean = BINARY(reduction="sum"), keras.losses.MeanSquaredError()
+        self.by_weights = keras.losses.MeanAbsoluteError(reduction="mean_with_sample_weight")
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool = True) -> Any:
+        given = y, y_pred, sample_weight
+        return 0.05 * self.sum(*given) + self.mean(*given) + self.by_weights(*given)
+
+
 class OwnMetric(keras.metrics.Metric):
     """The sum of the labels."""
 
@@ -96,6 +109,9 @@ CASES: dict[str, tuple[type, Callable[[], Any], Any]] = {
     "scaled": (keras.Model, lambda: keras.optimizers.LossScaleOptimizer(SGD(0.5)), "binary_crossentropy"),
     "accumulated": (keras.Model, lambda: SGD(0.5, gradient_accumulation_steps=2), "binary_crossentropy"),
     "summed": (keras.Model, lambda: SGD(0.05), BINARY(reduction="sum")),
+    "by weights": (keras.Model, lambda: SGD(0.5), BINARY(reduction="mean_with_sample_weight")),
+    "of rows": (keras.Model, lambda: SGD(0.05), BINARY(reduction=None)),
+    "own losses": (OwnLosses, lambda: SGD(0.1), None),
     "own loss": (OwnLoss, lambda: SGD(0.5), None),
     "own step": (OwnStep, lambda: SGD(0.5), None),
     "two optimizers": (TwoOptimizers, lambda: SGD(0.5), None),
@@ -112,12 +128,12 @@ def compiled(case: str) -> Any:
     kind, optimizer, loss = CASES[case]
     inputs = keras.Input((4,))
     first, last = (keras.initializers.GlorotUniform(seed) for seed in (3, 4))
-    hidden = keras.layers.Dense(8, "relu", kernel_initializer=first, kernel_regularizer="l2")(inputs)
+    penalty = None if case == "of rows" else "l2"  # Keras adds up losses of one shape
+    hidden = keras.layers.Dense(8, "relu", kernel_initializer=first, kernel_regularizer=penalty)(inputs)
     outputs = keras.layers.Dense(1, "sigmoid", kernel_initializer=last)(hidden)
     model = kind(inputs, outputs)
-    model.compile(
-        optimizer(), loss, metrics=None if kind in (OwnLoss, OwnStep, TwoOptimizers) else ["accuracy", OwnMetric()]
-    )
+    has_metrics = kind not in (OwnLoss, OwnLosses, OwnStep, TwoOptimizers)
+    model.compile(optimizer(), loss, metrics=["accuracy", OwnMetric()] if has_metrics else None)
     return model
 
 
