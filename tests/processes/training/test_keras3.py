@@ -59,6 +59,12 @@ def test_two_workers_train_as_one_process_whatever_the_loss_and_the_optimizer(re
             np.testing.assert_allclose(found[f"logs/{metric}"], values, rtol=1e-4, err_msg=metric)
 
 
+def test_each_rank_predicts_all_rows(results: Results) -> None:
+    expected = program.compiled("plain").predict(program.rows()[0][:5], verbose=0)
+    for found in results:
+        np.testing.assert_allclose(found["predictions"], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", each(RESUMED))
 def test_a_training_that_is_lost_within_an_epoch_resumes_bit_equal(results: Results, name: str) -> None:
     """T6: with dropout, noise and moving averages; metrics, too, cover the whole epoch."""

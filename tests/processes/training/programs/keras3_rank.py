@@ -23,6 +23,7 @@ from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models.keras3.loop import fit
 from mirrorspark.models.keras3.steps import count_real_rows, share_steps
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates
+from mirrorspark.training.protocol.ring.predictions import whole_predictions
 from mirrorspark.training.protocol.ring.ring import Ring
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
@@ -242,7 +243,7 @@ def main(rank: int, addresses: list[str], folder: Path, cases: list[str]) -> Non
 
     ring = Ring.connect(rank, addresses, "secret")
     strategy = RingStrategy(ring)
-    with strategy.ring_errors(), strategy.scope():
+    with strategy.ring_errors(), whole_predictions(strategy), strategy.scope():
         for name in cases:
             loop, case = name.split("/")
             if case == "resumed":
@@ -251,6 +252,7 @@ def main(rank: int, addresses: list[str], folder: Path, cases: list[str]) -> Non
                     add(f"{name}/{lost_at}", resumed(checkpoints, ring, lost_at, loop == "ours"))
             else:
                 add(name, by_keras(case) if loop == "keras" else by_us(case, ring, STEPS_PER_EXECUTION))
+        found["predictions"] = compiled("plain").predict(rows()[0][:5], verbose=0)
     np.savez(folder / f"{rank}.npz", **found)
 
 
