@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         tf_variables,
     )
     from mirrorspark.models.keras3.optimizers import build_optimizer
+    from mirrorspark.models.keras3.rows import prepare, raw_retrieval
     from mirrorspark.models.keras3.steps import count_real_rows, share_steps
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -34,6 +35,8 @@ __all__ = [
     "inputs_of",
     "is_keras3",
     "named_inputs",
+    "prepare",
+    "raw_retrieval",
     "require_tensorflow",
     "share_steps",
     "tf_variables",

@@ -17,6 +17,7 @@ from keras.src.trainers.compile_utils import CompileMetrics  # what `compile` ma
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models.keras3.model import inputs_of
+from mirrorspark.models.keras3.rows import retrieval_layer
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -101,12 +102,14 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
     strategy = model.distribute_strategy
-    workers = strategy.num_replicas_in_sync
+    workers, finds_candidates = strategy.num_replicas_in_sync, retrieval_layer(model)[0] is not None
     as_one_replica = getattr(strategy, "as_one_replica", contextlib.nullcontext)
 
     def shared(batch: Any) -> Any:
         with as_one_replica():
             if not isinstance(batch, PaddedBatch):
+                if finds_candidates:
+                    _replace(model, _inputs_of_steps=_any_rows(keras.utils.unpack_x_y_sample_weight(batch)[0]))
                 with _losses_of_all_workers(workers, 1.0):
                     return plain(batch)
             scale, rows = batch.scale, tf.cast(tf.shape(batch.weight)[0], tf.float32) / batch.scale
@@ -116,6 +119,11 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
                 return plain(plain_batch(model, batch))
 
     return shared
+
+
+def _any_rows(inputs: Any) -> Any:
+    """Return the specifications of inputs with any number of rows."""
+    return tf.nest.map_structure(lambda one: tf.TensorSpec([None, *one.shape[1:]], one.dtype), inputs)
 
 
 def plain_batch(model: Any, batch: PaddedBatch) -> tuple[Any, Any, Any]:
