@@ -33,6 +33,7 @@ def share_steps(model: Any) -> None:
             model,
             _has_shared_steps=True,
             _get_metrics_result_or_logs=_of_all_workers(model),
+            _maybe_symbolic_build=_built_by_own_batch(model),
             compute_loss=_summed_over_workers(model),
         )
 
@@ -82,6 +83,24 @@ def count_real_rows(model: Any, weighted_metrics: Any) -> None:
 def _replace(model: Any, **attributes: Any) -> None:
     for name, value in attributes.items():
         object.__setattr__(model, name, value)  # Keras' own would list losses and metrics twice
+
+
+def _built_by_own_batch(model: Any) -> Callable[..., None]:
+    """Return the function that creates the last variables before ``fit``, from this worker's first batch.
+
+    Keras would take the mean of all workers' batches, which truth values and texts do not have.
+    """
+    plain, strategy = model._maybe_symbolic_build, model.distribute_strategy
+
+    def build(iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is None or not hasattr(strategy, "as_one_replica"):
+            plain(iterator, data_batch)
+            return
+        _, _, batches = next(iter(iterator))
+        local = tf.nest.map_structure(lambda one: strategy.experimental_local_results(one)[0], next(batches))
+        plain(data_batch=local)
+
+    return build
 
 
 def _summed_over_workers(model: Any) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ The examples are read from the folder of the fixture ``peers``, whose ``run.py``
 download. Their identifiers are places in tables, so movies have numbers from 1 on here.
 """
 
+import ast
 import math
 import os
 import re
@@ -87,58 +88,16 @@ def test_a_retrieval_model_is_exported_from_raw_users_to_films(spark: "SparkSess
     assert sum(same_kind) / 1200 > 0.8  # by chance a half
     by_spark = ms.score(spark.createDataFrame(users), result.model, keys="user").toPandas().set_index("user")
     assert [list(by_spark["candidates"][user]) for user in users["user"]] == lists
+    by_scann = ms.recommend(spark.createDataFrame(users), result.model, keys="user", k=10, index="scann").toPandas()
+    found = sum(len({*row.candidates} & {*lists[row.user]}) for row in by_scann.itertuples())
+    assert found / 1200 > 0.9
 
 
-# The fits of each, and a metric of the last one after two epochs at most.
-EXAMPLES = {
-    "basic_ranking": (1, "root_mean_squared_error"),
-    "basic_retrieval": (1, "val_loss"),
-    "dcn": (5, "root_mean_squared_error"),
-    "deep_recommender": (3, "val_sparse_top_k_categorical_accuracy"),
-    "listwise_ranking": (2, "val_ndcg"),
-    "multi_task": (3, "root_mean_squared_error"),
-    "sas_rec": (1, "val_loss"),
-    "scann": (1, "val_loss"),
-    "sequential_retrieval": (1, "val_loss"),
-}
+def stand_in_for_hub() -> Callable[[], Any]:
+    """Return a function that makes a stand-in for Keras Hub; as a closure it travels by value."""
 
-
-def with_stand_ins() -> Callable[..., Any]:
-    """Return a function that runs an example in a folder of its own, with the downloads that it expects."""
-
-    def genres_of_movies() -> None:
-        """Let the data sets have the lists of genres that the deep recommender reads."""
-        import sys
-
-        import tensorflow as tf
-
-        def genres(row: Any) -> Any:
-            return row | {"movie_genres": tf.strings.length(row["movie_title"])[tf.newaxis] % 19}
-
-        sets: Any = sys.modules["tensorflow_datasets"]
-        plain = sets.load
-        sets.load = lambda *args, **kwargs: plain(*args, **kwargs).map(genres)
-
-    def archive(data: str) -> None:
-        """Replace the download of MovieLens' 1M set by the same files of the ratings here."""
-        import keras
-        import pandas as pd
-
-        folder = Path("ml-1m_extracted/ml-1m")
-        folder.mkdir(parents=True)
-        ratings = pd.read_csv(f"{data}/ratings.csv").query("userId <= 200")
-        tables = {
-            "ratings": ratings[["userId", "movieId", "rating", "timestamp"]],
-            "movies": pd.read_csv(f"{data}/movies.csv"),
-        }
-        for name, table in tables.items():
-            rows = table.astype({"rating": int} if name == "ratings" else {}).astype(str).agg("::".join, axis=1)
-            (folder / f"{name}.dat").write_text("\n".join(rows), encoding="ascii", errors="replace")
-        keras.utils.get_file = lambda **_: str(Path("ml-1m.zip").absolute())
-
-    def hub() -> None:
-        """Replace the three layers of Keras Hub that one example uses."""
-        import sys
+    def hub() -> Any:
+        """Return the three layers of Keras Hub that one example uses."""
         import types
 
         import keras
@@ -173,13 +132,178 @@ def with_stand_ins() -> Callable[..., Any]:
                 x = x + self.attention(normed, normed, attention_mask=mask, use_causal_mask=True)
                 return x + self.dense[1](self.dense[0](self.norms[1](x)))
 
-        module: Any = types.ModuleType("keras_hub")
-        module.layers = types.SimpleNamespace(
+        layers = types.SimpleNamespace(
             ReversibleEmbedding=keras.layers.ReversibleEmbedding,
             PositionEmbedding=PositionEmbedding,
             TransformerDecoder=TransformerDecoder,
         )
-        sys.modules["keras_hub"] = module
+        return types.SimpleNamespace(layers=layers)
+
+    return hub
+
+
+# The class of an example that a call of fit trains, and the arguments of that call.
+BY_FIT: dict[str, tuple[str, dict[str, Any]]] = {
+    "basic_ranking": ("RankingModel", {"label": "rating"}),
+    "basic_retrieval": ("RetrievalModel", {"label": "movieId"}),
+    "multi_task": ("MultiTaskModel", {"label": "movieId"}),
+    "sas_rec": ("SasRec", {"label": "movieId", "items": True}),
+    "scann": ("RetrievalModel", {"label": "movieId"}),
+    "sequential_retrieval": ("SequentialRetrievalModel", {"label": "movieId", "items": True}),
+}
+
+
+def definition(file: Path, name: str) -> str:
+    """Return the text of a class of an example."""
+    text = file.read_text()
+    (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
+    return str(ast.get_source_segment(text, found))
+
+
+def build_example(name: str, kind: str, text: str, stand_ins: Callable[[], Any]) -> Callable[[Any], Any]:
+    """Return the function that builds an example's model by its own code, with the form of its rows."""
+
+    def build(features: Any) -> Any:
+        import keras
+        import keras_rs
+        import tensorflow as tf
+
+        names: dict[str, Any] = {"keras": keras, "keras_rs": keras_rs, "ops": keras.ops, "keras_hub": stand_ins()}
+        exec(text, names)  # noqa: S102 - a class of the example
+
+        def size(feature: str) -> int:
+            return int(features.id_count(features.spec[feature]))
+
+        def pair(columns: Any) -> Any:
+            return {"user_id": columns["userId"], "movie_id": columns["movieId"]}, columns["rating"] / 5.0
+
+        def of_user(columns: Any) -> Any:
+            return columns["userId"], {"movie_id": columns["movieId"], "rating": columns["rating"] / 5.0}
+
+        def next_movie(columns: Any) -> Any:
+            return columns["recent_items"][:, :10], columns["movieId"]
+
+        def sequences(columns: Any) -> Any:
+            ids = tf.cast(columns["recent_items"], tf.int32)
+            chosen, is_known = tf.cast(columns["movieId"], tf.int32), ids > 0
+            last = tf.one_hot(tf.math.count_nonzero(ids, axis=1) - 1, tf.shape(ids)[1], dtype=tf.int32)
+            following = tf.pad(ids[:, 1:], [[0, 0], [0, 1]]) + last * chosen[:, None]
+            others = tf.random.uniform(tf.shape(ids), 2, size("movieId"), tf.int32)
+            inputs = {"item_ids": ids, "padding_mask": is_known}
+            return inputs, {"positive_sequence": following, "negative_sequence": others}, tf.cast(is_known, tf.float32)
+
+        def with_layer() -> Any:
+            """Put a layer for retrieval on the model of the example of ScaNN, which asks its index afterwards."""
+
+            class WithLayer(names[kind]):  # type: ignore[misc]
+                def __init__(self, *sizes: int) -> None:
+                    super().__init__(*sizes)
+                    self.retrieval = keras_rs.layers.BruteForceRetrieval(k=10)
+
+                def build(self, shape: Any) -> None:
+                    super().build(shape)
+                    self.retrieval.candidate_embeddings = self.candidate_embedding.embeddings
+
+                def call(self, inputs: Any, training: bool = False) -> Any:
+                    result = super().call(inputs)
+                    return result if training else result | {"predictions": self.retrieval(result["user_embeddings"])}
+
+            return WithLayer
+
+        if "recent_items" in {feature.name for feature in features.spec.features}:
+            sas = {"num_layers": 1, "num_heads": 1, "hidden_dim": 16, "max_sequence_length": 50}
+            model = names[kind](size("movieId"), **(sas if name == "sas_rec" else {"embedding_dimension": 16}))
+            form = sequences if name == "sas_rec" else next_movie
+        else:
+            model = (with_layer() if name == "scann" else names[kind])(size("userId"), size("movieId"))
+            form = pair if name in ("basic_ranking", "multi_task") else of_user
+        loss = keras.losses.MeanSquaredError() if name == "basic_ranking" else None
+        model.compile(keras.optimizers.Adagrad(0.1), loss=loss)
+        return model, form
+
+    return build
+
+
+@pytest.mark.parametrize("name", BY_FIT)
+def test_an_examples_model_trains_by_fit_and_is_scored(
+    name: str, spark: "SparkSession", peers: Path, numbered: Path, tmp_path: Path
+) -> None:
+    kind, given = BY_FIT[name]
+    ratings, movies = (pd.read_csv(numbered / f"{table}.csv") for table in ("ratings", "movies"))
+    ratings = ratings[ratings.userId <= 100].drop_duplicates(["userId", "movieId"])
+    settings = {"workers": 2, "output": str(tmp_path), "epochs": 2, "baseline": "none", "name": name, "spark": spark}
+    if given.get("items"):
+        settings |= {"label": "movieId", "items": movies}
+    else:
+        label = given["label"]
+        candidate = {"name": label, "kind": "candidate", "rating": "rating"}
+        spec = {
+            "label": {"name": label, "kind": "numeric"} if label == "rating" else candidate,
+            "keys": "row",
+            "features": {column: {"kind": "categorical"} for column in ("userId", "movieId")},
+        }
+        ratings = ratings.drop(columns="timestamp").assign(row=range(len(ratings)))
+        settings |= {"label": label, "spec": ms.FeatureSpec.from_dict(spec)}
+    text = definition(peers / "keras_rs" / f"{name}.py", kind)
+    result = ms.fit(ratings, model=build_example(name, kind, text, stand_in_for_hub()), **settings)
+    if given.get("items"):
+        lists = result.recommend([1, 2], k=5)["candidates"]
+        assert all(len({*found}) == 5 and {*found} <= {*movies.movieId} for found in lists)
+        return
+    rows = list(ms.Predictor(result.model).predict_rows(ratings.head(3)))
+    if name == "basic_ranking":
+        assert all(0 < row["score"] < 2 for row in rows)
+    else:
+        assert all(len({*row["candidates"]}) == len(row["candidates"]) >= 10 for row in rows)
+
+
+# The fits of each, and a metric of the last one after two epochs at most.
+EXAMPLES = {
+    "basic_ranking": (1, "root_mean_squared_error"),
+    "basic_retrieval": (1, "val_loss"),
+    "dcn": (5, "root_mean_squared_error"),
+    "deep_recommender": (3, "val_sparse_top_k_categorical_accuracy"),
+    "listwise_ranking": (2, "val_ndcg"),
+    "multi_task": (3, "root_mean_squared_error"),
+    "sas_rec": (1, "val_loss"),
+    "scann": (1, "val_loss"),
+    "sequential_retrieval": (1, "val_loss"),
+}
+
+
+def with_stand_ins() -> Callable[..., Any]:
+    """Return a function that runs an example in a folder of its own, with the downloads that it expects."""
+    hub = stand_in_for_hub()
+
+    def genres_of_movies() -> None:
+        """Let the data sets have the lists of genres that the deep recommender reads."""
+        import sys
+
+        import tensorflow as tf
+
+        def genres(row: Any) -> Any:
+            return row | {"movie_genres": tf.strings.length(row["movie_title"])[tf.newaxis] % 19}
+
+        sets: Any = sys.modules["tensorflow_datasets"]
+        plain = sets.load
+        sets.load = lambda *args, **kwargs: plain(*args, **kwargs).map(genres)
+
+    def archive(data: str) -> None:
+        """Replace the download of MovieLens' 1M set by the same files of the ratings here."""
+        import keras
+        import pandas as pd
+
+        folder = Path("ml-1m_extracted/ml-1m")
+        folder.mkdir(parents=True)
+        ratings = pd.read_csv(f"{data}/ratings.csv").query("userId <= 200")
+        tables = {
+            "ratings": ratings[["userId", "movieId", "rating", "timestamp"]],
+            "movies": pd.read_csv(f"{data}/movies.csv"),
+        }
+        for name, table in tables.items():
+            rows = table.astype({"rating": int} if name == "ratings" else {}).astype(str).agg("::".join, axis=1)
+            (folder / f"{name}.dat").write_text("\n".join(rows), encoding="ascii", errors="replace")
+        keras.utils.get_file = lambda **_: str(Path("ml-1m.zip").absolute())
 
     def mend() -> None:
         """Let a table take its size from NumPy, which Keras 3.15 refuses."""
@@ -192,23 +316,27 @@ def with_stand_ins() -> Callable[..., Any]:
 
         keras.layers.Embedding.__init__ = init
 
-    def train(run: Callable[..., Any], path: str, data: str, folder: str) -> Any:
+    def train(run: Callable[..., Any], path: str, data: str, folder: str, of_model: bool = False) -> Any:
         import runpy
+        import sys
         import tempfile
 
         os.chdir(tempfile.mkdtemp(dir=folder))
         mend()
         if "sas_rec" in path or "sequential" in path:
             archive(data)
-            hub()
-        plain = runpy.run_path
+            sys.modules["keras_hub"] = hub()
+        plain, names = runpy.run_path, {}
 
         def run_path(*args: Any, **kwargs: Any) -> Any:
-            genres_of_movies()
-            return plain(*args, **kwargs)
+            if "deep" in path:
+                genres_of_movies()
+            names.update(plain(*args, **kwargs))
+            return names
 
-        runpy.run_path = run_path if "deep" in path else plain
-        return run(path, data)
+        runpy.run_path = run_path
+        fits = run(path, data)
+        return names["model"] if of_model else fits
 
     return train
 
@@ -251,3 +379,19 @@ def test_an_example_runs_on_two_workers(
     assert len(done.result) == fits
     assert all(math.isfinite(value) for fit in done.result for value in fit.values())
     assert metric in done.result[-1]
+
+
+def test_a_returned_model_recommends_from_raw_users_to_items(
+    spark: "SparkSession", run_one: Callable[..., Any], peers: Path, numbered: Path, tmp_path: Path
+) -> None:
+    arguments = {"run": run_one, "data": str(numbered), "folder": str(tmp_path), "of_model": True}
+    arguments["path"] = str(peers / "keras_rs" / "basic_retrieval.py")
+    settings: dict[str, Any] = {"name": "returned", "output": tmp_path, "strategy": "ring", "resume": False}
+    done = run_train_fn(with_stand_ins(), kwargs=arguments, spark=spark, model_columns=["user"], **settings)
+    users = spark.createDataFrame(pd.DataFrame({"user": pd.Series([1, 42, 414], dtype="int32")}))
+    lists = ms.score(users, done.model, keys="user").toPandas()
+    assert sorted(lists["user"]) == [1, 42, 414]
+    for row in lists.itertuples():
+        assert len({*row.candidates}) == 10
+        assert set(row.candidates) <= set(range(1683))
+        assert list(row.scores) == sorted(row.scores, reverse=True)
