@@ -368,8 +368,10 @@ def test_an_example_runs_on_two_workers(
 ) -> None:
     file = tmp_path / "keras_rs" / f"{name}.py"
     file.parent.mkdir()
-    # DCN trains ten models of each kind.
-    file.write_text(re.sub(r"in range\(10\):", "in range(1):", (peers / "keras_rs" / file.name).read_text()))
+    text = (peers / "keras_rs" / file.name).read_text()
+    # DCN trains ten models of each kind; and the crosses of Keras 3.15 have no axis to remove.
+    text = text.replace("in range(10):", "in range(1):")
+    file.write_text(re.sub(r"tf\.squeeze\(\s*(features\[.*_X_.*\]), axis=-1\s*\)", r"tf.reshape(\1, [])", text))
     arguments = {"run": run_one, "path": str(file), "data": str(numbered), "folder": str(tmp_path)}
     done = run_train_fn(
         with_stand_ins(), kwargs=arguments, spark=spark, name=name, output=tmp_path, strategy="ring", resume=False
