@@ -93,6 +93,9 @@ def restore(
 def restore_weights(model: tf_keras.Model, checkpoint: commit.CommittedCheckpoint) -> None:
     """Restore only the model from ``checkpoint``, to predict with it.
 
+    If its optimizer keeps moving averages of the weights (``use_ema``), they become the weights, as at the end of
+    ``fit`` of Keras.
+
     Args:
         model: A built model of the saved architecture; it need not be compiled.
         checkpoint: The checkpoint; the caller verifies its checksums.
@@ -100,8 +103,10 @@ def restore_weights(model: tf_keras.Model, checkpoint: commit.CommittedCheckpoin
     Raises:
         ValueError: The model does not match the checkpoint.
     """
+    averages = _averages(model)
+    parts = {"averages": averages} if averages else {}
     try:
-        status = tf.train.Checkpoint(model=training_state.of_model(model)).read(checkpoint.prefix)
+        status = tf.train.Checkpoint(model=training_state.of_model(model), **parts).read(checkpoint.prefix)
         status.assert_existing_objects_matched()
         status.expect_partial()
     except (AssertionError, ValueError) as error:
@@ -109,6 +114,19 @@ def restore_weights(model: tf_keras.Model, checkpoint: commit.CommittedCheckpoin
             f"checkpoint {checkpoint.path} does not fit this model: {error}; use the architecture and settings it was "
             "trained with"
         ) from error
+    for weight, average in zip(keras3.tf_variables(model.trainable_variables), averages, strict=bool(averages)):
+        weight.assign(average)
+
+
+def _averages(model: Any) -> list[Any]:
+    """Return the moving averages of the weights in the model's optimizer, in the order of the weights."""
+    optimizer: Any = getattr(model, "optimizer", None)
+    inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+    if not getattr(inner, "use_ema", False):
+        return []
+    if not getattr(inner, "built", False):
+        inner.build(model.trainable_variables)
+    return training_state.averages(inner)
 
 
 class BackupAndRestore(tf_keras.callbacks.Callback):

@@ -21,7 +21,7 @@ from mirrorspark.data_pipelines.memory_tables import (
 )
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
-from mirrorspark.spark_session import on_running_session, require_running
+from mirrorspark.spark_session import on_running_session, require_running, session_of
 from mirrorspark.storage import Location, StoragePath, lacking
 
 
@@ -62,7 +62,7 @@ def read_table(
     else:
         arrow = in_arrow(table)
         require_different(arrow.column_names)
-        df = spark.createDataFrame(arrow)
+        df = session_of(spark).table_of(arrow)
         for field in arrow.schema:
             if noted := categories_of(field):
                 df = df.withMetadata(field.name, {name: json.loads(order) for name, order in noted.items()})

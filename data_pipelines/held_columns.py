@@ -89,6 +89,8 @@ def held(table: pa.Table, notes: Mapping[str, Mapping[str, str]]) -> tuple[pa.Ta
 def of_pandas(table: Any) -> tuple[pa.Table, dict[str, str]]:
     """Return a pandas DataFrame without its index in Arrow, and the reasons why columns are left out."""
     plain = table.assign(**{name: _plain_column(table[name]) for name in table.columns if _is_odd(table[name].dtype)})
+    # Arrow warns of notes that are not JSON, such as Spark Connect's on a frame of toPandas.
+    plain.attrs = {}
     try:
         return _without_types_of_nothing(pa.Table.from_pandas(plain, preserve_index=False)), {}
     except _NOT_HELD:

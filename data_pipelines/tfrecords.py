@@ -271,7 +271,8 @@ def read_tfrecords(
         verify_checksums: Compare the checksums of each record.
         sample_files: The number of files to infer the schema from; 0 for all.
         base_path: Folder below which folders count as partitions; each of ``paths`` itself by default.
-        damaged: Counter of skipped records (``spark.sparkContext.accumulator(0)``), set after an action has read them.
+        damaged: Counter of skipped records, set after an action has read them: ``spark.sparkContext.accumulator(0)``,
+            or :meth:`spark_session.session.Session.task_total`.
             It is exact for one action that reads every file to its end: retried tasks count once; repeated reads (a
             second action, a lost stage, a self-join, a speculative task before a shuffle) count again; and a file that
             a ``limit`` stops in the middle does not count. :func:`check_tfrecords` counts each file once.

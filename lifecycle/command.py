@@ -181,7 +181,12 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--eval-config", metavar="FILE", help="slices and thresholds of TensorFlow Model Analysis")
     add("--run-id", help="MLflow run that gets the evidence, too")
     add("--tracking-uri", help=f"MLflow store; {tracking_store.DEFAULT_STORE_IN_WORDS}")
-    add("--master", help="Spark master; by default from spark-submit or the environment")
+    add(
+        "--master",
+        "--remote",
+        metavar="URL",
+        help="Spark cluster or Connect server; by default that of Spark's settings",
+    )
     add("--trust", action="store_true", help="let Python code run that a model brings")
     add("--verbose", action="store_true", help="show the log of Spark")
 

@@ -1,4 +1,4 @@
-"""A digest of a function or class: it changes with its code, and with the code and the values that it uses."""
+"""Digest and packages of a function or class, both found from its code, and from the code and values that it uses."""
 
 import dis
 import functools
@@ -28,6 +28,40 @@ def code_digest(value: Any) -> str:
     that it refers to; of an installed module's functions and classes only the names count.
     """
     return hashlib.sha256(_text(value).encode()).hexdigest()[:16]
+
+
+def used_packages(value: Any) -> set[str]:
+    """Return the packages that the user's code imports, or of which it uses functions, classes or objects.
+
+    ``tf.keras`` is ``tf_keras``, as in the workers. A module that is imported within a function is not followed.
+    """
+    found: set[str] = set()
+    seen: dict[int, Any] = {}
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, FunctionType) and is_sent(value.__module__):
+            found |= set(_imported(value.__code__))
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        found.add(str(name).partition(".")[0])
+        left += _name_and_parts(value)[1]
+    return found
+
+
+def _imported(code: CodeType) -> Iterator[str]:
+    """Yield the packages that code imports, also within inner functions."""
+    for entry in dis.get_instructions(code):
+        if entry.opname == "IMPORT_NAME":
+            path = entry.argval.split(".")
+            yield "tf_keras" if path[:2] == ["tensorflow", "keras"] else path[0]
+        elif entry.opname in ("IMPORT_FROM", "LOAD_ATTR") and entry.argval == "keras":
+            yield "tf_keras"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imported(constant)
 
 
 def is_sent(module: str) -> bool:

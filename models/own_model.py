@@ -42,11 +42,13 @@ class OwnSettings:
         function: Name of the function or class.
         digest: Sixteen hex digits that change with its source, and with that of the code that it uses.
         code: The pickled function and callbacks, as text.
+        of_keras3: The function uses Keras 3 and no tf-keras.
     """
 
     function: str = ""
     digest: str = ""
     code: str = ""
+    of_keras3: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,8 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
             raise ModelSettingsError(
                 f"model {name} cannot be sent to the workers: {error}; create its objects inside the function"
             ) from error
-    options = OwnSettings(name[:_LONGEST_NAME], code_digest(given), base64.b85encode(pickled).decode())
+    code = base64.b85encode(pickled).decode()
+    options = OwnSettings(name[:_LONGEST_NAME], code_digest(given), code, keras3.is_code_of_keras3(build))
     return {"name": PREFIX + TASKS[label_kind], **vars(options)}
 
 

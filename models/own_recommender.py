@@ -14,7 +14,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
 from mirrorspark.data_pipelines.reading import PaddedBatch
-from mirrorspark.models.fitting import scale_in_hand, share_of_rows
+from mirrorspark.models.fitting import absent_rows, scale_in_hand, share_of_rows
 from mirrorspark.models.settings import ModelSettingsError
 
 _LIBRARY = "tensorflow_recommenders"
@@ -35,7 +35,8 @@ def prepare(model: Any, task: str, fitted: FittedFeatures, function: str) -> Non
         function: Name of the user's function, for messages.
 
     Raises:
-        ModelSettingsError: It calls no task that goes with the label, or would need its loss scaled.
+        ModelSettingsError: It calls no task that goes with the label, would need its loss scaled, or has an index of
+            ScaNN already.
     """
     if tf_keras.mixed_precision.global_policy().name == "mixed_float16":
         raise ModelSettingsError(
@@ -51,6 +52,11 @@ def prepare(model: Any, task: str, fitted: FittedFeatures, function: str) -> Non
         raise ModelSettingsError(
             f"{function} returns a model whose compute_loss calls no tfrs.tasks.{name}, which the label "
             f"'{spec.label.name}' of kind {spec.label.kind} needs; give such a task {takes}"
+        )
+    if any(weight.dtype == tf.string for weight in model.trainable_weights):
+        raise ModelSettingsError(
+            f"{function} returns a model whose ScaNN index has candidates before the training, those of untrained "
+            f"towers; leave index_from_dataset out: the exported model has indexes of the trained candidates"
         )
     model.own_tasks = OwnTasks(model, spec)
     if task == "retrieval":
@@ -165,23 +171,39 @@ class _Steps:
     def train(self, batch: Any) -> Mapping[str, Any]:
         """Make one update; return the metrics so far, over all workers."""
         model = self._model
-        inputs, rows, share = self._real_rows(batch)
-        with share_of_rows(share):
+        for optimizer in absent_rows.optimizers_of(model, tf_keras.optimizers.Optimizer):
+            absent_rows.count_gradients(optimizer)
+
+        def step(inputs: dict[str, Any], rows: tf.Tensor, has_rows: Any) -> Mapping[str, Any]:
             if "train_step" in self._own:
                 return dict(self._own["train_step"](inputs))
             with tf.GradientTape() as tape:
                 loss = self._loss(inputs, training=True)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return self._logs(loss, rows)
+            gradients = tape.gradient(loss, model.trainable_variables)
+            model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            return self._logs(absent_rows.counted(loss, has_rows), rows)
+
+        return self._of_real_rows(step, batch)
 
     def test(self, batch: Any) -> Mapping[str, Any]:
         """Return the metrics so far, over all workers."""
-        inputs, rows, share = self._real_rows(batch)
-        with share_of_rows(share):
+
+        def step(inputs: dict[str, Any], rows: tf.Tensor, has_rows: Any) -> Mapping[str, Any]:
             if "test_step" in self._own:
                 return dict(self._own["test_step"](inputs))
-            return self._logs(self._loss(inputs, training=False), rows)
+            return self._logs(absent_rows.counted(self._loss(inputs, training=False), has_rows), rows)
+
+        return self._of_real_rows(step, batch)
+
+    def _of_real_rows(self, step: Callable[..., Mapping[str, Any]], batch: Any) -> Mapping[str, Any]:
+        """Return the logs of a step on the rows of a batch that are not padding, of which a worker may have none."""
+        inputs, rows, share = self._real_rows(batch)
+        has_rows = share > 0 if _workers() > 1 else True
+        metrics = [metric.variables for metric in self._model.metrics]
+        with share_of_rows(share):
+            logs: Mapping[str, Any]
+            logs, _ = absent_rows.run_step(lambda: step(inputs, rows, has_rows), has_rows, metrics)
+        return logs
 
     def _loss(self, inputs: Mapping[str, Any], *, training: bool) -> tf.Tensor:
         """Return this worker's part of the loss: those of all workers are summed."""

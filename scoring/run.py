@@ -111,7 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         default="columns",
         help="form of scores: columns (default), struct, labelled, named, wide, long, top:10 (best) or at_least:0.5",
     )
-    add("--master", help="Spark master; by default from spark-submit or the environment")
+    add(
+        "--master",
+        "--remote",
+        metavar="URL",
+        help="Spark cluster or Connect server; by default that of Spark's settings",
+    )
     add("--tracking-uri", help=f"MLflow store of the model; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     add = parser.add_argument_group("rows").add_argument
     add("--input-format", help="format of the input if its name does not give it: csv, tfrecord, table and so on")

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
         local_slots,
         open_command_session,
         open_session,
+        reached,
         require_own_installation,
+        server_of,
+        starts_java,
+        why_unreachable,
     )
     from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session, require_running
     from mirrorspark.spark_session.task import (
@@ -86,12 +90,16 @@ __all__ = [
     "open_command_session",
     "open_session",
     "partition_id",
+    "reached",
     "require_own_installation",
     "require_running",
+    "server_of",
     "session_of",
+    "starts_java",
     "task_cores",
     "task_message",
     "task_property",
     "user_settings",
     "versions",
+    "why_unreachable",
 ]

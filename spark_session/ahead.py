@@ -4,13 +4,12 @@ import signal
 import threading
 from concurrent.futures import Future
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.start import open_session
+from mirrorspark.spark_session.start import open_session, server_of
 
 
 class SessionAhead:
@@ -36,6 +35,8 @@ class SessionAhead:
 
     def begin(self) -> None:
         """Start the session, unless that was done before."""
+        if self.known is None and server_of(None) is not None:
+            self.get()  # a session of a server is there at once
         if self.known is None and self._starting is None:
             self._starting = Future()
             # It ends with the process: an error of the other work must not wait for it.
@@ -65,11 +66,16 @@ class SessionAhead:
 
 def _make_active(spark: SparkSession) -> None:
     """Make a session the active one of this thread, as PySpark does in the thread that starts it."""
+    client: Any = type(spark)
+    if not session_of(spark).has_context:
+        client._set_default_and_active_session(spark)
+        return
     SparkSession._get_j_spark_session_class(spark._jvm).setActiveSession(spark._jsparkSession)
 
 
 def _cancel_jobs_on_interrupt() -> None:
     """Let Ctrl-C cancel Spark's jobs, as PySpark does where a session starts in the main thread."""
+    from pyspark import SparkContext
 
     def cancel(number: int, frame: FrameType | None) -> NoReturn:
         try:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark import AccumulatorParam, SparkContext, SparkFiles
 from pyspark.sql import DataFrame, SparkSession
@@ -30,6 +31,7 @@ class ClassicSession(Session):
 
     kind = "classic Spark"
     remedy = "use Spark 4.1 or later"
+    has_context = True
 
     def __init__(self, spark: SparkSession) -> None:
         """Take the session; its context is looked up on first use."""
@@ -91,15 +93,16 @@ class ClassicSession(Session):
         """Pass: every classic session can run them."""
 
     def run_barrier_job(
-        self, body: Callable[[Iterable[Any]], Iterator[T]], tasks: int, *, timeout_seconds: float
+        self, body: Callable[[Iterable[Any]], Iterable[T]], tasks: int, *, timeout_seconds: float | None = None
     ) -> list[T]:
         """Run the body over an RDD of ``tasks`` partitions, under a tag by which the job is cancelled."""
         context = self._context
         tag = f"mirrorspark-{secrets.token_hex(8)}"
-        timer = threading.Timer(timeout_seconds, context.cancelJobsWithTag, (tag,))
+        timer = threading.Timer(timeout_seconds or 0, context.cancelJobsWithTag, (tag,))
         timer.daemon = True
         context.addJobTag(tag)
-        timer.start()
+        if timeout_seconds is not None:
+            timer.start()
         try:
             return context.parallelize(range(tasks), tasks).barrier().mapPartitions(body).collect()
         finally:
@@ -157,9 +160,19 @@ class ClassicSession(Session):
         """Return an accumulator."""
         return self._context.accumulator(zero, _Merged(merge))
 
+    @property
+    def ways(self) -> str:
+        """This process's disk or Spark's file server, and accumulators."""
+        by = "from this machine's disk" if self.is_local else "by Spark's file server"
+        return f"{self.kind}: models reach the tasks {by}, and counters come back by accumulators"
+
     def empty_table(self, schema: StructType) -> DataFrame:
         """Return a table of an RDD with one empty partition."""
         return self._spark.createDataFrame(self._context.parallelize([], 1), schema)
+
+    def table_of(self, rows: pa.Table) -> DataFrame:
+        """Return the DataFrame of the rows."""
+        return self._spark.createDataFrame(rows)
 
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the relation in Spark's optimized plan."""

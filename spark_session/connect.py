@@ -1,15 +1,159 @@
-"""Sessions of Spark Connect, whose driver is a server: they have tables and queries, and none of our capabilities."""
+"""Sessions of Spark Connect, whose driver is a server: capabilities by the DataFrame API alone."""
 
-from mirrorspark.spark_session.session import Session
+import functools
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
+
+from mirrorspark.spark_session.connect_jobs import JobsOverConnect
+from mirrorspark.spark_session.connect_plan import parquet_plan
+from mirrorspark.spark_session.connect_totals import SharedTotal
+from mirrorspark.spark_session.interpreter import is_local
+from mirrorspark.spark_session.session import ParquetPlan, StageTasks, TaskTotal
+from mirrorspark.storage import StoragePath, hadoop_uri
+
+T = TypeVar("T")
 
 USE_CLASSIC = (
     "use a classic one: local[N], spark://, yarn or k8s:// as .master(...) in place of .remote(...), with the driver "
     "where this program runs"
 )
 
+SHARED_FOLDER = "spark.mirrorspark.sharedFolder"
+"""Setting of a session: a folder to which this program and all tasks can write."""
 
-class ConnectSession(Session):
+MOST_BYTES = 64 << 20
+"""Size of the rows that are sent to a server at a time."""
+
+
+class ConnectSession(JobsOverConnect):
     """A session of Spark Connect."""
 
     kind = "Spark Connect"
     remedy = USE_CLASSIC
+
+    def __init__(self, spark: SparkSession) -> None:
+        """Take the session; its server is asked on first use."""
+        super().__init__(spark)
+        self._explaining = threading.Lock()
+        self._running: dict[str | None, Mapping[int, StageTasks]] = {}
+
+    @property
+    def master(self) -> str:
+        """URL of the server, which has a cluster or local slots of its own."""
+        session: Any = self._spark  # the stub is that of a classic session
+        return f"sc://{session.client._builder.endpoint}"
+
+    @functools.cached_property
+    def is_local(self) -> bool:
+        """True if the server runs the tasks itself, and reads the files of this process."""
+        if not is_local(self.setting("spark.master")):
+            return False
+        # A server of another machine or user does not read it.
+        word, file = secrets.token_hex(16), StoragePath.of(self.files_folder / "is-read-by-the-server.txt")
+        file.write_bytes(word.encode())
+        try:
+            found = self._spark.read.text(hadoop_uri(file)).first()
+        except PySparkException:
+            return False
+        return found is not None and found[0] == word
+
+    def setting(self, name: str, default: str = "") -> str:
+        """Return a setting of the session or of its server; the default where it is not shown to clients."""
+        try:
+            return str(self._spark.conf.get(name, default))
+        except PySparkException:
+            return default
+
+    def settings(self) -> Mapping[str, str]:
+        """Return all settings of the session and its server."""
+        return dict(self._spark.conf.getAll)
+
+    def active_stages(self) -> Mapping[int, StageTasks]:
+        """Return the stages of the queries that this process waits for, as the server reports them."""
+        _ = self._has_handler
+        return {number: stage for stages in list(self._running.values()) for number, stage in stages.items()}
+
+    @functools.cached_property
+    def _has_handler(self) -> bool:
+        note: Any = self._note  # the stub's handlers may leave arguments out
+        self._spark.registerProgressHandler(note)
+        return True
+
+    def _note(self, stages: Any, inflight_tasks: int, operation_id: str | None, done: bool) -> None:
+        self._running.pop(operation_id, None)
+        if not done:
+            active = [stage for stage in stages if not stage.done]
+            self._running[operation_id] = {
+                stage.stage_id: StageTasks(stage.num_completed_tasks, stage.num_tasks) for stage in active
+            }
+
+    @functools.cached_property
+    def _folder(self) -> "tempfile.TemporaryDirectory[str]":
+        return tempfile.TemporaryDirectory(prefix="mirrorspark-connect-")
+
+    @property
+    def files_folder(self) -> Path:
+        """A folder of this process, removed at its end."""
+        return Path(self._folder.name)
+
+    def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
+        """Upload an archive to the server, which sends it to the executors for this session alone."""
+        noted = f"spark.mirrorspark.archive.{name}"
+        if self.setting(noted):
+            return
+        archive = self.files_folder / f"{name}.packed.zip"
+        pack(archive)
+        self._spark.addArtifacts(f"{archive}#{name}", archive=True)
+        archive.unlink(missing_ok=True)
+        self._spark.conf.set(noted, "sent")
+
+    def task_total(self, zero: T, merge: Callable[[T, T], T]) -> TaskTotal[T]:
+        """Return a total in files, of the setting :data:`SHARED_FOLDER` unless tasks have this process's disk."""
+        if not (shared := self._shared_folder):
+            self._refuse(
+                f"totals that tasks add to, without a folder that they share with this program "
+                f"(spark.conf.set('{SHARED_FOLDER}', 'a location'))"
+            )
+        return SharedTotal.begin(StoragePath.of(shared) / f"total-{secrets.token_hex(8)}", zero, merge)
+
+    @property
+    def _shared_folder(self) -> str:
+        return self.setting(SHARED_FOLDER) or (str(self.files_folder) if self.is_local else "")
+
+    @property
+    def ways(self) -> str:
+        """This process's disk or archives of the session, and files in a shared folder."""
+        by = "from this machine's disk" if self.is_local else "as archives of the session"
+        back = "come back by files" if self._shared_folder else f"do not come back without {SHARED_FOLDER}"
+        return f"{self.kind}, a server of Spark {self._spark.version}: models reach the tasks {by}, and counters {back}"
+
+    def empty_table(self, schema: StructType) -> DataFrame:
+        """Return the table of a task without rows: a literal one would be optimized to no partition."""
+
+        def nothing(batches: Any) -> Any:
+            return iter(batches)
+
+        return self._spark.range(0, 0, 1, 1).mapInArrow(nothing, schema)
+
+    def table_of(self, rows: pa.Table) -> DataFrame:
+        """Return the rows sent in pieces: Databricks takes 128 MB at a time."""
+        step = max(1, rows.num_rows * MOST_BYTES // max(rows.nbytes, 1))
+        pieces = [rows.slice(start, step) for start in range(0, max(rows.num_rows, 1), step)]
+        return functools.reduce(DataFrame.union, map(self._spark.createDataFrame, pieces))
+
+    def parquet_plan(self, table: DataFrame) -> ParquetPlan:
+        """Return the files of the only relation in the explained plan."""
+        with self._explaining:
+            return parquet_plan(self._spark, table)
+
+    def give_checkpoints(self, folder: Path) -> None:
+        """Pass: the server's own folder counts, and without one Spark keeps its plans whole."""

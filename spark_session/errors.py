@@ -2,11 +2,15 @@
 
 import re
 
-from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import terminal_text, without_credentials
+
+try:
+    from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
+except ImportError:  # a client of Spark Connect has no JVM
+    Py4JError = Py4JJavaError = PySparkException
 
 
 class SparkStartError(ClearError, RuntimeError):

@@ -1,6 +1,6 @@
 """The interface to a Spark session: capabilities that we need in addition to its tables and queries."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import StoragePath, lakes
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
@@ -78,6 +79,7 @@ class Session:
     Attributes:
         kind: Name of the kind, for messages.
         remedy: Advice for a user whose session of this kind lacks something.
+        has_context: The Spark context is in this process, so that libraries can use it.
 
     Raises:
         MissingCapabilityError: Sessions of this kind lack what a call or a property needs.
@@ -85,6 +87,7 @@ class Session:
 
     kind: ClassVar[str]
     remedy: ClassVar[str]
+    has_context: ClassVar[bool] = False
 
     def _refuse(self, capability: str) -> NoReturn:
         raise MissingCapabilityError(self.kind, capability, self.remedy)
@@ -152,14 +155,14 @@ class Session:
         self._refuse("barrier jobs")
 
     def run_barrier_job(
-        self, body: Callable[[Iterable[Any]], Iterator[T]], tasks: int, *, timeout_seconds: float
+        self, body: Callable[[Iterable[Any]], Iterable[T]], tasks: int, *, timeout_seconds: float | None = None
     ) -> list[T]:
         """Run ``body`` in barrier tasks, which all start at once, and return the values that they yield.
 
         Args:
             body: The body of a task.
             tasks: Number of tasks.
-            timeout_seconds: The job is cancelled when it takes longer.
+            timeout_seconds: The job is cancelled when it takes longer; None for no limit.
         """
         self._refuse("barrier jobs")
 
@@ -211,11 +214,20 @@ class Session:
         """
         self._refuse("totals that tasks add to")
 
+    @property
+    def ways(self) -> str:
+        """The ways by which its tasks get models and return their counters, in a line."""
+        self._refuse("ways to its tasks")
+
     # Tables and stores
 
     def empty_table(self, schema: "StructType") -> "DataFrame":
         """Return a table without rows in one partition: Spark starts a task for it."""
         self._refuse("tables of one empty partition")
+
+    def table_of(self, rows: "pa.Table") -> "DataFrame":
+        """Return the table of rows in this process's memory."""
+        self._refuse("tables of this process's rows")
 
     def parquet_plan(self, table: "DataFrame") -> ParquetPlan:
         """Return the Parquet files that ``table`` reads, by Spark's plan.

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyspark
-from pyspark import SparkContext, java_gateway
 from pyspark.logger import PySparkLogger
-
-# PySpark's module that starts Java.
-_GATEWAY: Any = java_gateway
 
 SILENT: Mapping[str, str] = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
 
@@ -55,7 +51,7 @@ class quiet_launch:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
             PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
-        _GATEWAY.Popen = self._start
+        _gateway().Popen = self._start
 
     def _start(self, *arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
         # Only Java's: this process's own lines, and an error that ends it, may be written by another thread meanwhile.
@@ -63,8 +59,17 @@ class quiet_launch:  # noqa: N801 - reads as a statement
         return self._java
 
     def __exit__(self, error: object, *_: object) -> None:
-        _GATEWAY.Popen = subprocess.Popen
+        from pyspark import SparkContext
+
+        _gateway().Popen = subprocess.Popen
         # Ctrl-C while it starts: PySpark forgets it, and it would run for ever.
         if error is not None and self._java is not None and SparkContext._gateway is None:
             self._java.kill()
             self._java.wait()
+
+
+def _gateway() -> Any:
+    """Return PySpark's module that starts Java, which a client of Spark Connect lacks."""
+    from pyspark import java_gateway
+
+    return java_gateway

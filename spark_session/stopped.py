@@ -1,5 +1,6 @@
 """The refusal of a stopped session. Imports no PySpark: some functions with this check are also of programs without."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -55,9 +56,19 @@ def on_running_session(function: Callable[P, T]) -> Callable[P, T]:
         except BaseException as error:
             if not terminal_text.is_interrupt(error, handled):
                 raise
+        _interrupt_queries()
         raise KeyboardInterrupt
 
     return checked
+
+
+def _interrupt_queries() -> None:
+    """End the queries of an active session of Spark Connect, as PySpark's own handler does on a classic one."""
+    pyspark = sys.modules.get("pyspark.sql")
+    session = pyspark.SparkSession.getActiveSession() if pyspark is not None else None
+    if session is not None and hasattr(session, "is_stopped"):
+        with contextlib.suppress(Exception):  # the interrupt is what the user must see
+            session.interruptAll()
 
 
 def _check(value: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyspark import BarrierTaskContext, BarrierTaskInfo, SparkFiles, TaskContext
+from pyspark import BarrierTaskContext, BarrierTaskInfo, TaskContext
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,13 @@ def as_barrier_task(rank: int, peers: Sequence[str], gather: Callable[[str], lis
 
 def archive_folder(name: str) -> Path:
     """Return the folder of an archive that the driver has sent (:meth:`spark_session.session.Session.send_archive`)."""
+    from pyspark import SparkFiles  # which tasks have, and a client of Spark Connect lacks
+
     return Path(SparkFiles.get(name))
 
 
 def files_folder() -> Path:
     """Return the folder of the application's files on this executor."""
+    from pyspark import SparkFiles
+
     return Path(SparkFiles.getRootDirectory()).absolute()

@@ -129,7 +129,7 @@ _LONG_FILES = tuple(
 # Tests in these folders start processes, whatever they are marked with.
 _PROCESS_FOLDERS = ("browser", "cluster", "faults", "packaging", "processes")
 # So do the users of these fixtures.
-_PROCESS_FIXTURES = frozenset({"s3_bucket", "spark", "browser"})
+_PROCESS_FIXTURES = frozenset({"s3_bucket", "spark", "connect_url", "browser"})
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -275,6 +275,16 @@ def spark() -> Iterator["SparkSession"]:
     session = open_session(master="local[2]", workers=2, app_name="mirrorspark-tests")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def connect_url(spark: "SparkSession") -> Iterator[str]:
+    """Yield the address at which the session's cluster is served over Spark Connect, to processes of their own."""
+    from tests.connect_server import connect_server
+
+    pytest.importorskip("grpc_status", reason="no client of Spark Connect: pip install 'pyspark[connect]'")
+    with connect_server(spark) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,16 @@ def tensors(model: tf_keras.Model, optimizer: Any) -> tf.train.Checkpoint:
             optimizer._create_all_weights(model.trainable_variables)  # tf_keras.optimizers.legacy
         elif not getattr(optimizer, "built", False):
             optimizer.build(model.trainable_variables)
+    parts: dict[str, Any] = {"averages": found} if (found := averages(optimizer)) else {}
     if keras3.is_keras3(model):
-        return tf.train.Checkpoint(model=of_model(model), optimizer=keras3.tf_variables(optimizer.variables))
-    return tf.train.Checkpoint(model=model, optimizer=optimizer, random=_random_generators(model))
+        return tf.train.Checkpoint(model=of_model(model), optimizer=keras3.tf_variables(optimizer.variables), **parts)
+    return tf.train.Checkpoint(model=model, optimizer=optimizer, random=_random_generators(model), **parts)
+
+
+def averages(optimizer: Any) -> list[Any]:
+    """Return the moving averages of the weights that an optimizer with ``use_ema`` keeps; nothing for another one."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # loss scaling wraps it
+    return keras3.tf_variables(inner._model_variables_moving_average) if getattr(inner, "use_ema", False) else []
 
 
 def of_model(model: Any) -> Any:

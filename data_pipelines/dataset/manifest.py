@@ -99,7 +99,6 @@ class Manifest:
     versions: Mapping[str, str]
     format_version: int = FORMAT_VERSION
     layout: str = BLOCK_LAYOUT
-    compression: str = "none"
 
     def rows(self, split: str) -> int:
         """Return the number of examples in ``split``."""
@@ -142,6 +141,7 @@ class Manifest:
                 raise DatasetError(  # noqa: TRY301 - read before the parts that another version may not have
                     f"{path} has format version {version}, known is {FORMAT_VERSION}; convert again"
                 )
+            document.pop("compression", None)  # of earlier manifests, where it was always "none"
             document["splits"] = {
                 split: tuple(map(Shard.from_dict, shards)) for split, shards in document["splits"].items()
             }

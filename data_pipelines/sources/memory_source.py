@@ -23,7 +23,7 @@ from mirrorspark.data_pipelines.sources import hashes
 from mirrorspark.data_pipelines.sources.source import ORDER_COLUMN, ROW_HASH_COLUMN, ShardTask, sortable_columns
 from mirrorspark.data_pipelines.sources.token_counts import ranked_here
 from mirrorspark.data_pipelines.spark import BatchFunction
-from mirrorspark.spark_session import versions
+from mirrorspark.spark_session import session_of, versions
 from mirrorspark.storage import StoragePath
 
 # Up to here this process is done before a session of Spark has started.
@@ -73,7 +73,7 @@ class MemorySource:
 
     def to_spark(self, spark: SparkSession) -> DataFrame:
         """Return the table as a DataFrame."""
-        df = spark.createDataFrame(self.rows)
+        df = session_of(spark).table_of(self.rows)
         for field in self.schema:
             df = df.withMetadata(field.name, field.metadata) if field.metadata else df
         return df

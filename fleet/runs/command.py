@@ -209,7 +209,12 @@ def _parser() -> argparse.ArgumentParser:
         add("--fail-fast", action="store_true", help="end at the first model or microbatch that fails")
         add("--at-once", type=int, default=DEFAULT_AT_ONCE, help="microbatches that are scored at a time")
         add("--lease-seconds", type=float, default=DEFAULT_LEASE_SECONDS, help="when a silent driver is taken for gone")
-        add("--master", help="Spark master; by default from spark-submit or the environment")
+        add(
+            "--master",
+            "--remote",
+            metavar="URL",
+            help="Spark cluster or Connect server; by default that of Spark's settings",
+        )
         add("--verbose", action="store_true", help="show the log of Spark")
         add("--trust", action="store_true", help="Python code that models bring may run")
     return parser

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from mirrorspark.models.fitting import absent_rows
     from mirrorspark.models.fitting.objectives import ScaledLoss, compile_model
     from mirrorspark.models.fitting.optimizers import (
         DistinctSlices,
@@ -29,6 +30,7 @@ __all__ = [
     "EarlierModel",
     "OptimizerSettings",
     "ScaledLoss",
+    "absent_rows",
     "accumulate_gradients",
     "begin_from",
     "build_optimizer",

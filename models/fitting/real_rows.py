@@ -14,6 +14,7 @@ import tf_keras
 from tf_keras.src.engine.compile_utils import LossesContainer  # what `Model.compile` makes of its losses
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
+from mirrorspark.models.fitting import absent_rows
 
 _MEANS = (tf_keras.losses.Reduction.AUTO, tf_keras.losses.Reduction.SUM_OVER_BATCH_SIZE)
 
@@ -32,7 +33,10 @@ def count_real_rows(model: tf_keras.Model) -> None:
     with model.distribute_strategy.scope():  # of the metric's variables, as in `Model.compile`
         losses = _LossesOfRealRows(model.compiled_loss)
     model.compiled_loss = losses
-    model.train_step, model.test_step = losses.within(model.train_step), losses.within(model.test_step)
+    if absent_rows.has_own_step(model):
+        for optimizer in absent_rows.optimizers_of(model, tf_keras.optimizers.Optimizer):
+            absent_rows.count_gradients(optimizer)
+    model.train_step, model.test_step = losses.within(model, model.train_step), losses.within(model, model.test_step)
 
 
 # By thread, since the replicas of a process run their steps in threads, which take turns within a step.
@@ -77,8 +81,9 @@ class _LossesOfRealRows(LossesContainer):
         """The scale of the batch in hand, or None."""
         return getattr(_of_thread, "scale", None)
 
-    def within(self, step: Any) -> Any:
+    def within(self, model: tf_keras.Model, step: Any) -> Any:
         """Return the model's ``step``, which is given a batch without its scale; losses are scaled meanwhile."""
+        is_own = absent_rows.has_own_step(model) and model.distribute_strategy.num_replicas_in_sync > 1
         # A function would keep the scale of the graph in which it is traced first, so there it has to be an argument.
         is_function = isinstance(step, tf.types.experimental.PolymorphicFunction)
         plain = step.python_function if is_function else step
@@ -86,8 +91,12 @@ class _LossesOfRealRows(LossesContainer):
         def scaled(batch: Any) -> Any:
             if not isinstance(batch, PaddedBatch):
                 return plain(batch)
+            # The losses of Keras are 0 of padding alone.
+            has_rows = absent_rows.has_rows(batch) if is_own else True
+            metrics = [metric.variables for metric in model.metrics]
             with self._scaled_by(batch.scale):
-                return plain((batch.features, batch.label, batch.weight))
+                rows = batch.features, batch.label, batch.weight
+                return absent_rows.run_step(lambda: plain(rows), has_rows, metrics)[0]
 
         return tf.function(scaled) if is_function else scaled
 

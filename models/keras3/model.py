@@ -5,12 +5,26 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from mirrorspark.models.code_digests import used_packages
 from mirrorspark.models.settings import ModelSettingsError
+
+# With the libraries of models that extend them.
+_KERAS_3 = ("keras", "keras_rs")
+_TF_KERAS = ("tf_keras", "tensorflow_recommenders")
 
 
 def is_keras3(value: Any) -> bool:
     """Return True for an object whose class is one of Keras 3, or extends one."""
     return any(kind.__module__.partition(".")[0] == "keras" for kind in type(value).__mro__)
+
+
+def is_code_of_keras3(code: Any) -> bool:
+    """Return True for a function or class whose own code uses Keras 3 and no tf-keras.
+
+    Code that uses both, or gets its model from an installed package, shows its Keras only when it runs.
+    """
+    used = used_packages(code)
+    return not used.isdisjoint(_KERAS_3) and used.isdisjoint(_TF_KERAS)
 
 
 def require_tensorflow(name: str) -> None:

@@ -16,7 +16,8 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileMetrics  # what `compile` makes of metrics
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
-from mirrorspark.models.keras3.model import inputs_of
+from mirrorspark.models.fitting import absent_rows
+from mirrorspark.models.keras3.model import inputs_of, tf_variables
 from mirrorspark.models.keras3.rows import retrieval_layer
 
 _MEANS = ("sum_over_batch_size", "mean")
@@ -24,9 +25,10 @@ _MEANS = ("sum_over_batch_size", "mean")
 
 def share_steps(model: Any) -> None:
     """Make the steps of a compiled model those of one worker among several, whose gradients are averaged."""
-    for optimizer in _optimizers(model):
+    for optimizer in absent_rows.optimizers_of(model, keras.optimizers.Optimizer):
         _average_gradients(optimizer)
     if not getattr(model, "_has_shared_steps", False):  # of an earlier fit, or an earlier compilation
+        _replace(model, _takes_part=tf.Variable(1.0, trainable=False))
         for name in ("train_step", "test_step"):
             setattr(model, name, _shared(model, getattr(model, name)))
         _replace(
@@ -34,15 +36,7 @@ def share_steps(model: Any) -> None:
             _has_shared_steps=True,
             _get_metrics_result_or_logs=_of_all_workers(model),
             _maybe_symbolic_build=_built_by_own_batch(model),
-            compute_loss=_summed_over_workers(model),
         )
-
-
-def _optimizers(model: Any) -> list[Any]:
-    """Return the compiled optimizer, and those that the model keeps for parts of itself, as a GAN does."""
-    values = (value if isinstance(value, list | tuple) else [value] for value in vars(model).values())
-    own = [one for some in values for one in some if isinstance(one, keras.optimizers.Optimizer)]
-    return list({id(one): one for one in (model.optimizer, *own)}.values())
 
 
 def _of_all_workers(model: Any) -> Callable[[Any], Any]:
@@ -60,8 +54,10 @@ def _of_all_workers(model: Any) -> Callable[[Any], Any]:
         metrics = {name: value for name, value in model.get_metrics_result().items() if name in flat}
         numbers = {name: value for name, value in flat.items() if name not in metrics and np.ndim(value) == 0}
         strategy = model.distribute_strategy
+        workers = strategy.reduce(tf.distribute.ReduceOp.SUM, model._takes_part, axis=None) if numbers else 1.0
         for name, value in numbers.items():  # in the same order on all ranks
-            flat[name] = strategy.reduce(tf.distribute.ReduceOp.MEAN, tf.cast(value, tf.float32), axis=None)
+            own = tf.cast(value, tf.float32) * model._takes_part
+            flat[name] = strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None) / tf.maximum(workers, 1.0)
         return flat | metrics
 
     return whole
@@ -103,39 +99,43 @@ def _built_by_own_batch(model: Any) -> Callable[..., None]:
     return build
 
 
-def _summed_over_workers(model: Any) -> Callable[..., Any]:
-    """Return the model's ``compute_loss``, in which a loss of each row has the gradient of the sum over all workers."""
-    plain, workers = model.compute_loss, model.distribute_strategy.num_replicas_in_sync
-
-    def compute_loss(*args: Any, **kwargs: Any) -> Any:
-        loss = plain(*args, **kwargs)
-        if not len(getattr(loss, "shape", ())):
-            return loss
-        return loss + (workers - 1) * (loss - tf.stop_gradient(loss))  # Gradients are averaged, and values not summed.
-
-    return compute_loss
-
-
 def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
-    """Return a step that takes a ``PaddedBatch`` or any other batch, and counts one replica."""
+    """Return a step that takes a ``PaddedBatch`` or any other batch, maybe without a row, and counts one replica."""
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
     strategy = model.distribute_strategy
-    workers, finds_candidates = strategy.num_replicas_in_sync, retrieval_layer(model)[0] is not None
     as_one_replica = getattr(strategy, "as_one_replica", contextlib.nullcontext)
+    workers, finds_candidates = strategy.num_replicas_in_sync, retrieval_layer(model)[0] is not None
 
     def shared(batch: Any) -> Any:
+        # A compiled loss of padding is 0.
+        is_certain = workers == 1 or (isinstance(batch, PaddedBatch) and not absent_rows.has_own_step(model))
+        has_rows = True if is_certain else absent_rows.has_rows(batch)
+        metrics = [tf_variables(metric.variables) for metric in model.metrics]
         with as_one_replica():
-            if not isinstance(batch, PaddedBatch):
-                if finds_candidates:
-                    _replace(model, _inputs_of_steps=_any_rows(keras.utils.unpack_x_y_sample_weight(batch)[0]))
-                with _losses_of_all_workers(workers, 1.0):
-                    return plain(batch)
-            scale, rows = batch.scale, tf.cast(tf.shape(batch.weight)[0], tf.float32) / batch.scale
-            if hasattr(model, "own_rows"):  # which sees no padding
-                scale *= tf.reduce_mean(tf.cast(batch.weight > 0, tf.float32))
-            with _losses_of_all_workers(workers, scale), _counted(model._loss_tracker, scale, rows):
-                return plain(plain_batch(model, batch))
+            logs, takes_part = absent_rows.run_step(
+                # Losses of padded batches are already parts of a mean over all workers.
+                lambda: counted(batch, has_rows),
+                has_rows,
+                metrics,
+                needs_rows=not isinstance(batch, PaddedBatch),
+            )
+        if takes_part is not True:
+            model._takes_part.assign(tf.cast(takes_part, tf.float32))
+        return logs
+
+    def counted(batch: Any, has_rows: Any) -> Any:
+        if not isinstance(batch, PaddedBatch):
+            if finds_candidates:
+                _replace(model, _inputs_of_steps=_any_rows(keras.utils.unpack_x_y_sample_weight(batch)[0]))
+            with _losses_of_all_workers(model, _Workers(workers, has_rows), 1.0):
+                return plain(batch)
+        scale, rows = batch.scale, tf.cast(tf.shape(batch.weight)[0], tf.float32) / batch.scale
+        if hasattr(model, "own_rows"):  # which sees no padding
+            scale *= tf.reduce_mean(tf.cast(batch.weight > 0, tf.float32))
+        of_all = _losses_of_all_workers(model, _Workers(workers, True), scale)
+        with of_all, _weighted(model._loss_tracker, scale, rows):
+            return plain(plain_batch(model, batch))
 
     return shared
 
@@ -157,15 +157,46 @@ def plain_batch(model: Any, batch: PaddedBatch) -> tuple[Any, Any, Any]:
     return inputs_of(model, batch.features), label, batch.weight
 
 
+class _Workers:
+    """The workers whose gradients are averaged in a step.
+
+    Args:
+        count: Number of workers.
+        has_rows: True if all of them take part in the step; else a tensor, whether this one does.
+    """
+
+    def __init__(self, count: int, has_rows: Any) -> None:
+        self._count, self._has_rows = count, has_rows
+
+    def times(self, value: Any) -> Any:
+        """Return a value that is multiplied by their number: its mean over them is then its sum."""
+        return value * tf.cast(self._sums()[0], value.dtype)
+
+    def share_of(self, weight: Any) -> Any:
+        """Return this worker's ``weight`` divided by their mean one."""
+        count, total = self._sums(weight)
+        return tf.math.divide_no_nan(weight * count, total)
+
+    def _sums(self, *weights: Any) -> Sequence[Any]:
+        """Return their number, and the sum of each weight over them."""
+        if self._has_rows is not True:
+            weights = (tf.cast(self._has_rows, tf.float32), *weights)
+        replica = tf.distribute.get_replica_context()
+        if weights and replica is not None:
+            weights = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.stop_gradient(weight) for weight in weights])
+        return weights if self._has_rows is not True else (float(self._count), *weights)
+
+
 @contextlib.contextmanager
-def _losses_of_all_workers(workers: int, scale: Any) -> Iterator[None]:
+def _losses_of_all_workers(model: Any, workers: _Workers, scale: Any) -> Iterator[None]:
     """Let losses in the block be such that their means over the workers are the losses of all rows.
 
     Args:
-        workers: Number of workers.
+        model: Its losses of rows get the gradient of their sum.
+        workers: The workers whose gradients are averaged.
         scale: By which a mean over this worker's rows, with their padding, is to be multiplied.
     """
-    plain = keras.losses.Loss.__call__
+    plain, of_model = keras.losses.Loss.__call__, model.compute_loss
     outer: list[Any] = []
 
     def call(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -176,29 +207,31 @@ def _losses_of_all_workers(workers: int, scale: Any) -> Iterator[None]:
             value = plain(loss, y_true, y_pred, sample_weight)
         finally:
             outer.pop()
-        if loss.reduction == "sum":  # Gradients are averaged, and this one is to be summed.
-            return value * tf.cast(workers, value.dtype)
+        if loss.reduction == "sum":
+            return workers.times(value)
         if loss.reduction == "mean_with_sample_weight":
             weight = tf.shape(y_true)[0] if sample_weight is None else tf.reduce_sum(sample_weight)
-            return value * tf.cast(_share(tf.cast(weight, tf.float32)), value.dtype)
+            return value * tf.cast(workers.share_of(tf.cast(weight, tf.float32)), value.dtype)
         return value * tf.cast(scale, value.dtype) if loss.reduction in _MEANS else value
 
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = of_model(*args, **kwargs)
+        if not len(getattr(loss, "shape", ())):
+            return loss
+        value = tf.stop_gradient(loss)
+        return value + workers.times(loss - value)
+
     keras.losses.Loss.__call__ = call
+    _replace(model, compute_loss=compute_loss)
     try:
         yield
     finally:
         keras.losses.Loss.__call__ = plain
-
-
-def _share(weight: Any) -> Any:
-    """Return this worker's ``weight`` divided by the mean of all workers'."""
-    replica = tf.distribute.get_replica_context()
-    mean = weight if replica is None else replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.stop_gradient(weight))
-    return tf.math.divide_no_nan(weight, mean)
+        _replace(model, compute_loss=of_model)
 
 
 @contextlib.contextmanager
-def _counted(tracker: Any, scale: Any, rows: Any) -> Iterator[None]:
+def _weighted(tracker: Any, scale: Any, rows: Any) -> Iterator[None]:
     """Let a tracker of losses count a batch by its rows that are not padding, in the block."""
     is_ours = isinstance(tracker, _MeanOfRealRows)
     if is_ours:
@@ -228,6 +261,23 @@ class _MeanOfRealRows(keras.metrics.Mean):
         super().update_state(values, sample_weight)
 
 
+def _means(replica: Any, gradients: Sequence[Any]) -> Sequence[Any]:
+    """Return the means of the gradients of the workers that take part in the step."""
+    if not gradients:
+        return ()
+    given, takes_part = absent_rows.counted_gradients(gradients)
+    if takes_part is True:
+        return replica.all_reduce(tf.distribute.ReduceOp.MEAN, given)
+    *sums, workers = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*given, tf.cast(takes_part, tf.float32)])
+    workers = tf.maximum(workers, 1.0)
+    return [
+        tf.IndexedSlices(one.values / tf.cast(workers, one.dtype), one.indices, one.dense_shape)
+        if isinstance(one, tf.IndexedSlices)
+        else one / tf.cast(workers, one.dtype)
+        for one in sums
+    ]
+
+
 def _average_gradients(optimizer: Any) -> None:
     """Make ``optimizer`` apply the means of all replicas' gradients, before it clips or inspects them."""
     plain = optimizer.apply
@@ -237,8 +287,7 @@ def _average_gradients(optimizer: Any) -> None:
     def apply(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
         replica = tf.distribute.get_replica_context()
         if replica is not None:
-            given = [gradient for gradient in grads if gradient is not None]
-            means = iter(replica.all_reduce(tf.distribute.ReduceOp.MEAN, given) if given else ())
+            means = iter(_means(replica, [gradient for gradient in grads if gradient is not None]))
             grads = [None if gradient is None else next(means) for gradient in grads]
         return plain(grads, trainable_variables)
 

@@ -5,9 +5,11 @@ import gc
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.metadata import requires, version
 from typing import Any
 
 from mirrorspark.extras import install_line
+from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 
 
 def library(name: str, need: str) -> Any:
@@ -28,6 +30,26 @@ def library(name: str, need: str) -> Any:
             f"{need}, but {sys.executable} has no module '{error.name}'; in the Python of every executor "
             f"(spark.pyspark.python, or an environment sent with --archives) run: {install_line(error.name or name)}",
             name=error.name,
+        ) from error
+
+
+def import_scann() -> None:
+    """Import ScaNN, which adds the operations of its index to TensorFlow.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+        UnsupportedModelError: It is built for another TensorFlow.
+    """
+    try:
+        library("scann", "the model holds a ScaNN index, which needs the package scann")
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # TensorFlow's own, of an operation or a symbol that it does not find
+        needed = next((line for line in requires("scann") or [] if line.startswith("tensorflow")), "tensorflow")
+        raise UnsupportedModelError(
+            f"the model holds a ScaNN index, and scann {version('scann')} does not load with TensorFlow "
+            f"{version('tensorflow')}; install {needed.partition(';')[0].strip()}, or search by another index of the "
+            f"model, such as exact"
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.libraries import import_scann, library
 from mirrorspark.scoring.backends.protocol import ELEMENTS, ArrayType, Signature, UnsupportedModelError, with_rank
 from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
@@ -143,7 +143,7 @@ def _check_operations(folder: Path, *, trusted: bool) -> bool:
     document = _read(folder, lambda: parse(str(folder)))
     found = sorted({name for one in document.meta_graphs for name in side_effects(one.graph_def)})
     if any(node.op.startswith(_SCANN) for one in document.meta_graphs for node in _nodes(one.graph_def)):
-        library("scann", "the model holds a ScaNN index, which needs the package scann")
+        import_scann()
     if python := [name for name in found if name in _PYTHON_OPERATIONS]:
         raise UnsupportedModelError(
             f"{folder} has the operations {', '.join(python)} (tf.py_function, tf.numpy_function), which call Python "

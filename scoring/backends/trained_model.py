@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mirrorspark.data_pipelines.features import plain_name
-from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.libraries import import_scann
 from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from mirrorspark.scoring.backends.saved_model import tensor_type
 from mirrorspark.scoring.backends.tensorflow_runtime import (
@@ -36,11 +36,12 @@ class TrainedGraph:
 
         Raises:
             ModuleNotFoundError: TensorFlow or, for a model that needs it, ScaNN is not installed here.
+            UnsupportedModelError: ScaNN is built for another TensorFlow.
         """
         tf = start_tensorflow()
         if scann:
             # The import registers ScaNN's op, which TensorFlow needs to read the graph.
-            library("scann", "the model holds a ScaNN index, which needs the package scann")
+            import_scann()
         self.threads = compute_threads(tf)
         self._folder = folder
         self._meta_graph = _meta_graph(folder)

@@ -1,8 +1,11 @@
 """T2, T3, T6, T7: functions written for MirroredStrategyRunner, unchanged, on two workers of a real session."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ import pytest
 import mirrorspark as ms
 from mirrorspark.testing import faults
 from mirrorspark.testing.faults import Fault
-from mirrorspark.training.driver.errors import TrainingFailedError
+from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.entry_points.launch import Launched, run_train_fn
 from tests.cluster import distributor
 from tests.cluster.programs import local_mode_gpus
@@ -256,6 +259,33 @@ def test_in_local_mode_a_function_runs_on_the_drivers_machine_without_a_job(
     assert not Path(f"/proc/{process}").exists()
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
     assert scheduler.numTotalJobs() == jobs
+
+
+def test_a_second_ctrl_c_ends_a_function_in_local_mode_at_once(spark: "SparkSession", output: Path) -> None:
+    """T6: it has no Spark job that could be cancelled, and no `fit` that could stop at a step."""
+    begun = output / "begun"
+
+    def train() -> None:
+        import os
+        import time
+
+        begun.write_text(str(os.getpid()))
+        time.sleep(600)
+
+    def interrupt_twice() -> None:
+        while not begun.exists():
+            time.sleep(0.1)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=interrupt_twice)
+    thread.start()
+    with pytest.raises(TrainingStoppedError):
+        run_train_fn(train, 1, spark=spark, output=output, name="interrupted", local_mode=True)
+    thread.join()
+    assert time.time() - begun.stat().st_mtime < PATIENCE * 10
+    assert not Path(f"/proc/{begun.read_text()}").exists()
 
 
 @pytest.mark.full

@@ -204,7 +204,7 @@ def with_our_callbacks() -> Callable[..., Any]:
 
 
 def run(spark: "SparkSession", output: Path, **knobs: Any) -> Launched:
-    return run_train_fn(with_our_callbacks(), spark=spark, output=output, strategy="ring", **knobs)
+    return run_train_fn(with_our_callbacks(), spark=spark, output=output, **knobs)
 
 
 @pytest.mark.full
@@ -235,7 +235,7 @@ def test_a_function_of_ones_own_resumes_bit_equal_and_its_model_is_registered(
 @pytest.mark.full
 def test_tensorflows_strategy_says_that_it_needs_tf_keras(spark: "SparkSession", output: Path) -> None:
     with pytest.raises(TrainingFailedError, match=r"fits a model of Keras 3 under .*: give strategy='ring', or build"):
-        run_train_fn(with_our_callbacks(), spark=spark, output=output, name="mwms", kwargs={"epochs": 1})
+        run(spark, output, name="mwms", kwargs={"epochs": 1}, strategy="multi_worker_mirrored")
 
 
 # Examples and tests of Keras itself, except for two: demo_custom_tf_workflow needs a keras.backend.Variable, which this

@@ -240,6 +240,30 @@ def test_killed_ranks_and_a_killed_driver_go_on_within_the_epoch_and_the_run_end
 
 
 @pytest.mark.timeout(JOB_SECONDS)
+def test_over_spark_connect_a_killed_worker_costs_an_attempt_and_the_run_ends_as_a_classic_one_bit_for_bit(
+    unbroken: Finished, connect_url: str, tmp_path: Path
+) -> None:
+    """T6, T8, H2: a client without a JVM converts nothing anew, trains, registers and scores."""
+    output, summary = unbroken.output, tmp_path / "summary.json"
+    flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-explain", "--no-resume", f"--summary={summary}"]
+    flags += ["--checkpoint-every-steps=10", "--steps-per-execution=10", f"--remote={connect_url}"]
+    half = next(event["steps"] for event in read_events(output) if event["event"] == "train_begin") / 2
+    kill = kill_within_an_epoch(1, until=half)
+    with (
+        faults.inject_when(output, Trigger(epoch=1), kill, timeout_seconds=JOB_SECONDS),
+        driver(flags, output, tmp_path / "log") as client,
+    ):
+        status, last = client.ended(JOB_SECONDS)
+    assert status == 0, last
+    found = Finished(json.loads(summary.read_text(encoding="utf-8")), output)
+    assert (found.summary["attempts"], found.summary["dataset"]["reused"]) == (2, True)
+    assert weights_of(found.last_checkpoint) == weights_of(unbroken.last_checkpoint)
+    pd.testing.assert_frame_equal(
+        found.scores.drop(columns="model_version"), unbroken.scores.drop(columns="model_version")
+    )
+
+
+@pytest.mark.timeout(JOB_SECONDS)
 def test_under_tensorflows_own_strategy_a_killed_worker_costs_an_attempt_as_on_the_ring(unbroken: Finished) -> None:
     """T3, T6, T7: the default on GPUs; the chief alone keeps checkpoints, and MLflow has one run."""
     output = unbroken.output

@@ -230,6 +230,12 @@ def test_page_of_python_names_is_up_to_date() -> None:
     assert page("docs/api.md") == written, "run python tools/api_page.py"
 
 
+def test_the_table_of_calls_over_spark_connect_is_that_of_the_calls_that_are_tested() -> None:
+    tool = runpy.run_path(str(REPOSITORY / "tools" / "connect_table.py"))
+    assert tool["page"](page("docs/platforms.md")) == page("docs/platforms.md"), "run python tools/connect_table.py"
+    assert tool["not_listed"]() == []
+
+
 def test_security_lists_every_listener() -> None:
     code = [path for package in (*PACKAGES, "pages", "src") for path in (REPOSITORY / package).rglob("*.py")]
 

@@ -132,7 +132,10 @@ def _build_parser() -> _Parser:
             else:
                 # jsonargparse would read workers as YAML, where 2:4 is the number 124 (to base 60).
                 kind = _as_it_is if name == "workers" else hint
-                group.add_argument(flag, type=kind, default=_default(fields[name]), help=shown, metavar=_metavar(hint))
+                names_of = (flag, "--remote") if name == "master" else (flag,)
+                group.add_argument(
+                    *names_of, type=kind, default=_default(fields[name]), help=shown, metavar=_metavar(hint)
+                )
     return parser
 
 

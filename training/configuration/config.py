@@ -155,7 +155,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     @property
     def strategy_name(self) -> StrategyName:
         """The strategy by which workers train together."""
-        return self.strategy or default_strategy(self.gpus_per_worker)
+        return self.strategy or default_strategy(self.gpus_per_worker, of_keras3=self.model.get("of_keras3", False))
 
     @property
     def open_servers(self) -> StrategyName | None:

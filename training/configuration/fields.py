@@ -28,9 +28,9 @@ MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
-def default_strategy(gpus_per_worker: int) -> StrategyName:
-    """Return the strategy of a training that names none."""
-    return "multi_worker_mirrored" if gpus_per_worker else "ring"
+def default_strategy(gpus_per_worker: int, *, of_keras3: bool = False) -> StrategyName:
+    """Return the strategy of a training that names none; a model of Keras 3 has no other than the ring."""
+    return "multi_worker_mirrored" if gpus_per_worker and not of_keras3 else "ring"
 
 
 class ConfigError(ClearError, ValueError):
@@ -196,7 +196,9 @@ class LimitSettings:
 class RunSettings:
     """The command: its cluster, its scoring, its output."""
 
-    master: Annotated[str | None, doc("Spark cluster; by default the active session, else local[workers]")] = None
+    master: Annotated[
+        str | None, doc("Spark cluster or Connect server; by default the active session, else local[workers]")
+    ] = None
     dry_run: Annotated[bool, doc("Print the resolved configuration and the preflight's checks; train nothing")] = False
     summary: Annotated[str | None, doc("File for the JSON summary")] = None
     scoring_batch_size: Annotated[int, Ge(1), doc("Rows per call of the model when scoring")] = 4096

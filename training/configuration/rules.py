@@ -121,8 +121,13 @@ def check_strategy(config: "TrainingConfig") -> None:
         "one is taken is part of the result; use checkpoint_every_steps",
     )
     require(
-        config.strategy != "ring" or config.gpus_per_worker == 0,
+        config.strategy != "ring" or config.gpus_per_worker == 0 or own_model.is_own(config.model),
         "the strategy ring trains on CPUs; leave strategy out to train on GPUs",
+    )
+    require(
+        config.strategy_name != "ring" or config.gpus_per_worker <= 1,
+        f"gpus_per_worker {config.gpus_per_worker}: the strategy ring, by which models of Keras 3 train, uses one GPU "
+        f"per worker; set it to 1, and use more workers",
     )
 
 

@@ -7,14 +7,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory, session_of
+from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, Session, lack_of_memory, session_of
 from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_on_driver, run_program
 from mirrorspark.training.protocol import AttemptPlan
 from mirrorspark.training.protocol.outcomes import SESSION_LOST, RankError
@@ -45,6 +47,51 @@ class EarlyRunner(MirroredStrategyRunner):
         return partial(run_program, program, train_fn)
 
 
+class ConnectRunner(EarlyRunner):
+    """The runner for a session without a context in this process: its program runs in a barrier job of the session."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        num_slots: int,
+        use_gpu: bool,
+        gpu_resource_name: str,
+        local_mode: bool,
+        use_custom_strategy: bool,
+    ) -> None:
+        """Take the session, and the runner's options. The runner's own constructor would ask for a context."""
+        self._logger = logging.getLogger(EarlyRunner.__name__)
+        self._session = session
+        self._num_slots = num_slots
+        self._use_gpu = use_gpu
+        self._gpu_resource_name = gpu_resource_name
+        self._local_mode = local_mode
+        self._use_custom_strategy = use_custom_strategy
+        self.sc = SimpleNamespace(getConf=lambda: _Settings(session), resources={})
+        self._num_tasks = None if local_mode else self.get_num_tasks()
+
+    def run(self, train_fn: WorkerTask, **kwargs: Any) -> Any:
+        """Run the task on all ranks, and return the value of the first; in local mode, run it here."""
+        if self._num_tasks is None:
+            return super().run(train_fn, **kwargs)
+        self._check_encryption()
+        return self._session.run_barrier_job(self._get_spark_task_program(train_fn, **kwargs), self._num_tasks)[0]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of a session, as the runner asks a context for them."""
+
+    session: Session
+
+    def contains(self, key: str) -> bool:
+        return bool(self.session.setting(key))
+
+    def get(self, key: str, default: str = "") -> str:
+        return self.session.setting(key, default)
+
+
 class SparkLauncher:
     """A launcher of attempts on a Spark session, one at a time."""
 
@@ -64,9 +111,10 @@ class SparkLauncher:
         """
         self._session = session_of(spark)
         self._session.require_barrier_jobs()
+        self._new_runner = EarlyRunner if self._session.has_context else partial(ConnectRunner, self._session)
         self._gpus_per_worker = gpus_per_worker
         self._payload = payload
-        self._options = {"gpu_resource_name": gpu_resource_name, "local_mode": local_mode}
+        self._options: dict[str, Any] = {"gpu_resource_name": gpu_resource_name, "local_mode": local_mode}
         # Every attempt has its own job group, so that a late cancellation ends no other attempt.
         self._group: str | None = None
         self._turn = threading.Lock()
@@ -81,7 +129,7 @@ class SparkLauncher:
         """
         try:
             with self._job_group(f"training, attempt {plan.attempt}"):
-                runner = EarlyRunner(
+                runner = self._new_runner(
                     num_slots=plan.ranks * max(1, self._gpus_per_worker),
                     use_gpu=self._gpus_per_worker > 0,
                     # The worker builds the strategy, with or without the TF_CONFIG that the runner sets.
@@ -129,7 +177,11 @@ def _what_failed(error: Exception) -> RankError:
     return RankError("spark", None, SESSION_LOST, reason, time.time())
 
 
-_CANCELLED = re.compile(r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*")
+_CANCELLED = re.compile(
+    r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*|.*Operation has been canceled.*"
+)
+# A server of Spark Connect that was lost, or that has ended the session.
+_SESSION_GONE = re.compile(r"\[INVALID_HANDLE\.SESSION_\w+\].*|.*StatusCode\.UNAVAILABLE.*|.*RETRIES_EXCEEDED.*")
 _INFORMATIVE = re.compile(
     r".*ExecutorLostFailure.*|.*Python worker exited unexpectedly.*|^[\w.]+(?:Error|Exception): .*"
 )
@@ -145,6 +197,8 @@ def read_failure(message: str, now: float) -> RankError:
     """
     if (cancelled := _CANCELLED.search(message)) is not None:
         return RankError("cancelled", None, "Cancelled", cancelled.group(0).strip(), now)
+    if (gone := _SESSION_GONE.search(message)) is not None:
+        return RankError("spark", None, SESSION_LOST, gone.group(0).strip(), now)
     lines = message.splitlines()
     informative = [line.strip() for line in lines if _INFORMATIVE.match(line)]
     reason = informative[0] if informative else " ".join(lines[:2]).strip()

@@ -264,7 +264,7 @@ class RunningAttempt:
             self._on_event({"event": "stopping", "attempt": self.number, "reason": self._signal.reason})
 
     def cancel_when_due(self) -> None:
-        """Cancel the Spark job at a second signal, or when the ranks do not end in time.
+        """Cancel the Spark job and abort the ranks at a second signal, or when the ranks do not end in time.
 
         It sends no event, so it never waits for a receiver.
         """
@@ -279,6 +279,8 @@ class RunningAttempt:
             if self._is_over or not is_due:
                 return
             is_first, self.cancelled = not self.cancelled, True
+        if is_first and self._signal.is_urgent:  # A rank in local mode belongs to no job.
+            self._command({"command": "abort", "reason": f"stopped at once: {self._signal.reason}"})
         # The call comes from this thread and not from a signal handler, since the main thread is itself within a call
         # to the JVM. It is repeated: the last time there may have been no job to cancel, or Spark did not answer.
         try:

@@ -92,7 +92,7 @@ def examine(asked: Examination, report: _Report) -> list[Check]:
 def _check_session(asked: Examination) -> list[Check]:
     from pyspark.sql import SparkSession
 
-    from mirrorspark.spark_session import SESSION_ERRORS, AnotherSessionError, open_session, task_message
+    from mirrorspark.spark_session import SESSION_ERRORS, AnotherSessionError, open_session, session_of, task_message
     from mirrorspark.training.job.readiness import preflight
 
     is_ours = SparkSession.getActiveSession() is None
@@ -109,7 +109,7 @@ def _check_session(asked: Examination) -> list[Check]:
             gpus_per_worker=asked.gpus_per_worker,
             asks_local=True,
         )
-        return [*checks, _strategy(asked.gpus_per_worker)]
+        return [*checks, Check("scoring", True, session_of(spark).ways), _strategy(asked.gpus_per_worker)]
     finally:
         if is_ours:
             spark.stop()
@@ -118,7 +118,11 @@ def _check_session(asked: Examination) -> list[Check]:
 def _strategy(gpus_per_worker: int) -> Check:
     from mirrorspark.training.configuration import default_strategy
 
-    means = "GPUs" if gpus_per_worker else "CPUs; --strategy multi_worker_mirrored is TensorFlow's own"
+    means = (
+        "GPUs; of a model of Keras 3 the ring does"
+        if gpus_per_worker
+        else "CPUs; --strategy multi_worker_mirrored is TensorFlow's own"
+    )
     return Check("strategy", True, f"{default_strategy(gpus_per_worker)} sums gradients on {means}")
 
 
@@ -166,7 +170,12 @@ def _build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Check within seconds whether training can run here, and measure its network.",
     )
-    parser.add_argument("--master", help="URL of a Spark cluster; by default the active session, else local[workers]")
+    parser.add_argument(
+        "--master",
+        "--remote",
+        metavar="URL",
+        help="Spark cluster or Connect server; by default the active session, else local[workers]",
+    )
     parser.add_argument("--workers", type=int, default=2, help="as many as training will use (default: %(default)s)")
     parser.add_argument("--gpus-per-worker", type=int, default=0, help="GPUs of every worker (default: %(default)s)")
     parser.add_argument(

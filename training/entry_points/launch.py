@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.models import code_digest
+from mirrorspark.models import code_digest, keras3
 from mirrorspark.scoring import new_version
 from mirrorspark.spark_session import open_session, session_of
 from mirrorspark.storage import atomic_file, clean, without_credentials
@@ -117,8 +117,11 @@ class LaunchConfig:
         check_values(self)
         check_registry_name(self.registered_model)
         check_experiment(self.experiment)
-        if self.strategy == "ring" and self.gpus_per_worker:
-            raise ValueError("the strategy ring trains on CPUs; use multi_worker_mirrored with gpus_per_worker")
+        if self.strategy == "ring" and self.gpus_per_worker > 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker}, and the strategy ring uses one GPU per worker; set it to "
+                f"1 and use more workers, or use multi_worker_mirrored with a model of tf-keras"
+            )
         if self.worker_range.most > 1 and self.local_mode:
             raise ValueError(
                 f"local_mode is one process on the driver's machine, and workers is {self.workers}; set workers to 1, "
@@ -249,7 +252,8 @@ def run_train_fn(
         start_limit_seconds: Longest time outside ``fit``; None for any. Starting may always take five minutes.
         step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
         use_custom_strategy: The function builds its own strategy, as with the plain runner's option of that name.
-        strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
+        strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs, and the default
+            of a function whose own code uses Keras 3 and no tf-keras.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
         gpu_resource_name: Spark's name of the GPUs, as in ``spark.task.resource.gpu.amount``.
@@ -267,6 +271,7 @@ def run_train_fn(
         TrainingStoppedError: The run was asked to stop.
         ReturnValueError: The training is finished, but its value cannot be sent, or its model not saved or registered.
     """
+    needs_ring = strategy is None and not use_custom_strategy and keras3.is_code_of_keras3(train_fn)
     if use_custom_strategy and strategy not in (None, "own"):
         raise ValueError(f"strategy is '{strategy}', and use_custom_strategy says that the function brings its own")
     config = LaunchConfig(
@@ -285,7 +290,7 @@ def run_train_fn(
         max_restarts=max_restarts,
         start_limit_seconds=start_limit_seconds,
         step_limit_seconds=step_limit_seconds,
-        strategy=strategy or ("own" if use_custom_strategy else "multi_worker_mirrored"),
+        strategy=strategy or ("own" if use_custom_strategy else "ring" if needs_ring else "multi_worker_mirrored"),
         threads_per_worker=threads_per_worker,
         gpus_per_worker=gpus_per_worker,
         gpu_resource_name=gpu_resource_name,
@@ -294,10 +299,11 @@ def run_train_fn(
         allow_open_servers=allow_open_servers,
         verbose=verbose,
     )
-    return _launch(config, function_plan.pack_function(train_fn, kwargs or {}), spark)
+    note = f"{config.function} uses Keras 3, so its strategy is ring" if needs_ring else None
+    return _launch(config, function_plan.pack_function(train_fn, kwargs or {}), spark, note)
 
 
-def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) -> Launched:
+def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None, note: str | None) -> Launched:
     """Check everything, run the function under supervision, and return its results."""
     tracking = Tracking.find(config)
     tracking.require_experiment()
@@ -307,6 +313,8 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
     preflight.require(preflight.check_driver(Path(config.output), tracking.store))
     spark = _checked_session(config, spark)
     view = LiveView(epochs=0)
+    if note is not None:
+        view.log(note)
     if misnamed is not None:  # A function that returns no model needs no name for one.
         view.log(f"a model that {config.function} returns could not be registered: {misnamed}")
 

@@ -370,7 +370,7 @@ def _build_parser() -> argparse.ArgumentParser:
         elif name == "resume":
             sub.add_argument("run", metavar="RUN")
             sub.add_argument("--tracking-uri", metavar="URI", help="anew, where it had a password: none is saved")
-            sub.add_argument("--master", metavar="URL", help="another Spark cluster than before")
+            sub.add_argument("--master", "--remote", metavar="URL", help="another Spark cluster than before")
         elif name == "replay":
             sub.add_argument("run", metavar="RUN", help="a run, or the file that an MLflowLogger or a sweep has left")
             sub.add_argument("--tracking-uri", metavar="URI", help="the MLflow server or store, if it has moved")

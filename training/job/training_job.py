@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import check_candidates, classical, sparse_features
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import StoragePath
-from mirrorspark.training.configuration import SQL_FILE, TrainingConfig, few_updates
+from mirrorspark.training.configuration import SQL_FILE, TrainingConfig, default_strategy, few_updates
 from mirrorspark.training.driver import StoreReader
 from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
@@ -168,6 +168,8 @@ class TrainingJob:
         self._log_start()
         for warning in self.warnings:
             self.view.log(f"warning: {warning}")
+        if self.config.strategy is None and self.config.strategy_name != default_strategy(self.config.gpus_per_worker):
+            self.view.log("the model is of Keras 3, which trains by the strategy ring alone")
         if self.config.is_fitted:
             return self._fit()
         with self.view.stage("train") as stage:

@@ -41,7 +41,12 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument_group("measurement").add_argument
     add("--scratch", help="folder that all executors can write to; by default a temporary one of this machine")
     add("--seconds", type=float, default=DEFAULT_PROBE_SECONDS, help="duration of the sample")
-    add("--master", help="Spark master; by default from spark-submit or the environment")
+    add(
+        "--master",
+        "--remote",
+        metavar="URL",
+        help="Spark cluster or Connect server; by default that of Spark's settings",
+    )
     add("--verbose", action="store_true", help="show the log of Spark")
     add("--trust", action="store_true", help="Python code that models bring may run")
     add("--json", action="store_true", help="print the plan as JSON")

@@ -113,6 +113,7 @@ class LoadedModel:
         Raises:
             ModelOutputError: The model has no such index.
             ModuleNotFoundError: The index needs the package ScaNN, which is not installed here.
+            UnsupportedModelError: ScaNN is built for another TensorFlow.
         """
         model = copy.copy(self)
         model._widths = self._widths | dict.fromkeys((CANDIDATES, SCORES), search.most_candidates)

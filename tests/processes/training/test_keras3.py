@@ -8,7 +8,7 @@ from tests.processes.training.programs import keras3_rank as program
 from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 
-USUAL = ("keras/plain", "ours/plain", "ours/own losses", "ours/resumed")
+USUAL = ("keras/plain", "ours/plain", "ours/own losses", "ours/weighted", "ours/resumed")
 TRAINED = (
     *(f"keras/{case}" for case in program.CASES),
     "ours/plain",
@@ -17,6 +17,7 @@ TRAINED = (
     "ours/of rows",
     "ours/own losses",
     "ours/own step",
+    "ours/weighted",
     "ours/two optimizers",
 )
 RESUMED = ("ours/resumed", "keras/resumed")
@@ -48,7 +49,7 @@ def of(results: Results, prefix: str) -> Results:
 
 @pytest.mark.parametrize("name", each(TRAINED))
 def test_two_workers_train_as_one_process_whatever_the_loss_and_the_optimizer(results: Results, name: str) -> None:
-    """T3: in our loop the last batch has padding, which counts nowhere."""
+    """T3: the last batch has one row. In our loop it is filled up with padding, which counts nowhere."""
     loop, case = name.split("/")
     model, history = program.by_keras(case) if loop == "keras" else program.by_us(case, Ring(0, 1))
     for found in of(results, f"{name}/"):

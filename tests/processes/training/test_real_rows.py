@@ -16,9 +16,10 @@ from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 from tests.unit.training.token_dataset import write_dataset
 
-ROWS = 131
+# The last batch of some sizes has one row, so that other workers have padding alone.
+ROWS = 129
 # Other cases differ from this one in their losses alone, which the unit tests have.
-USUAL = ("binary",)
+USUAL = ("binary", program.OWN_STEP)
 CASES = [case if case in USUAL else pytest.param(case, marks=pytest.mark.full) for case in program.CASES]
 
 pytestmark = pytest.mark.timeout(600)
@@ -46,7 +47,7 @@ def folder(
 
 def table(path: Path) -> Dataset:
     """Write three inputs, labels of every kind, and weights, some of which are 0."""
-    rng = np.random.default_rng(8)
+    rng = np.random.default_rng(9)
     inputs = rng.normal(size=(3, ROWS))
     labels = [rng.integers(0, 2, ROWS), rng.integers(0, 4, ROWS), *rng.integers(0, 2, (4, ROWS)), rng.poisson(2, ROWS)]
     columns = {f"n{place}": values.astype(np.float64) for place, values in enumerate([*inputs, *labels])}
@@ -68,7 +69,7 @@ def rows_of(folder: Path, case: str, step: int, batch: int) -> list[tf.Tensor]:
     return [part[is_row] for part in (features, label, weight)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != program.OWN_STEP])
 def test_losses_depend_neither_on_the_size_of_batches_nor_on_the_number_of_workers(
     folder: Path, workers_of_rings: tuple[int, ...], case: str
 ) -> None:
@@ -91,7 +92,7 @@ def test_the_gradient_of_the_last_batch_is_the_mean_over_its_rows(
 ) -> None:
     with np.load(folder / "0.npz") as file:
         results = dict(file)
-    for batch in program.BATCHES:
+    for batch in program.OF_ONE_ROW if case == program.OWN_STEP else program.BATCHES:
         model = program.compiled(case, rate=1.0)
         before = model.get_weights()
         model.train_step(tuple(rows_of(folder, case, (ROWS - 1) // batch, batch)))

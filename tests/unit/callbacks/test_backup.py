@@ -5,15 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.callbacks.backup import BackupAndRestore, ResumePoint, restore, resume_point
+from mirrorspark.callbacks.backup import BackupAndRestore, ResumePoint, restore, restore_weights, resume_point
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import commit, training_state
 from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
+from tests.unit.training.test_function_rank import Twin
 
 NewModel = Callable[..., tf_keras.Model]
 NewDataset = Callable[..., tf.data.Dataset]
@@ -205,8 +208,9 @@ def test_a_callback_without_saved_state_is_named(
         lambda: tf_keras.optimizers.SGD(0.01, momentum=0.9),
         lambda: tf_keras.mixed_precision.LossScaleOptimizer(tf_keras.optimizers.Adam(0.01)),
         lambda: tf_keras.optimizers.Adam(tf_keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)),
+        lambda: tf_keras.optimizers.Adam(0.01, use_ema=True),
     ],
-    ids=["legacy", "momentum", "loss-scale", "schedule"],
+    ids=["legacy", "momentum", "loss-scale", "schedule", "averages"],
 )
 def test_every_kind_of_optimizer_comes_back_with_slots_and_iterations(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, optimizer: Callable[[], Any]
@@ -223,3 +227,40 @@ def test_every_kind_of_optimizer_comes_back_with_slots_and_iterations(
     assert int(restored.optimizer.iterations) == 4
     for a, b in zip(values(saved), values(restored), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def with_averages(kind: Any, seed: int) -> Any:
+    kind.utils.set_random_seed(seed)
+    model = kind.Sequential([kind.layers.Input((2,)), kind.layers.Dense(1)])
+    model.compile(kind.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), "mse")
+    return model
+
+
+ROWS = np.random.default_rng(3).normal(size=(32, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [tf_keras, keras], ids=["tf-keras", "Keras 3"])
+def test_a_model_to_predict_with_has_the_averages_of_its_weights_as_after_fit_of_keras(
+    tmp_path: Path, kind: Any
+) -> None:
+    """#53: a resumed training goes on with the weights themselves."""
+    trained, restored, resumed = (with_averages(kind, seed) for seed in (1, 2, 3))
+    checkpoint = ChiefCheckpoint(tmp_path, monitor=None)
+    trained.fit(ROWS, ROWS.sum(1), epochs=2, batch_size=8, callbacks=[checkpoint], verbose=0)
+    restore_weights(restored, newest(tmp_path))
+    restore(resumed, resumed.optimizer, newest(tmp_path))
+    for averaged, expected, last in zip(*(one.get_weights() for one in (restored, trained, resumed)), strict=True):
+        np.testing.assert_array_equal(averaged, expected)
+        assert np.abs(last - expected).max() > 1e-3
+
+
+def test_averages_of_two_workers_are_those_of_one_process() -> None:
+    found = []
+    for strategy in (tf.distribute.get_strategy(), RingStrategy(Twin())):  # type: ignore[arg-type]
+        data = tf.data.Dataset.from_tensor_slices((ROWS, ROWS.sum(1))).batch(8)
+        with strategy.scope():
+            model = with_averages(tf_keras, 1)
+        model.fit(strategy.distribute_datasets_from_function(lambda _, data=data: data), epochs=2, verbose=0)
+        found.append([*model.get_weights(), *(average.numpy() for average in training_state.averages(model.optimizer))])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-6)

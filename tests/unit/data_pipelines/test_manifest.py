@@ -46,6 +46,8 @@ def test_a_saved_manifest_comes_back_equal(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path)
     assert Manifest.load(tmp_path) == MANIFEST
     assert [file.name for file in tmp_path.iterdir()] == [MANIFEST_FILE]
+    rewrite(tmp_path, lambda document: document.update(compression="none"))  # as earlier versions wrote it
+    assert Manifest.load(tmp_path) == MANIFEST
 
 
 def test_rows_and_bytes_are_those_of_all_shards() -> None:

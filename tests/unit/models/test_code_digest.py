@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mirrorspark.models import keras3
 from mirrorspark.models.code_digests import code_digest
 
 
@@ -104,6 +105,31 @@ def test_what_a_function_uses_of_a_module_of_the_users_counts_and_the_rest_of_it
 def test_a_global_that_only_shares_its_name_with_an_attribute_does_not_count() -> None:
     source = "result = {value}\ndef build(features):\n    return features.result"
     assert len({code_digest(in_notebook(source.format(value=value))["build"]) for value in (1, 2)}) == 1
+
+
+IN_KERAS_3 = (
+    "import keras\ndef build(features):\n    return keras.Model",
+    "from keras import layers\ndef build(features):\n    return [layers.Dense(1) for _ in features]",
+    "def build(features):\n    from keras.layers import Dense\n    return Dense",
+    "import keras\nclass build(keras.Model):\n    pass",
+    "import keras\ndef of():\n    class Net(keras.Model):\n        pass\n    return lambda features: Net\nbuild = of()",
+    "import functools, keras\ndef of(kind, features):\n    return kind\nbuild = functools.partial(of, keras.Model)",
+)
+IN_ANOTHER = (
+    "def build(features):\n    import tf_keras\n    return tf_keras.Model",
+    "def build(features):\n    import keras\n    import tensorflow as tf\n    return tf.keras.Model",
+    "def build(features):\n    import keras\n    from tensorflow.keras import layers\n    return layers",
+    "def build(features):\n    import keras\n    from tensorflow import keras as old\n    return old",
+    "def build(features):\n    import models_of_mine\n    return models_of_mine.build()",
+    "build = len",
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_of_keras3"), [(one, True) for one in IN_KERAS_3] + [(one, False) for one in IN_ANOTHER]
+)
+def test_code_shows_that_it_uses_keras_3_and_no_tf_keras(source: str, is_of_keras3: bool) -> None:
+    assert keras3.is_code_of_keras3(in_notebook(source)["build"]) is is_of_keras3
 
 
 def test_what_refers_to_itself_has_a_digest() -> None:

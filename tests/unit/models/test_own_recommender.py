@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.step_loop import use_step_loop
 from mirrorspark.models.index.exact import ExactTopK
 from mirrorspark.models.serving.export import RetrievalModule, build_indexes, candidate_embeddings
+from mirrorspark.models.serving.saved_functions import concrete, save_functions
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.protocol.ring.losses import mean_losses
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.unit.models.conftest import vocabulary
+from tests.unit.training.test_function_rank import Twin
 
 MOVIES = ("m0", "m1", "m2", "m3")
 FEATURES = {
@@ -145,6 +150,35 @@ KINDS = pytest.mark.parametrize(
 )
 
 
+class OwnMean(Crossed):
+    """Computes a mean that is 0/0 of no row, and has a metric of it."""
+
+    def __init__(self, features: FittedFeatures) -> None:
+        super().__init__(features)
+        self.tracker = tf_keras.metrics.Mean(name="error")
+
+    def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        super().compute_loss(inputs)  # whose task says which predictions are scores
+        joined = tf.concat([self.tables[0](inputs["user"]), self.tables[1](inputs["movie"])], axis=1)
+        loss = tf.reduce_mean((inputs["stars"] - self.out(self.cross(joined))[:, 0]) ** 2)
+        self.tracker.update_state(loss)
+        return loss
+
+
+def test_a_worker_without_a_row_adds_nothing_to_the_step() -> None:
+    strategy = RingStrategy(Twin())  # type: ignore[arg-type]
+    with strategy.scope(), mean_losses(strategy):
+        _, model = built(OwnMean, RATING)
+        before = [weight.numpy() for weight in model.trainable_weights]
+        nothing = rows(4, 1)._replace(weight=tf.zeros([4]), scale=tf.constant(8.0))
+        for step in (model.train_step, model.test_step):
+            logs = tf.function(lambda step=step: strategy.run(step, args=(nothing,)), autograph=False)()
+            assert {name: float(value) for name, value in logs.items()} == dict.fromkeys(logs, 0.0)
+        assert float(model.tracker.count.read_value()) == 0
+        for weight, value in zip(model.trainable_weights, before, strict=True):
+            np.testing.assert_array_equal(weight.numpy(), value)
+
+
 @KINDS
 def test_every_kind_trains_on_rows_without_their_padding(build: Any, features: FittedFeatures) -> None:
     """The loss of padded rows is that of the rows alone, as their metrics are."""
@@ -196,8 +230,42 @@ def test_a_model_that_does_not_go_with_the_label_or_the_precision_is_refused_in_
         built(lambda _: Retrieval(CHOICE), RATING)
     with pytest.raises(ModelSettingsError, match=r"calls no tfrs\.tasks\.Retrieval, which the label 'movie'"):
         built(lambda _: WithoutTask(), CHOICE)
+    with pytest.raises(ModelSettingsError, match=r"whose ScaNN index has candidates before the training, those of"):
+        built(with_index("ScaNN", is_filled=True), CHOICE)
     with pytest.raises(ModelSettingsError, match=r"returns Sequential, and a label of kind candidate needs a model of"):
         built(lambda _: tf_keras.Sequential([tf_keras.layers.Dense(1)]), CHOICE)
+
+
+def with_index(kind: str, *, is_filled: bool) -> Callable[..., Any]:
+    """Return a function that builds a model with an index of its own."""
+
+    def build(features: FittedFeatures) -> Any:
+        model: Any = Retrieval(features)
+        options = {"num_leaves": 1, "num_leaves_to_search": 1} if kind == "ScaNN" else {}
+        model.index = getattr(tfrs.layers.factorized_top_k, kind)(model.who, k=2, **options)
+        if is_filled:
+            ids = tf.data.Dataset.range(2, 6).batch(4).repeat(10)  # which ScaNN needs for its clusters
+            model.index.index_from_dataset(ids.map(lambda some: (some, model.what(some))))
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_filled"), [("BruteForce", True), ("Streaming", True), ("ScaNN", False)], ids=lambda given: str(given)
+)
+def test_an_index_of_the_model_is_left_alone_and_the_exported_one_has_the_trained_candidates(
+    kind: str, is_filled: bool, tmp_path: Path
+) -> None:
+    architecture, model = built(with_index(kind, is_filled=is_filled), CHOICE)
+    model.fit(tf.data.Dataset.from_tensors(rows(6, 6)).repeat(), epochs=1, steps_per_epoch=2, verbose=0)
+    module = RetrievalModule(architecture, model, CHOICE, 2, build_indexes(model, 2))
+    function, specs = module.functions()["encoded"]
+    save_functions(module, {"encoded": concrete(function, specs)}, tmp_path)
+    inputs = {name: rows(4, 4).features[name] for name in ("user", "watched")}
+    found = tf.saved_model.load(str(tmp_path)).signatures["encoded"](**inputs)["candidates"]
+    best = (model.query(inputs).numpy() @ model.what.get_weights()[0][2:].T).argsort(axis=1)[:, ::-1][:, :2]
+    assert found.numpy().tolist() == [[MOVIES[place].encode() for place in row] for row in best]
 
 
 class WithoutTask(tfrs.Model):

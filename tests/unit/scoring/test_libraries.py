@@ -2,11 +2,13 @@
 
 import gc
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends.libraries import import_scann, library
+from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 
 WATCHES = "import gc\nwas_enabled = gc.isenabled()\n"
 
@@ -33,3 +35,21 @@ def test_it_is_on_again_behind_an_import_that_fails() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"this needs it, but .* has no module 'no_such_module'"):
         library("no_such_module", "this needs it")
     assert gc.isenabled()
+
+
+OF_ANOTHER_TENSORFLOW = """
+import tensorflow as tf
+raise tf.errors.NotFoundError(None, None, "scann_ops.so: undefined symbol: _ZN10tensorflow8OpKernel")
+"""
+
+
+def test_a_scann_that_is_built_for_another_tensorflow_is_named_with_both_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
+    (tmp_path / "scann.py").write_text(OF_ANOTHER_TENSORFLOW, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "scann")
+    message = rf"scann {version('scann')} does not load with TensorFlow {version('tensorflow')}; install tensorflow~=2"
+    with pytest.raises(UnsupportedModelError, match=message):
+        import_scann()

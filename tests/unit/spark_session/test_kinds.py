@@ -1,7 +1,6 @@
 """Abilities of a session in addition to its tables, by its kind; a missing one is refused in one way."""
 
 import logging
-import operator
 import pickle
 import signal
 import subprocess
@@ -16,9 +15,10 @@ from pyspark import BarrierTaskContext, BarrierTaskInfo, SparkFiles, TaskContext
 from pyspark.accumulators import Accumulator
 from pyspark.resource import ResourceInformation
 
-from mirrorspark.spark_session import task
+from mirrorspark.spark_session import kinds, task
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
+from mirrorspark.spark_session.connect_jobs import JobsOverConnect
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.session import MissingCapabilityError, Session, StageTasks
 from mirrorspark.spark_session.silence import hide_interrupts
@@ -84,18 +84,8 @@ def test_py4j_logs_no_stack_of_its_own(caplog: pytest.LogCaptureFixture) -> None
 
 
 CAPABILITIES = [name for name in vars(Session) if not name.startswith("_")]
-ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "setting": ("spark.task.cpus",),
-    "driver_gpus": ("gpu",),
-    "job_group": ("group", "description"),
-    "cancel_jobs": ("group",),
-    "send_archive": ("name", print),
-    "task_total": ({}, operator.or_),
-    "empty_table": (None,),
-    "parquet_plan": (None,),
-    "store_look": ([],),
-    "give_checkpoints": (Path("folder"),),
-}
+# A server sets the environment of its tasks, and opens its stores itself.
+NOT_OVER_CONNECT = {"task_environment": (), "store_look": ([],)}
 
 
 class Context:
@@ -128,16 +118,33 @@ def test_a_session_with_a_context_is_a_classic_one_and_has_every_capability() ->
     assert [name for name in CAPABILITIES if name not in vars(ClassicSession)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in CAPABILITIES if name not in ("kind", "remedy")])
-def test_a_session_of_spark_connect_lacks_them_and_says_so_with_the_way_out(name: str) -> None:
-    spark: Any = object()
-    session = session_of(spark)
+class Client:
+    """A session of Spark Connect that is asked for nothing."""
+
+    session_id, is_stopped = "e1f0", False
+
+
+def test_a_session_of_spark_connect_has_all_but_few_capabilities_and_is_remembered_until_it_is_stopped() -> None:
+    client: Any = Client()
+    session = session_of(client)
     assert isinstance(session, ConnectSession)
-    given = {"timeout_seconds": 1.0} if name == "run_barrier_job" else {}
+    assert session_of(client) is session
+    own = vars(ConnectSession) | vars(JobsOverConnect)
+    assert [name for name in CAPABILITIES if name not in own and name not in NOT_OVER_CONNECT] == ["has_context"]
+    client.is_stopped = True
+    another: Any = Client()
+    another.session_id = "e1f1"
+    session_of(another)
+    assert [*kinds._OVER_CONNECT] == ["e1f1"]
+
+
+@pytest.mark.parametrize(("name", "arguments"), NOT_OVER_CONNECT.items())
+def test_what_a_session_of_spark_connect_lacks_is_refused_with_the_way_out(name: str, arguments: tuple[Any]) -> None:
+    session: Any = ConnectSession(Client())  # type: ignore[arg-type]
     with pytest.raises(
         MissingCapabilityError, match=r"one of Spark Connect, which has no .+; use a classic one"
     ) as found:
-        getattr(session, name)(*ARGUMENTS.get(name, (print, 2) if given else ()), **given)
+        getattr(session, name)(*arguments)
     again = pickle.loads(pickle.dumps(found.value))  # noqa: S301 - our own
     assert (type(again), str(again)) == (MissingCapabilityError, str(found.value))
 

@@ -17,6 +17,7 @@ import yaml
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError, Label, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.classical import Ease
+from mirrorspark.models.own_model import own_model
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.configuration import rules as config_rules
 from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
@@ -155,6 +156,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"local_steps": 2, "checkpoint_every_seconds": 9.0}, "checkpoint_every_seconds does not go with local_steps"),
         ({"local_steps": 2, "strategy": "multi_worker_mirrored"}, "local_steps above 1 need the strategy ring"),
         ({"strategy": "ring", "gpus_per_worker": 1}, "the strategy ring trains on CPUs"),
+        ({"model": {"name": "own_binary", "of_keras3": True}, "gpus_per_worker": 2}, "uses one GPU per worker; set"),
         ({"strategy": "parameter_server"}, "give the strategy parameter_server and 1 or more of them, or neither"),
         ({"parameter_servers": 2}, "strategy ring with parameter_servers 2; give"),
         ({"outer_momentum": 1.0}, "outer_momentum is 1.0; use a number from 0"),
@@ -290,6 +292,19 @@ def test_a_notebook_configures_training_alone() -> None:
     config = TrainingConfig(name="rides", model={"name": "multi_field", "embedding_dim": 4})
     assert (config.task, config.model_options) == ("binary", {"embedding_dim": 4})
     assert config.identity != dataclasses.replace(config, epochs=1).identity
+
+
+def test_a_model_of_keras_3_trains_by_the_ring_on_gpus_too() -> None:
+    def build(features: Any) -> Any:
+        import keras
+
+        return keras.Sequential([keras.layers.Dense(1)])
+
+    of_keras3 = TrainingConfig(name="rides", model=own_model(build, "binary"), gpus_per_worker=1)
+    assert (of_keras3.strategy_name, of_keras3.open_servers) == ("ring", None)
+    assert dataclasses.replace(of_keras3, strategy="multi_worker_mirrored").strategy_name == "multi_worker_mirrored"
+    other = TrainingConfig(name="rides", model=own_model(lambda features: features, "binary"), gpus_per_worker=1)
+    assert other.strategy_name == "multi_worker_mirrored"
 
 
 def test_a_multi_label_model_is_watched_and_compared_as_such() -> None:

@@ -39,7 +39,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plant:
             asked["session"] = (master, workers)
             if session is not None:
                 raise session
-            return SimpleNamespace(stop=stop)
+            return SimpleNamespace(stop=stop, sparkContext=SimpleNamespace(master="local[2]"))
 
         def check_driver(output: Path, uri: str, master: str | None) -> list[Check]:
             asked["driver"] = (output, uri, master)
@@ -63,7 +63,11 @@ def test_healthy_machines_are_a_table_and_status_0(plant: Plant, capsys: pytest.
     assert main(["--master", "spark://a:1", "--workers", "3", "--tracking-uri", "http://b"]) == EXIT_HEALTHY
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["ok   java          17", "ok   slots         2", "warn clocks        2 s apart"]
-    assert lines[3].startswith("ok   strategy      ring sums gradients on CPUs")
+    assert lines[3] == (
+        "ok   scoring       classic Spark: models reach the tasks from this machine's disk, and counters come back by "
+        "accumulators"
+    )
+    assert lines[4].startswith("ok   strategy      ring sums gradients on CPUs")
     assert lines[-1].startswith("training can run here, 1 to look at (")
     assert asked["driver"] == (Path("mirrorspark-output"), "http://b", "spark://a:1")
     assert asked["session"] == ("spark://a:1", 3)
@@ -77,7 +81,7 @@ def test_a_failed_check_is_status_1_and_a_json_document_tells_all(plant: Plant, 
     assert main(["--json", str(file), "--tracking-uri", "http://b"]) == EXIT_FAILED
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["passed"] is False
-    assert [check["status"] for check in document["checks"]] == ["ok", "FAIL", "ok"]
+    assert [check["status"] for check in document["checks"]] == ["ok", "FAIL", "ok", "ok"]
     assert document["checks"][1]["values"] == {"slots": 1}
 
 

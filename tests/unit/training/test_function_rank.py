@@ -405,6 +405,9 @@ class Twin:
     def all_reduce(self, array: Any) -> Any:
         return 2 * array
 
+    def all_gather_many(self, arrays: Any) -> Any:
+        return [arrays, arrays]
+
     def broadcast(self, array: Any) -> Any:
         return array
 

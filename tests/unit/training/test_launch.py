@@ -34,7 +34,10 @@ def config(**knobs: Any) -> LaunchConfig:
         ({"step_limit_seconds": 0}, "above 0"),
         ({"threads_per_worker": 0}, "threads_per_worker is 0; use 1 or more"),
         ({"strategy": "horovod"}, "'horovod' is unknown; use one of"),
-        ({"strategy": "ring", "gpus_per_worker": 1}, "trains on CPUs"),
+        (
+            {"strategy": "ring", "gpus_per_worker": 2},
+            "gpus_per_worker is 2, and the strategy ring uses one GPU per worker",
+        ),
         ({"local_mode": True}, "local_mode is one process on the driver's machine, and workers is 2; set workers to 1"),
     ],
 )
@@ -82,6 +85,41 @@ def test_a_function_that_may_return_no_model_needs_no_name_in_unity_catalog(
 def test_two_ways_to_say_who_builds_the_strategy_must_agree() -> None:
     with pytest.raises(ValueError, match="brings its own"):
         run_train_fn(lambda: None, name="mine", strategy="ring", use_custom_strategy=True)
+
+
+def keras_3(model: Any) -> Any:
+    import keras
+
+    return keras.Model
+
+
+def either_keras(model: Any) -> Any:
+    import keras
+    import tensorflow as tf
+
+    return keras.Model, tf.keras.Model
+
+
+@pytest.mark.parametrize(
+    ("train_fn", "knobs", "strategy"),
+    [
+        (keras_3, {}, "ring"),
+        (keras_3, {"gpus_per_worker": 1}, "ring"),
+        (keras_3, {"strategy": "multi_worker_mirrored"}, "multi_worker_mirrored"),
+        (keras_3, {"use_custom_strategy": True}, "own"),
+        (either_keras, {}, "multi_worker_mirrored"),
+        (len, {}, "multi_worker_mirrored"),
+    ],
+)
+def test_a_function_of_keras_3_trains_by_the_ring_unless_it_is_given_another_strategy(
+    train_fn: Any, knobs: dict[str, Any], strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(launch, "_launch", lambda *given: started.append(given))
+    run_train_fn(train_fn, name="mine", **knobs)
+    ((settings, _, _, note),) = started
+    assert settings.strategy == strategy
+    assert (note == "keras_3 uses Keras 3, so its strategy is ring") == (strategy == "ring")
 
 
 def test_any_number_of_workers_between_the_two_may_train() -> None:

@@ -13,7 +13,6 @@ from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 from pyspark import BarrierTaskContext, BarrierTaskInfo, TaskContext, cloudpickle
 from pyspark.resource import ResourceInformation
 
-from mirrorspark.spark_session.session import MissingCapabilityError
 from mirrorspark.training.driver import launcher
 from mirrorspark.training.driver.launcher import (
     BarrierJobError,
@@ -92,18 +91,6 @@ def test_the_error_of_a_job_survives_pickle() -> None:
     error = BarrierJobError(RankError("spark", None, "BarrierJobError", "lost", 7.0))
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert (again.error, str(again)) == (error.error, "lost")
-
-
-class ConnectSession:
-    """A Spark Connect session refuses the attribute as this one does: it is not there."""
-
-
-def test_a_spark_connect_session_is_refused_with_the_way_out() -> None:
-    with pytest.raises(
-        MissingCapabilityError, match=r"Spark Connect, which has no barrier jobs; .*\.master\(\.\.\.\)"
-    ) as raised:
-        SparkLauncher(ConnectSession())  # type: ignore[arg-type]
-    assert isinstance(raised.value, ValueError)
 
 
 class ClassicSession:

@@ -177,7 +177,7 @@ def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> 
     driver.signal.request_now("Ctrl-C twice")
     assert driver.cancelled == 0
     driver.tick(3)
-    assert (driver.cancelled, driver.running.stop) == (3, "requested")
+    assert (driver.cancelled, driver.running.stop, driver.sent) == (3, "requested", ["stop", "abort"])
 
 
 def test_an_urgent_stop_is_known_as_one_though_no_tick_has_come(driver: Driver) -> None:

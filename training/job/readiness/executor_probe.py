@@ -273,7 +273,8 @@ def fingerprint() -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
+            # PySpark is there: as its client alone, which may be of an earlier version than the server.
+            found[package] = UNKNOWN if package == "pyspark" else "missing"
     return found | {"mirrorspark's code": _source_digest()}
 
 

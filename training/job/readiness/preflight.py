@@ -14,19 +14,25 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.extras import install_line, keras_line
+from mirrorspark.extras import EXTRAS, install_line, keras_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
-    USE_CLASSIC,
+    AnotherSessionError,
     MissingCapabilityError,
     Session,
+    SparkStartError,
     is_local,
     java_major_version,
+    reached,
+    server_of,
     session_of,
+    starts_java,
     user_settings,
+    why_unreachable,
 )
 from mirrorspark.storage import StorageError, StoragePath, lakes, without_credentials
 from mirrorspark.training.job.readiness.checks import Check, PreflightError, failure, require, warning
@@ -51,6 +57,10 @@ TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
 # Ends of the ranges in setup.cfg, which an installation next to the packages of a platform does not check.
 OLDEST = {"pyspark": "4.0", "mlflow": "3.0"}
 _LIMITS = {("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed"}
+_UNTRIED_PANDAS = "3.0"
+# The extra that training needs with all that it brings, and the modules of it without which nothing trains.
+_TRAINING = ("data", "train")
+_NEEDED = ("numba", "pandas", "spark_tensorflow_distributor")
 _RECOMMENDERS = "recommenders"
 # Of the metadata of scann, which says for which TensorFlow its operations are built.
 _TENSORFLOW_OF_SCANN = re.compile(r"tensorflow~=(\d+\.\d+)")
@@ -66,10 +76,11 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     """Return the checks that need no Spark session."""
     writable = _output(output)
     file_system = check_file_system(_existing(output)) if writable.passed else None
-    checks = [_session(master), _java(), _packages(), _keras(), _recommenders()]
-    checks += [writable, file_system, _tracking(tracking_uri)]
+    has_java = starts_java(master)
+    checks = [_session(master), _java() if has_java else None, _packages(), _pandas(), _parts(), _keras()]
+    checks += [_recommenders(), writable, file_system, _tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
-    if not is_local(master or "local") and SparkSession.getActiveSession() is None:
+    if has_java and not is_local(master or "local") and SparkSession.getActiveSession() is None:
         checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
     return [check for check in checks if check is not None]
 
@@ -155,30 +166,18 @@ def _store(location: str) -> StoragePath:
 
 
 def _session(master: str | None) -> Check:
-    remote = os.environ.get("SPARK_REMOTE")
-    if remote:
-        return _refused_connect(f"SPARK_REMOTE is {remote.partition(';')[0]}")
-    if master and master.startswith("sc://"):
-        return _refused_connect(f"--master is {master.partition(';')[0]}")
+    try:
+        if (server := server_of(master)) is not None:
+            return Check("session", True, reached(server))
+    except (AnotherSessionError, SparkStartError) as error:
+        return failure("session", str(error))
     if master and master.startswith("spark://"):
-        problems = [_master_problem(address) for address in master.removeprefix("spark://").split(",")]
+        problems = [
+            why_unreachable(address, _STANDALONE_PORT) for address in master.removeprefix("spark://").split(",")
+        ]
         if all(problems):
             return failure("session", f"{master} cannot be reached ({problems[0]}); start it or correct --master")
     return Check("session", True, master or "the active one, or a local one")
-
-
-def _refused_connect(what: str) -> Check:
-    # Callers cut Connect URLs after the address, where a token may follow.
-    return failure("session", f"{what}, which has no barrier jobs and so cannot train; {USE_CLASSIC}")
-
-
-def _master_problem(address: str) -> str | None:
-    host, _, port = address.rpartition(":") if ":" in address else (address, "", "")
-    try:
-        socket.create_connection((host.strip("[]"), int(port or _STANDALONE_PORT)), REACH_SECONDS).close()
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "strerror", None) or error)
-    return None
 
 
 def _java() -> Check:
@@ -196,7 +195,7 @@ def _packages() -> Check:
     found = {}
     for package in (*SHARED_PACKAGES, "mlflow"):
         try:
-            found[package] = version(package)
+            found[package] = pyspark.__version__ if package == "pyspark" else version(package)
         except PackageNotFoundError:
             module = package.replace("-", "_")
             return failure("packages", f"{package} is not installed; run: {install_line(module)}")
@@ -218,6 +217,34 @@ def _packages() -> Check:
     return Check("packages", True, "".join([versions, *limits]))
 
 
+def _pandas() -> Check | None:
+    """Return the check of pandas; None for a version with which all has been run."""
+    try:
+        found = version("pandas")
+    except PackageNotFoundError:
+        return None  # which _parts() says
+    if _numbers(found) < _numbers(_UNTRIED_PANDAS):
+        return None
+    return warning(
+        "pandas",
+        f"pandas {found} has been run with scoring alone, not with conversion and training; with an error run: "
+        f'pip install "pandas<{_UNTRIED_PANDAS.partition(".")[0]}"',
+    )
+
+
+def _parts() -> Check | None:
+    """Return the check of the other modules of the extra ``train``; None if all are there."""
+    absent = [name for name, extra in EXTRAS.items() if extra in _TRAINING and importlib.util.find_spec(name) is None]
+    missing = sorted({*absent} - {"tensorflow"})  # of which the check of packages has the version
+    if not missing:
+        return None
+    needed = [name for name in missing if name in _NEEDED]
+    line = install_line("spark_tensorflow_distributor")
+    if needed:
+        return failure("parts", f"Python finds no module {', '.join(needed)}; run: {line}")
+    return warning("parts", f"Python finds no module {', '.join(missing)}, which parts of training need; run: {line}")
+
+
 def _minor(number: str) -> str:
     return ".".join(number.split(".")[:2])
 
@@ -230,7 +257,10 @@ def _keras() -> Check:
     if importlib.util.find_spec("tf_keras") is None:
         return failure("keras", f"Python finds no module tf_keras; run: {install_line('tf_keras')}")
     # Workers set TF_USE_LEGACY_KERAS themselves, so its value here does not matter.
-    return Check("keras", True, f"workers train models of tf-keras, and your own of Keras {version('keras')}, too")
+    try:
+        return Check("keras", True, f"workers train models of tf-keras, and your own of Keras {version('keras')}, too")
+    except PackageNotFoundError:
+        return Check("keras", True, "workers train models of tf-keras; for your own of Keras 3 run: pip install keras")
 
 
 def _recommenders() -> Check | None:

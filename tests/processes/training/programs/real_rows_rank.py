@@ -27,22 +27,51 @@ BATCHES = (32, 48, 128, 512)
 # The size of the batches of an epoch of training, whose rate is 0.
 TRAINED = 48
 OWN = "own model"
-CASES = ("binary", "multi_class", "multi_label", "squared", "binary ensemble", OWN)
+# Divides by the weights of a worker's rows: that is the mean over all where one worker has all of them.
+OWN_STEP, OF_ONE_ROW = "own step", (32, 128)
+CASES = ("binary", "multi_class", "multi_label", "squared", "binary ensemble", OWN, OWN_STEP)
 # The places of the inputs and of the labels of each task among the table's numbers.
 INPUTS = slice(0, 3)
 LABELS = {"binary": 3, "multi_class": 4, "multi_label": slice(5, 9), "regression": 9}
 
 
+class OwnStep(tf_keras.Model):
+    """Computes its own loss, which is 0/0 of padding alone."""
+
+    def __init__(self, *graph: Any) -> None:
+        super().__init__(*graph)
+        self.tracker = tf_keras.metrics.Mean(name="loss")
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = self._loss_of(data)
+        self.optimizer.minimize(loss, self.trainable_variables, tape)
+        return {"loss": self.tracker.result()}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        self._loss_of(data)
+        return {"loss": self.tracker.result()}
+
+    def _loss_of(self, data: Any) -> Any:
+        x, y, weight = data
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(y, tf.float32)[:, None], self(x))[:, 0]
+        loss = tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)
+        self.tracker.update_state(loss, tf.reduce_sum(weight))
+        return loss
+
+
 def task_of(case: str) -> str:
-    return "binary" if case == OWN else alone.CASES[case][0]
+    return "binary" if case in (OWN, OWN_STEP) else alone.CASES[case][0]
 
 
 def compiled(case: str, rate: float) -> tf_keras.Model:
     """Return the model of a case; its updates with a rate of 1 are its gradients."""
-    if case != OWN:
+    if case not in (OWN, OWN_STEP):
         return alone.compiled(case, rate)
     model = alone.model_of(1)
-    model.compile(tf_keras.optimizers.SGD(rate), loss=tf_keras.losses.BinaryCrossentropy(from_logits=True))
+    loss = tf_keras.losses.BinaryCrossentropy(from_logits=True) if case == OWN else None
+    model = model if loss else OwnStep(model.inputs, model.outputs)
+    model.compile(tf_keras.optimizers.SGD(rate), loss=loss)
     keep_compilation(model, 1)
     return model
 

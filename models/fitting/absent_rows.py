@@ -1,0 +1,126 @@
+"""Steps of a worker that has no row of a batch: the last one of an epoch may have fewer rows than there are workers.
+
+Its share is padding alone, or nothing. A mean over its rows that a user's own step computes is not a number then: such
+a value counts for nothing, and a worker whose gradient has one takes no part in the step.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from mirrorspark.data_pipelines.reading import PaddedBatch
+
+# By thread, since the replicas of a process run their steps in threads.
+_of_thread = threading.local()
+
+
+def has_rows(batch: Any) -> Any:
+    """Return whether a batch has a row, of a padded one a row with a weight: a tensor, or True if that is certain."""
+    if isinstance(batch, PaddedBatch):
+        return tf.reduce_any(batch.weight != 0)
+    first = tf.nest.flatten(batch)[0]
+    is_certain = not tf.is_tensor(first) or first.shape.rank in (None, 0) or first.shape[0]
+    return True if is_certain else tf.shape(first)[0] > 0
+
+
+def run_step(
+    step: Callable[[], Any], has_rows: Any, metrics: Iterable[Sequence[tf.Variable]], *, needs_rows: bool = False
+) -> tuple[Any, Any]:
+    """Return the logs of a step, and whether the worker takes part in it.
+
+    Without a row, values and metrics that are not numbers after it count for nothing.
+
+    Args:
+        step: Computes gradients that pass through :func:`counted_gradients`, and updates metrics.
+        has_rows: The return value of :func:`has_rows`.
+        metrics: The variables of each metric.
+        needs_rows: A worker without a row takes no part in the step even if its gradient is a number.
+    """
+    if has_rows is True:
+        return step(), True
+    before = [[(variable, tf.identity(variable)) for variable in one] for one in metrics]
+    _of_thread.has_rows, _of_thread.needs_rows = has_rows, needs_rows
+    try:
+        logs = step()
+    finally:
+        _of_thread.has_rows = True
+
+    def put_back() -> tf.Tensor:
+        for metric in before:
+            is_finite = _are_finite([tf.identity(variable) for variable, _ in metric])
+            for variable, value in metric:
+                variable.assign(tf.where(is_finite, tf.identity(variable), value))
+        return tf.constant(True)
+
+    tf.cond(has_rows, lambda: tf.constant(True), put_back)
+    values = [value for value in tf.nest.flatten(logs) if isinstance(value, tf.Tensor)]
+    takes_part = has_rows if needs_rows else tf.logical_or(has_rows, _are_finite(values))
+    return tf.nest.map_structure(lambda value: counted(value, has_rows), logs), takes_part
+
+
+def counted(value: Any, has_rows: Any) -> Any:
+    """Return a value, or 0 for one that is not a number of a worker without a row."""
+    if has_rows is True or not isinstance(value, tf.Tensor) or not value.dtype.is_floating:
+        return value
+    return tf.where(tf.logical_or(has_rows, tf.math.is_finite(value)), value, tf.zeros_like(value))
+
+
+def counted_gradients(gradients: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Return the gradients that a worker adds to those of the others, and whether it takes part in the step.
+
+    Args:
+        gradients: Of the step that runs: tensors or ``tf.IndexedSlices``.
+    """
+    has_rows = getattr(_of_thread, "has_rows", True)
+    if has_rows is True or not gradients:
+        return list(gradients), True
+    values = [one.values if isinstance(one, tf.IndexedSlices) else one for one in gradients]
+    takes_part = has_rows
+    if not _of_thread.needs_rows:
+        takes_part = tf.cond(has_rows, lambda: tf.constant(True), lambda: _are_finite(values))
+    # Only a branch that is taken costs a copy.
+    kept = tf.cond(takes_part, lambda: values, lambda: [tf.zeros_like(one) for one in values])
+    return [_with_values(one, own) for one, own in zip(gradients, kept, strict=True)], takes_part
+
+
+def count_gradients(optimizer: Any) -> None:
+    """Make an optimizer of tf-keras, which sums the workers' gradients, take :func:`counted_gradients`."""
+    plain = optimizer.apply_gradients
+    if getattr(plain, "counts", False):
+        return
+
+    def apply_gradients(grads_and_vars: Iterable[tuple[Any, Any]], *args: Any, **kwargs: Any) -> Any:
+        pairs = list(grads_and_vars)
+        counted = iter(counted_gradients([gradient for gradient, _ in pairs if gradient is not None])[0])
+        kept = [(None if gradient is None else next(counted), variable) for gradient, variable in pairs]
+        return plain(kept, *args, **kwargs)
+
+    apply_gradients.counts = True  # type: ignore[attr-defined]
+    optimizer.apply_gradients = apply_gradients
+
+
+def optimizers_of(model: Any, kind: Any) -> list[Any]:
+    """Return the compiled optimizer, and those of a kind that the model keeps for parts of itself, as a GAN does."""
+    values = (value if isinstance(value, list | tuple) else [value] for value in vars(model).values())
+    own = [one for some in values for one in some if isinstance(one, kind)]
+    return list({id(one): one for one in (model.optimizer, *own)}.values())
+
+
+def has_own_step(model: Any) -> bool:
+    """Return whether a model computes its loss or its step by code of the user's own."""
+    names = ("train_step", "test_step", "compute_loss")
+    packages = {getattr(type(model), name).__module__.partition(".")[0] for name in names}
+    return not packages <= {"keras", "tf_keras", "mirrorspark"}
+
+
+def _are_finite(values: Sequence[Any]) -> Any:
+    floating = [value for value in values if value.dtype.is_floating]
+    return tf.reduce_all([tf.constant(True), *(tf.reduce_all(tf.math.is_finite(value)) for value in floating)])
+
+
+def _with_values(gradient: Any, values: Any) -> Any:
+    if not isinstance(gradient, tf.IndexedSlices):
+        return values
+    return type(gradient)(values, gradient.indices, gradient.dense_shape)

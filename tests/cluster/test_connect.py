@@ -1,0 +1,206 @@
+"""Each call of the API over Spark Connect, in a client without a JVM: the same results as on a classic session."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mirrorspark.scoring.package import package_model
+from tests.cluster.conftest import wait_until
+from tests.cluster.programs import connect_calls
+from tests.cluster.programs.connect_calls import CONTRACTS, Inputs, in_order
+from tests.conftest import PATIENCE
+from tests.connect_server import own_connect_server
+from tests.unit.scoring.encoders import save_image_encoder, save_onnx_encoder
+from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROWS = 3_000
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def write_inputs(folder: Path) -> Path:
+    """Write the files that all calls read."""
+    random = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {
+            "id": np.arange(ROWS),
+            "region": random.choice(["north", "south", "east"], ROWS),
+            "x": random.normal(size=ROWS),
+            "y": random.normal(size=ROWS),
+            "when": pd.Timestamp("2026-01-01") + pd.to_timedelta(random.integers(0, 100 * 86_400, ROWS), unit="s"),
+        }
+    )
+    frame["late"] = (frame.x + random.normal(size=ROWS) > 0).astype("int64")
+    (folder / "rows").mkdir(parents=True)
+    for number, part in enumerate((frame[: ROWS // 2], frame[ROWS // 2 :])):
+        part.to_parquet(folder / "rows" / f"{number}.parquet", index=False, coerce_timestamps="us")
+    frame.drop(columns="when").to_csv(folder / "rows.csv", index=False)
+    package_model({"coefficients": {"x": 1.5, "y": -0.25}, "intercept": 0.1, "link": "logit"}, folder / "one")
+    package_model({"coefficients": {"x": -1.0, "y": 2.0}, "link": "logit"}, folder / "two")
+    return folder
+
+
+def write_trained_models(folder: Path) -> None:
+    """Write models of TensorFlow, and an encoder."""
+    pq.write_table(FLIGHTS, folder / "flights.parquet")
+    export_flights(folder / "flights", 1)
+    export_movies(folder / "movies", scann=False)
+    save_onnx_encoder(folder / "encoder" / "model.onnx")
+    save_image_encoder(folder / "images")
+
+
+@pytest.fixture(scope="module")
+def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_inputs(tmp_path_factory.mktemp("inputs") / "given")
+    if {"trained_model", "recommend", "embed_text", "embed_images"} & asked(request):
+        write_trained_models(folder)
+    return folder
+
+
+def asked(request: pytest.FixtureRequest) -> set[str]:
+    """Return the calls that are tested."""
+    return {item.callspec.params["name"] for item in request.session.items if "name" in item.fixturenames}
+
+
+@pytest.fixture(scope="module")
+def over_connect(
+    request: pytest.FixtureRequest, connect_url: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Any]:
+    """Return the outcome of each call that is tested, by one client for all of them."""
+    names = [name for name in CONTRACTS if name in asked(request)]
+    return outcomes_of(connect_url, inputs, tmp_path_factory.mktemp("over connect"), names)
+
+
+def outcomes_of(url: str, inputs: Path, output: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """Run calls in a client that has no Java, and return their outcomes."""
+    program = [sys.executable, "-m", connect_calls.__name__, url, str(inputs), str(output), *names]
+    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"} | {"PATH": "/usr/bin:/bin"}
+    subprocess.run(program, check=True, cwd=REPOSITORY, env=environment, timeout=PATIENCE * 280)
+    outcomes: Mapping[str, Any] = pickle.loads((output / "outcomes.pickle").read_bytes())  # noqa: S301 - our own
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if one.is_small else pytest.mark.full)
+        for name, one in CONTRACTS.items()
+        if not one.needs_retries
+    ],
+)
+def test_a_call_over_connect_has_the_result_of_a_classic_session(
+    name: str, spark: "SparkSession", over_connect: Mapping[str, Any], inputs: Path, tmp_path: Path
+) -> None:
+    assert_same(over_connect[name], CONTRACTS[name].run(spark, Inputs(inputs, tmp_path)))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_executors_of_a_cluster_get_models_from_the_client_and_run_the_task_of_a_killed_process_again(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    names = ["killed_task", "score", "sql", "score_files", "groups", "score_fleet"]
+    inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
+    output.mkdir()
+    killed = tmp_path / "killed"
+    # A model is tried when it is packaged.
+    killed.touch()
+    (tmp_path / "hooks.py").write_text(
+        f"import os\n\ndef postprocess(given):\n    if not os.path.exists({str(killed)!r}):\n"
+        f"        open({str(killed)!r}, 'x').close()\n        os.kill(os.getpid(), 9)\n    return given\n"
+    )
+    package_model({"coefficients": {"x": 1.0}}, inputs / "killing", hooks=tmp_path / "hooks.py")
+    killed.unlink()
+    with own_connect_server("local-cluster[2,1,1024]", tmp_path) as url:
+        found = outcomes_of(url, inputs, output, names)
+    assert killed.exists()
+    for name in names:
+        assert_same(found[name], CONTRACTS[name].run(spark, Inputs(inputs, tmp_path / name)))
+
+
+@pytest.mark.full
+def test_a_client_finds_its_server_by_the_variable_spark_remote(
+    connect_url: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H15: the command, and a table in memory for which no session was started."""
+    monkeypatch.setenv("SPARK_REMOTE", connect_url)
+    flags = [f"--model={inputs / 'one'}", f"--input={inputs / 'rows'}", f"--output={tmp_path / 'scores'}", "--keys=id"]
+    program = f"""
+import pandas as pd
+import mirrorspark as ms
+from mirrorspark.scoring import memory
+from mirrorspark.spark_session import SessionAhead, session_of
+memory.MOST_ROWS = 100
+ahead = SessionAhead(None, 2)
+ahead.begin()
+assert session_of(ahead.get()).kind == "Spark Connect"
+scored = ms.score(pd.read_parquet({str(inputs / "rows")!r}), {str(inputs / "one")!r}, keys="id")
+scored.to_parquet({str(tmp_path / "scored.parquet")!r})
+"""
+    for arguments in (["-m", "mirrorspark", "score", *flags], ["-c", program]):
+        subprocess.run([sys.executable, *arguments], check=True, cwd=REPOSITORY, timeout=PATIENCE * 100)
+    written = in_order(pq.read_table(tmp_path / "scores"))
+    assert written.num_rows == ROWS
+    assert in_order(pq.read_table(tmp_path / "scored.parquet")).select(["id", "score"]) == written.select(
+        ["id", "score"]
+    )
+
+
+@pytest.mark.full
+def test_ctrl_c_in_a_client_ends_the_tasks_and_leaves_no_scores(
+    spark: "SparkSession", connect_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "hooks.py").write_text(
+        f"import os, time\n\ndef postprocess(given):\n    if not os.path.exists({str(tmp_path / 'out')!r}):\n"
+        "        return given\n    time.sleep(100)\n"
+    )
+    model = package_model({"coefficients": {"x": 1.0}}, tmp_path / "model", hooks=tmp_path / "hooks.py")
+    scores, tracker = tmp_path / "out" / "scores", spark.sparkContext.statusTracker()
+    scores.parent.mkdir()
+    rows = write_inputs(tmp_path / "given") / "rows"
+    flags = [f"--model={model}", f"--input={rows}", f"--output={scores}", "--keys=id", "--trust"]
+    client = subprocess.Popen(
+        [sys.executable, "-m", "mirrorspark", "score", f"--remote={connect_url}", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: bool(tracker.getActiveStageIds()) or client.poll() is not None, 60, "tasks of the client")
+    client.send_signal(signal.SIGINT)
+    said = client.communicate(timeout=PATIENCE * 60)
+    assert (client.returncode, *said) == (130, "", "mirrorspark: interrupted\n")
+    wait_until(lambda: not tracker.getActiveStageIds(), 20, "the end of the tasks")
+    assert list(scores.parent.iterdir()) == []
+
+
+def assert_same(outcome: tuple[bool, Any], expected: Any) -> None:
+    """Check that a call has the results of a classic session."""
+    has_result, found = outcome
+    assert has_result, found
+    for one, other in zip(*(each if isinstance(each, tuple) else (each,) for each in (found, expected)), strict=True):
+        assert_equal(one, other)
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    """Check that two results are the same to the bit."""
+    if isinstance(expected, pd.DataFrame):
+        found, expected = (pa.Table.from_pandas(table).replace_schema_metadata() for table in (found, expected))
+    if isinstance(expected, pa.Table):
+        assert found.schema == expected.schema
+        assert found.num_rows == expected.num_rows > 0 or found.num_rows == 0
+    assert found == expected
