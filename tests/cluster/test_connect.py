@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -208,3 +209,23 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert found.schema == expected.schema
         assert found.num_rows == expected.num_rows > 0 or found.num_rows == 0
     assert found == expected
+
+
+def test_where_barrier_jobs_are_refused_doctor_says_so_with_the_way_without(
+    spark: "SparkSession", connect_url: str, tmp_path: Path
+) -> None:
+    """T8: as on clusters whose executors come and go, and on serverless ones."""
+    conf = spark.sparkContext._jsc.sc().conf()
+    refusing = {"spark.dynamicAllocation.enabled": "true", "spark.dynamicAllocation.testing": "true"}
+    for name, value in refusing.items():
+        conf.set(name, value)
+    try:
+        command = [sys.executable, "-m", "mirrorspark", "doctor", "--remote", connect_url, "--output", str(tmp_path)]
+        done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=280)
+    finally:
+        for name in refusing:
+            conf.remove(name)
+
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert re.search(r"session .*no barrier jobs \(.+dynamic.+\); train on .*--workers 1 --local-mode", line)

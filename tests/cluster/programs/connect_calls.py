@@ -488,6 +488,13 @@ def fit(spark: "SparkSession", given: Inputs) -> Any:
     return result.metrics, in_order(result.score(rows)), result.score(rows.toPandas(), keys=KEY)
 
 
+@contract("fit")
+def fit_in_local_mode(spark: "SparkSession", given: Inputs) -> Any:
+    rows = ms.read_table(spark, given.rows).drop("when")
+    result = ms.fit(rows, "late", local_mode=True, epochs=1, baseline="none", output=given.output, spark=spark)
+    return result.metrics, in_order(result.score(rows))
+
+
 @contract("train", "load_dataset", "TrainingConfig", "Trained")
 def train(spark: "SparkSession", given: Inputs) -> Any:
     df = ms.default_split(ms.read_table(spark, given.rows).drop("when"), [KEY], label="late")
