@@ -163,15 +163,12 @@ def damaged_copy(folder: Path) -> Path:
     return copy
 
 
-@contract(
-    "write_tfrecords", "write_tfrecords_from_parquet", "read_tfrecords", "check_tfrecords", "TFRecordSource", small=True
-)
+@contract("write_tfrecords", "write_tfrecords_from_parquet", "read_tfrecords", "check_tfrecords", "TFRecordSource")
 def tfrecords(spark: "SparkSession", given: Inputs) -> Any:
     df = ms.read_table(spark, given.rows).drop("when")
     block = ms.write_tfrecords(df, given.output / "block", layout="block")
     ms.write_tfrecords(df, given.output / "row", partition_by=["region"], codec="gzip")
     direct = ms.write_tfrecords_from_parquet(spark, given.rows, given.output / "direct", columns=[KEY, "x"])
-    spark.dataSource.register(ms.TFRecordSource)
     own = spark.read.format("tfrecord").load(str(given.output / "row"))
     read = [ms.read_tfrecords(spark, given.output / name) for name in ("block", "row", "direct")]
     checked = [file.records for file in ms.check_tfrecords(spark, given.output / "block")]
@@ -358,7 +355,7 @@ def terms(models: int) -> "ms.Fleet":
     )
 
 
-@contract("score_fleet", "select_scores", "rank_scores", small=True)
+@contract("score_fleet", "select_scores", "rank_scores")
 def score_fleet(spark: "SparkSession", given: Inputs) -> Any:
     fleet, output = terms(3), given.output
     ms.score_fleet(given.rows, fleet, output / "wide", keys=KEY, spark=spark)

@@ -149,6 +149,13 @@ def test_what_a_session_of_spark_connect_lacks_is_refused_with_the_way_out(name:
     assert (type(again), str(again)) == (MissingCapabilityError, str(found.value))
 
 
+def test_totals_over_spark_connect_need_a_folder_that_tasks_share_with_the_client() -> None:
+    session: Any = ConnectSession(Client())  # type: ignore[arg-type]
+    session.is_local, session.setting = False, lambda name, default="": default
+    with pytest.raises(MissingCapabilityError, match=r"spark\.conf\.set\('spark\.mirrorspark\.sharedFolder', "):
+        session.task_total({}, dict)
+
+
 def test_a_group_has_the_jobs_of_a_block_and_the_thread_is_as_before() -> None:
     context = Context()
     spark: Any = SimpleNamespace(sparkContext=context)
