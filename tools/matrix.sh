@@ -5,9 +5,10 @@ set -eu
 cd "$(dirname "$0")/.."
 JAVA_HOME="$(tools/java.sh)"
 export JAVA_HOME
-# Data path, the main job with a kill, scoring in all ways, the same over Spark Connect, MLflow's registry and loader.
+# Data path, the main job with a kill, scoring in all ways, Spark Connect, MLflow's registry and loader.
 core="tests/cluster/test_tfrecord_source.py tests/cluster/test_main_job.py tests/cluster/test_scoring.py
-tests/cluster/test_score_files.py tests/cluster/test_missing_values.py tests/cluster/test_connect.py tests/unit/scoring/test_mlflow_model.py"
+tests/cluster/test_score_files.py tests/cluster/test_missing_values.py tests/cluster/test_connect.py
+tests/unit/scoring/test_mlflow_model.py"
 
 if [ $# -eq 0 ]; then
     for file in tools/matrix/*.txt; do set -- "$@" "$(basename "$file" .txt)"; done
