@@ -61,6 +61,7 @@ SUITES: Mapping[str, Suite] = {
         "Scoring",
         (
             "score_files",
+            "over_connect",
             "score_djl",
             "score_sparse",
             "score_row",

@@ -5,6 +5,7 @@ predictions, to a task. So towers may have any name, and any form.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -198,11 +199,11 @@ class _Steps:
     def _of_real_rows(self, step: Callable[..., Mapping[str, Any]], batch: Any) -> Mapping[str, Any]:
         """Return the logs of a step on the rows of a batch that are not padding, of which a worker may have none."""
         inputs, rows, share = self._real_rows(batch)
-        has_rows = share > 0 if _workers() > 1 else True
-        metrics = [metric.variables for metric in self._model.metrics]
+        has_rows = share > 0 if absent_rows.may_lack_rows(tf.distribute.get_strategy()) else True
         with share_of_rows(share):
             logs: Mapping[str, Any]
-            logs, _ = absent_rows.run_step(lambda: step(inputs, rows, has_rows), has_rows, metrics)
+            of_rows = functools.partial(step, inputs, rows, has_rows)
+            logs, _ = absent_rows.run_step(of_rows, has_rows, self._model.metrics)
         return logs
 
     def _loss(self, inputs: Mapping[str, Any], *, training: bool) -> tf.Tensor:

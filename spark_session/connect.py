@@ -2,9 +2,11 @@
 
 import functools
 import secrets
+import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +16,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from mirrorspark.spark_session.connect_jobs import JobsOverConnect
+from mirrorspark.spark_session.connect_look import ConnectLook
 from mirrorspark.spark_session.connect_plan import parquet_plan
 from mirrorspark.spark_session.connect_totals import SharedTotal
 from mirrorspark.spark_session.interpreter import is_local
-from mirrorspark.spark_session.session import ParquetPlan, StageTasks, TaskTotal
+from mirrorspark.spark_session.session import ParquetPlan, StageTasks, StoreLook, TaskTotal
 from mirrorspark.storage import StoragePath, hadoop_uri
 
 T = TypeVar("T")
@@ -97,13 +100,11 @@ class ConnectSession(JobsOverConnect):
             }
 
     @functools.cached_property
-    def _folder(self) -> "tempfile.TemporaryDirectory[str]":
-        return tempfile.TemporaryDirectory(prefix="mirrorspark-connect-")
-
-    @property
     def files_folder(self) -> Path:
         """A folder of this process, removed at its end."""
-        return Path(self._folder.name)
+        folder = tempfile.mkdtemp(prefix="mirrorspark-connect-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
         """Upload an archive to the server, which sends it to the executors for this session alone."""
@@ -153,7 +154,11 @@ class ConnectSession(JobsOverConnect):
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the only relation in the explained plan."""
         with self._explaining:
-            return parquet_plan(self._spark, table)
+            return parquet_plan(self._spark, table, shares_disk=self.is_local)
+
+    def store_look(self, paths: Sequence[str]) -> StoreLook:
+        """Return the view of the server."""
+        return ConnectLook(self._spark, paths, shares_disk=self.is_local)
 
     def give_checkpoints(self, folder: Path) -> None:
         """Pass: the server's own folder counts, and without one Spark keeps its plans whole."""

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,14 +18,20 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.spark_session.errors import first_line
 from mirrorspark.spark_session.interfaces import interface_towards
-from mirrorspark.spark_session.session import Session
+from mirrorspark.spark_session.session import MissingCapabilityError, Session
 
 T = TypeVar("T")
 
 _LOOPBACK = "127.0.0.1"
 # A job that is about to be submitted has no tag yet on the server, so it is looked for again.
 _INTERRUPT_SECONDS = 0.5
+_PROBE_SECONDS = 120.0  # the first Python worker of a session starts in it
+_WITHOUT_BARRIERS = (
+    "train on a cluster of your own (on Databricks of dedicated access), or in one process of this machine: "
+    "workers=1, local_mode=True (--workers 1 --local-mode)"
+)
 
 
 class JobsOverConnect(Session):
@@ -68,7 +74,17 @@ class JobsOverConnect(Session):
         return ()
 
     def require_barrier_jobs(self) -> None:
-        """Pass: a server that refuses them says so when one begins."""
+        """Run an empty one, once for the session: only the server knows whether it takes them."""
+        if self._barrier_problem is not None:
+            raise MissingCapabilityError(self.kind, f"barrier jobs ({self._barrier_problem})", _WITHOUT_BARRIERS)
+
+    @cached_property
+    def _barrier_problem(self) -> str | None:
+        try:
+            self.run_barrier_job(iter, 1, timeout_seconds=_PROBE_SECONDS)
+        except PySparkException as error:
+            return first_line(error)
+        return None
 
     def run_barrier_job(
         self, body: Callable[[Iterable[Any]], Iterable[T]], tasks: int, *, timeout_seconds: float | None = None

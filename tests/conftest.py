@@ -280,7 +280,7 @@ def spark() -> Iterator["SparkSession"]:
 @pytest.fixture(scope="session")
 def connect_url(spark: "SparkSession") -> Iterator[str]:
     """Yield the address at which the session's cluster is served over Spark Connect, to processes of their own."""
-    from tests.connect_server import connect_server
+    from benchmarks.connect_server import connect_server
 
     pytest.importorskip("grpc_status", reason="no client of Spark Connect: pip install 'pyspark[connect]'")
     with connect_server(spark) as url:

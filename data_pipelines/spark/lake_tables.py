@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.spark_session import SPARK_ERRORS, MissingCapabilityError, session_of, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, session_of, task_message
 from mirrorspark.storage import StoragePath, hadoop_uri, lakes
 
 
@@ -77,10 +77,7 @@ def lake_seen_by(spark: SparkSession, paths: Sequence[str]) -> lakes.LakeTable |
 
 def _resolved(spark: SparkSession, paths: Sequence[str]) -> tuple[list[StoragePath], lakes.Look | None]:
     """Return the files and folders that ``paths`` are to Spark, and its view of their stores."""
-    try:
-        look = session_of(spark).store_look(paths)
-    except MissingCapabilityError:  # its server has the stores
-        return [path for path in map(StoragePath.of, paths) if path.is_local], None
+    look = session_of(spark).store_look(paths)
     return [place for path in paths for place in look.matching(path)], look
 
 

@@ -7,6 +7,7 @@ is a sum, or a mean by the weights, comes out as that over the rows of all worke
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from keras.src.trainers.compile_utils import CompileMetrics  # what `compile` ma
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models.fitting import absent_rows
-from mirrorspark.models.keras3.model import inputs_of, tf_variables
+from mirrorspark.models.keras3.model import inputs_of
 from mirrorspark.models.keras3.rows import retrieval_layer
 
 _MEANS = ("sum_over_batch_size", "mean")
@@ -105,21 +106,18 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     plain = getattr(step, "python_function", step)
     strategy = model.distribute_strategy
     as_one_replica = getattr(strategy, "as_one_replica", contextlib.nullcontext)
+    is_alone = not absent_rows.may_lack_rows(strategy)
     workers, finds_candidates = strategy.num_replicas_in_sync, retrieval_layer(model)[0] is not None
 
     def shared(batch: Any) -> Any:
         # A compiled loss of padding is 0.
-        is_certain = workers == 1 or (isinstance(batch, PaddedBatch) and not absent_rows.has_own_step(model))
+        is_certain = is_alone or (isinstance(batch, PaddedBatch) and not absent_rows.has_own_step(model))
         has_rows = True if is_certain else absent_rows.has_rows(batch)
-        metrics = [tf_variables(metric.variables) for metric in model.metrics]
+        # Losses of padded batches are already parts of a mean over all workers.
+        needs_rows = not isinstance(batch, PaddedBatch)
         with as_one_replica():
-            logs, takes_part = absent_rows.run_step(
-                # Losses of padded batches are already parts of a mean over all workers.
-                lambda: counted(batch, has_rows),
-                has_rows,
-                metrics,
-                needs_rows=not isinstance(batch, PaddedBatch),
-            )
+            step = functools.partial(counted, batch, has_rows)
+            logs, takes_part = absent_rows.run_step(step, has_rows, model.metrics, needs_rows=needs_rows)
         if takes_part is not True:
             model._takes_part.assign(tf.cast(takes_part, tf.float32))
         return logs

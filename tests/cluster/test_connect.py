@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.connect_server import own_connect_server
 from mirrorspark.scoring.package import package_model
 from tests.cluster.conftest import wait_until
 from tests.cluster.programs import connect_calls
 from tests.cluster.programs.connect_calls import CONTRACTS, Inputs, in_order
 from tests.conftest import PATIENCE
-from tests.connect_server import own_connect_server
 from tests.unit.scoring.encoders import save_image_encoder, save_onnx_encoder
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
 
@@ -49,6 +50,10 @@ def write_inputs(folder: Path) -> Path:
     (folder / "rows").mkdir(parents=True)
     for number, part in enumerate((frame[: ROWS // 2], frame[ROWS // 2 :])):
         part.to_parquet(folder / "rows" / f"{number}.parquet", index=False, coerce_timestamps="us")
+    lake = folder / "lake"
+    for name in ("_delta_log/0.json", "part=1/0.parquet"):
+        (lake / name).parent.mkdir(parents=True)
+        (lake / name).write_text("{}")
     frame.drop(columns="when").to_csv(folder / "rows.csv", index=False)
     package_model({"coefficients": {"x": 1.5, "y": -0.25}, "intercept": 0.1, "link": "logit"}, folder / "one")
     package_model({"coefficients": {"x": -1.0, "y": 2.0}, "link": "logit"}, folder / "two")
@@ -114,7 +119,7 @@ def test_a_call_over_connect_has_the_result_of_a_classic_session(
 def test_executors_of_a_cluster_get_models_from_the_client_and_run_the_task_of_a_killed_process_again(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
-    names = ["killed_task", "score", "sql", "score_files", "groups", "score_fleet"]
+    names = ["killed_task", "lake_table", "score", "sql", "score_files", "groups", "score_fleet"]
     inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
     output.mkdir()
     killed = tmp_path / "killed"
@@ -204,3 +209,23 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert found.schema == expected.schema
         assert found.num_rows == expected.num_rows > 0 or found.num_rows == 0
     assert found == expected
+
+
+def test_where_barrier_jobs_are_refused_doctor_says_so_with_the_way_without(
+    spark: "SparkSession", connect_url: str, tmp_path: Path
+) -> None:
+    """T8: as on clusters whose executors come and go, and on serverless ones."""
+    conf = spark.sparkContext._jsc.sc().conf()
+    refusing = {"spark.dynamicAllocation.enabled": "true", "spark.dynamicAllocation.testing": "true"}
+    for name, value in refusing.items():
+        conf.set(name, value)
+    try:
+        command = [sys.executable, "-m", "mirrorspark", "doctor", "--remote", connect_url, "--output", str(tmp_path)]
+        done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=280)
+    finally:
+        for name in refusing:
+            conf.remove(name)
+
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert re.search(r"session .*no barrier jobs \(.+dynamic.+\); train on .*--workers 1 --local-mode", line)

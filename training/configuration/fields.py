@@ -157,6 +157,9 @@ class WorkerSettings:
     ] = False
     threads_per_worker: Annotated[int | None, Ge(1), doc("TensorFlow threads; by default as spark.task.cpus")] = None
     gpus_per_worker: Annotated[int, Ge(0), doc("GPUs of a worker, scheduled by Spark; 0 trains on the CPU")] = 0
+    local_mode: Annotated[
+        bool, doc("Train in a process of the driver's machine, without a barrier job; needs --workers 1")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

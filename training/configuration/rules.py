@@ -88,6 +88,11 @@ def check_strategy(config: "TrainingConfig") -> None:
         f"outer_momentum {config.outer_momentum} and outer_learning_rate {config.outer_learning_rate} say how local "
         f"updates become one, and with local_steps 1 there are none; set local_steps above 1, or leave both out",
     )
+    require(
+        not config.local_mode or config.slots == 1,
+        f"local_mode is one process on the driver's machine, and workers is {config.workers}; set workers to 1 and "
+        f"parameter_servers to 0, or leave local_mode out",
+    )
     is_asynchronous = config.strategy == "parameter_server"
     require(
         is_asynchronous == (config.parameter_servers > 0),

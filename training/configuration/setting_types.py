@@ -42,6 +42,7 @@ class FurtherSettings(TypedDict, total=False):
     allow_open_servers: bool
     threads_per_worker: int | None
     gpus_per_worker: int
+    local_mode: bool
     checkpoints: str | PathLike[str] | None
     checkpoint_every_steps: int | None
     checkpoint_every_seconds: float | None

@@ -107,10 +107,11 @@ class SparkLauncher:
         """Take the session, the payload that is sent with every attempt, and two options of the runner.
 
         Raises:
-            MissingCapabilityError: The session has no barrier jobs.
+            MissingCapabilityError: The session has no barrier jobs, and ``local_mode`` is off.
         """
         self._session = session_of(spark)
-        self._session.require_barrier_jobs()
+        if not local_mode:
+            self._session.require_barrier_jobs()
         self._new_runner = EarlyRunner if self._session.has_context else partial(ConnectRunner, self._session)
         self._gpus_per_worker = gpus_per_worker
         self._payload = payload

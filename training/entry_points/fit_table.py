@@ -170,7 +170,8 @@ def fit(
             null_labels=null_labels if items is None else "drop",
         )
     session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
-    early_checks.check_session(session.known, workers)
+    if not settings.get("local_mode"):
+        early_checks.check_session(session.known, workers)
     # These imports take seconds, by which the errors above would be late.
     from mirrorspark.data_pipelines import ConversionOptions, check_columns, convert_once
     from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
@@ -290,7 +291,8 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     Raises:
         ConfigError: A setting has an invalid value.
     """
-    chosen: dict[str, Any] = {"baseline": default_baseline(spec), "workers": default_workers(rows, slots), **settings}
+    workers = default_workers(rows, 1 if settings.get("local_mode") else slots)
+    chosen: dict[str, Any] = {"baseline": default_baseline(spec), "workers": workers, **settings}
     if spec.items is not None:
         chosen |= defaults_of_items(settings)
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)

@@ -18,7 +18,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.models import code_digest, keras3
 from mirrorspark.scoring import new_version
-from mirrorspark.spark_session import open_session, session_of
+from mirrorspark.spark_session import session_of
 from mirrorspark.storage import atomic_file, clean, without_credentials
 from mirrorspark.training.configuration import (
     ConfigError,
@@ -311,7 +311,7 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None, no
     if misnamed is not None and config.registered_model is not None:
         raise ConfigError(misnamed)
     preflight.require(preflight.check_driver(Path(config.output), tracking.store))
-    spark = _checked_session(config, spark)
+    spark, _ = open_checked_session(config, spark, gpu_resource_name=config.gpu_resource_name)
     view = LiveView(epochs=0)
     if note is not None:
         view.log(note)
@@ -341,15 +341,6 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None, no
         replay=run.replay,
         model=None if launcher.model is None else _registered(launcher.model, config, run.tracked),
     )
-
-
-def _checked_session(config: LaunchConfig, spark: SparkSession | None) -> SparkSession:
-    """Return the session, whose cluster a function in local mode does not need."""
-    if not config.local_mode:
-        return open_checked_session(config, spark, gpu_resource_name=config.gpu_resource_name)[0]
-    spark = spark or open_session(None, config.slots, verbose=config.verbose)
-    preflight.require(preflight.check_driver_gpus(spark, config.gpus_per_worker, config.gpu_resource_name))
-    return spark
 
 
 def _registered(folder: Path, config: LaunchConfig, tracked: TrackedRun) -> str:

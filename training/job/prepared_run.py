@@ -41,6 +41,10 @@ class SessionSettings(Protocol):
         """GPUs of a worker."""
 
     @property
+    def local_mode(self) -> bool:
+        """True if the training needs no task of the cluster."""
+
+    @property
     def open_servers(self) -> str | None:
         """The strategy, if it starts TensorFlow's unauthenticated servers."""
 
@@ -93,7 +97,7 @@ def prepare(
     with view.stage("preflight") as stage:
         sources = sources or SourceTables.find(config)
         spark, warm_start, checks = _checked(config, tracking, slots=slots)
-        # The cluster's checks come first, and the first of these is that of its slots.
+        # The cluster's checks come first, and the first of these is that of its slots; in local mode there are none.
         warnings = [f"{check.name}: {check.detail}" for check in checks if check.is_warning]
         stage.note = "; ".join([f"{checks[0].name}: {checks[0].detail}", *warnings])
     with view.stage("convert", spark=spark) as stage:
@@ -169,6 +173,8 @@ def check_cluster(
     spark: SparkSession, config: SessionSettings, gpu_resource_name: str = "gpu"
 ) -> list[preflight.Check]:
     """Return the results of the preflight's checks of the cluster, for the fewest workers that may train."""
+    if config.local_mode:
+        return preflight.check_driver_gpus(spark, config.gpus_per_worker, gpu_resource_name)
     return preflight.check_cluster(
         spark,
         config.fewest_ranks,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def open_job(
             config, prepared.tracking.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.has_begun
         )
         free = slots or (lambda: session_of(prepared.spark).task_slots() - config.ranks_beside_workers)
+        free = (lambda: 1) if config.local_mode else free
         job = TrainingJob(dataset, config, Cluster(prepared.spark, free), run, warm_start=begin)
         run.recall(job.remember)
         view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
@@ -323,6 +325,7 @@ class TrainingJob:
                 end_seconds=config.end_limit_seconds,
             ),
             gpus_per_worker=config.gpus_per_worker,
+            local_mode=config.local_mode,
         )
 
     def on_event(self, event: Event) -> None:
@@ -364,7 +367,7 @@ class TrainingJob:
             dataset=str(self.dataset.path),
             checkpoints=self._checkpoints,
             workers=self.config.worker_range.most,
-            threads=self.config.threads_per_worker,
+            threads=self.config.threads_per_worker or (os.cpu_count() if self.config.local_mode else None),
             verbose=self.config.verbose,
             global_batch_size=self.config.global_batch_size,
             profile=str(self.folder.profile) if self.config.profile else None,

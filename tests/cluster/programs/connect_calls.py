@@ -27,6 +27,7 @@ from PIL import Image
 
 import mirrorspark as ms
 from mirrorspark.spark_session import SPARK_ERRORS, connect, session_of
+from mirrorspark.storage.lakes import LakeTableError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -117,6 +118,17 @@ def read_table(spark: "SparkSession", given: Inputs) -> Any:
     return in_order(rows), in_order(csv), in_order(back)
 
 
+@contract("read_table", "TableError")
+def lake_table(spark: "SparkSession", given: Inputs) -> Any:
+    folder, said = given.folder / "lake", []
+    for path in (folder, folder / "part=1", folder / "part=*", folder / "part=1" / "0.parquet"):
+        try:
+            ms.read_table(spark, path)
+        except LakeTableError as error:
+            said.append(str(error))
+    return said
+
+
 @contract("default_spec", "default_split", "random_split", "time_split", "check_leakage")
 def spec_and_splits(spark: "SparkSession", given: Inputs) -> Any:
     df = ms.read_table(spark, given.rows)
@@ -193,6 +205,27 @@ def score(spark: "SparkSession", given: Inputs) -> Any:
     found = [in_order(by_tasks), in_order(by_spark)]
     total = counters.value
     return *found, total.rows, total.calls, total.nans, ms.score(files.toPandas(), given.model(), keys=KEY)
+
+
+@contract("score")
+def plans_of_files(spark: "SparkSession", given: Inputs) -> Any:
+    rows = pq.read_table(given.rows, columns=[KEY, "x", "y"])
+    for number in range(40):
+        rows = rows.append_column(f"of {number}", rows["x"])
+    for part in ("a=1", "a=2"):
+        (given.output / "wide" / part).mkdir(parents=True)
+        pq.write_table(rows, given.output / "wide" / part / "0.parquet")
+    wide = str(given.output / "wide")
+    clear = [spark.read.parquet(wide), spark.read.parquet(f"{wide}/a=1/0.parquet", f"{wide}/a=2/0.parquet")]
+    by_tasks = [ms.score(table.drop("of 0"), given.model(), keys=KEY, reader="tasks").count() for table in clear]
+    refused = []
+    for table in (clear[0].limit(9), clear[0].withColumn("x", clear[0]["x"] + 1), clear[0].where("a = 1")):
+        try:
+            ms.score(table, given.model(), keys=KEY, reader="tasks")
+        except ms.ScoringError as error:
+            refused.append(type(error).__name__)
+    keyed = ms.score(clear[0], given.model(), keys=[KEY, "a"], reader="tasks")
+    return by_tasks, refused, in_order(keyed, "a", KEY)
 
 
 @contract("scorer_udf", "register_sql", small=True)
@@ -453,6 +486,13 @@ def fit(spark: "SparkSession", given: Inputs) -> Any:
     rows = ms.read_table(spark, given.rows).drop("when")
     result = ms.fit(rows, "late", workers=2, epochs=1, baseline="none", output=given.output, spark=spark)
     return result.metrics, in_order(result.score(rows)), result.score(rows.toPandas(), keys=KEY)
+
+
+@contract("fit")
+def fit_in_local_mode(spark: "SparkSession", given: Inputs) -> Any:
+    rows = ms.read_table(spark, given.rows).drop("when")
+    result = ms.fit(rows, "late", local_mode=True, epochs=1, baseline="none", output=given.output, spark=spark)
+    return result.metrics, in_order(result.score(rows))
 
 
 @contract("train", "load_dataset", "TrainingConfig", "Trained")

@@ -84,8 +84,8 @@ def test_py4j_logs_no_stack_of_its_own(caplog: pytest.LogCaptureFixture) -> None
 
 
 CAPABILITIES = [name for name in vars(Session) if not name.startswith("_")]
-# A server sets the environment of its tasks, and opens its stores itself.
-NOT_OVER_CONNECT = {"task_environment": (), "store_look": ([],)}
+# A server sets the environment of its tasks itself.
+NOT_OVER_CONNECT = {"task_environment": ()}
 
 
 class Context:

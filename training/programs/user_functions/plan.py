@@ -80,7 +80,7 @@ def unpack_function(payload: bytes | None) -> tuple[TrainFn, dict[str, Any]]:
     except Exception as error:
         raise TrainFnError(
             f"the function cannot be loaded in a worker ({_text(error)}); install the packages that it imports on "
-            f"the executors, or ship its module with spark.sparkContext.addPyFile"
+            f"the executors, or ship its module with spark.addArtifacts(file, pyfile=True)"
         ) from error
     return train_fn, kwargs
 

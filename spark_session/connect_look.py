@@ -1,0 +1,53 @@
+"""Stores as the server of a Spark Connect session sees them, by the files that it would read."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from mirrorspark.storage import Location, StoragePath, hadoop_path, literal_hadoop_uri
+
+_QUESTIONS_AT_A_TIME = 16
+_PATTERN = "*?[{"
+
+
+class ConnectLook:
+    """The server's view of stores. A path that it cannot open has no tables here."""
+
+    def __init__(self, spark: SparkSession, given: Sequence[Location], *, shares_disk: bool) -> None:
+        """Take the session, the paths that its user has given, and True if its server has this process's disk."""
+        self._spark = spark
+        self._given = given
+        self._shares_disk = shares_disk
+
+    def matching(self, path: str) -> list[StoragePath]:
+        """Return a path, or the folders of the files that a glob names."""
+        if not any(character in path for character in _PATTERN):
+            return [hadoop_path(path) if ":" in path else StoragePath.of(path)]
+        return list(dict.fromkeys(hadoop_path(file).parent for file in self._files(path) or ()))
+
+    def folders(self, places: Sequence[StoragePath]) -> set[StoragePath]:
+        """Return those of ``places`` that are folders."""
+        with ThreadPoolExecutor(_QUESTIONS_AT_A_TIME) as pool:
+            return {
+                place for place, is_there in zip(places, pool.map(self._is_folder, places), strict=True) if is_there
+            }
+
+    def names(self, folder: StoragePath) -> list[str]:
+        """Return the names of the files directly in a folder; Spark shows none that begin with a dot."""
+        files = [hadoop_path(file) for file in self._files(literal_hadoop_uri(folder, *self._given)) or ()]
+        return [file.name for file in files if file.parent == folder]
+
+    def _is_folder(self, place: StoragePath) -> bool:
+        if place.is_local and self._shares_disk:
+            return place.is_folder()
+        files = self._files(literal_hadoop_uri(place, *self._given))
+        return files is not None and [hadoop_path(file) for file in files] != [place]
+
+    def _files(self, path: str) -> list[str] | None:
+        """Return the files at a path of ``spark.read``; None if the server does not see it."""
+        try:
+            return list(self._spark.read.format("binaryFile").load(path).inputFiles())
+        except PySparkException:
+            return None
