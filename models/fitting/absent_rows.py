@@ -142,7 +142,7 @@ def optimizers_of(model: Any, kind: Any) -> list[Any]:
 def has_own_step(model: Any) -> bool:
     """Return whether a model computes its loss or its step by code of the user's own."""
     names = ("train_step", "test_step", "compute_loss")
-    packages = {getattr(type(model), name).__module__.partition(".")[0] for name in names}
+    packages = {str(getattr(type(model), name).__module__).partition(".")[0] for name in names}
     return not packages <= {"keras", "tf_keras", "mirrorspark"}
 
 
