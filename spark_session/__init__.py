@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from mirrorspark.spark_session.interfaces import DriverAddressError
     from mirrorspark.spark_session.interpreter import is_local
     from mirrorspark.spark_session.kinds import session_of
+    from mirrorspark.spark_session.server import (
+        AnotherSessionError,
+        reached,
+        server_of,
+        why_unreachable,
+    )
     from mirrorspark.spark_session.session import (
         MissingCapabilityError,
         NotPlainParquetError,
@@ -33,16 +39,12 @@ if TYPE_CHECKING:
     from mirrorspark.spark_session.start import (
         MINIMUM_JAVA,
         MOST_LOCAL_SLOTS,
-        AnotherSessionError,
         java_major_version,
         local_slots,
         open_command_session,
         open_session,
-        reached,
         require_own_installation,
-        server_of,
         starts_java,
-        why_unreachable,
     )
     from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session, require_running
     from mirrorspark.spark_session.task import (

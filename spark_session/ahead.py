@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.start import open_session, server_of
+from mirrorspark.spark_session.server import server_of
+from mirrorspark.spark_session.start import open_session
 
 
 class SessionAhead:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.spark_session.errors import first_line
+from mirrorspark.spark_session.errors import SparkStartError, first_line
 from mirrorspark.spark_session.interfaces import interface_towards
 from mirrorspark.spark_session.session import MissingCapabilityError, Session
 
@@ -27,6 +27,8 @@ T = TypeVar("T")
 _LOOPBACK = "127.0.0.1"
 # A job that is about to be submitted has no tag yet on the server, so it is looked for again.
 _INTERRUPT_SECONDS = 0.5
+_SENDING_SECONDS = 5.0
+_SIGNS_OF_PASSING = ("OPERATION_CANCELED", "INVALID_HANDLE", "RETRIES_EXCEEDED", "UNAVAILABLE")
 _PROBE_SECONDS = 120.0  # the first Python worker of a session starts in it
 _WITHOUT_BARRIERS = (
     "train on a cluster of your own (on Databricks of dedicated access), or in one process of this machine: "
@@ -41,11 +43,13 @@ class JobsOverConnect(Session):
         """Take the session."""
         self._spark = spark
         self._members = Counter[str]()  # threads in a group's blocks
+        self._cancelled = set[str]()
+        self._has_barriers = False
         self._lock = threading.Lock()
 
     @property
     def default_parallelism(self) -> int:
-        """The partitions of a range: all cores of the executors, unless the user sets another number."""
+        """The partitions of a range: all cores of the executors, unless the server has another number for it."""
         plan: Any = self._spark.range(1 << 20)
         # The plan shows them without a job.
         shown = re.search(r"splits=Some\((\d+)\)", plan._explain_string(mode="extended"))
@@ -53,7 +57,14 @@ class JobsOverConnect(Session):
 
     def task_slots(self) -> int:
         """Return the cores of the executors by the cores of a task: clients do not learn how many tasks run at once."""
-        return self.default_parallelism // int(self.setting("spark.task.cpus", "1"))
+        of_task = int(self.setting("spark.task.cpus", "1"))
+        of_executor, executors = (self.setting(f"spark.executor.{name}") for name in ("cores", "instances"))
+        is_set = any(map(self.setting, ("spark.default.parallelism", "spark.sql.leafNodeDefaultParallelism")))
+        if is_set and of_executor and executors:
+            return int(of_executor) // of_task * int(executors)
+        if is_set and (local := re.match(r"local\[(\d+)", self.setting("spark.master"))):
+            return int(local[1]) // of_task
+        return self.default_parallelism // of_task
 
     @property
     def driver_address(self) -> str:
@@ -74,17 +85,24 @@ class JobsOverConnect(Session):
         return ()
 
     def require_barrier_jobs(self) -> None:
-        """Run an empty one, once for the session: only the server knows whether it takes them."""
-        if self._barrier_problem is not None:
-            raise MissingCapabilityError(self.kind, f"barrier jobs ({self._barrier_problem})", _WITHOUT_BARRIERS)
+        """Run an empty one, until one has succeeded: only the server knows whether it takes them.
 
-    @cached_property
-    def _barrier_problem(self) -> str | None:
+        Raises:
+            MissingCapabilityError: It refuses them.
+            SparkStartError: It did not run the job in time, or is lost.
+        """
+        if self._has_barriers:
+            return
         try:
             self.run_barrier_job(iter, 1, timeout_seconds=_PROBE_SECONDS)
         except PySparkException as error:
-            return first_line(error)
-        return None
+            problem = first_line(error)
+            if _is_passing(error):
+                raise SparkStartError(
+                    f"a barrier job of one task did not run ({problem}); look at the cluster, and try again"
+                ) from error
+            raise MissingCapabilityError(self.kind, f"barrier jobs ({problem})", _WITHOUT_BARRIERS) from error
+        self._has_barriers = True
 
     def run_barrier_job(
         self, body: Callable[[Iterable[Any]], Iterable[T]], tasks: int, *, timeout_seconds: float | None = None
@@ -101,10 +119,10 @@ class JobsOverConnect(Session):
             timer.start()
         try:
             rows = query.collect()
-        except BaseException:
+        except BaseException as error:
             # Ctrl-C ends only the waiting: the server would go on.
-            with suppress(PySparkException):
-                spark.interruptTag(tag)
+            if not isinstance(error, PySparkException):
+                in_time(partial(spark.interruptTag, tag))
             raise
         finally:
             timer.cancel()
@@ -116,7 +134,10 @@ class JobsOverConnect(Session):
         """Tag the queries of this thread; Spark Connect takes no description and no pool."""
         with self._lock:
             self._members[group] += 1
+            is_cancelled = group in self._cancelled and self._members[group] == 1
         self._spark.addTag(group)
+        if is_cancelled:
+            self._start_interrupting(group)
         try:
             yield
         finally:
@@ -125,7 +146,15 @@ class JobsOverConnect(Session):
                 self._members[group] -= 1
 
     def cancel_jobs(self, group: str) -> None:
-        """Interrupt the queries of a group until its blocks have ended."""
+        """Interrupt the queries of a group until its blocks have ended, and those of later blocks."""
+        with self._lock:
+            is_new = group not in self._cancelled
+            self._cancelled.add(group)
+            is_running = self._members[group] > 0
+        if is_new and is_running:
+            self._start_interrupting(group)
+
+    def _start_interrupting(self, group: str) -> None:
         threading.Thread(target=self._interrupt, args=(group,), name="interrupt", daemon=True).start()
 
     def _interrupt(self, group: str) -> None:
@@ -133,6 +162,23 @@ class JobsOverConnect(Session):
             with suppress(PySparkException):  # a server that was lost runs nothing
                 self._spark.interruptTag(group)
             time.sleep(_INTERRUPT_SECONDS)
+
+
+def in_time(interrupt: Callable[[], object]) -> None:
+    """Send an interrupt, and go on after some seconds: the client of a server that is lost tries for ten minutes."""
+
+    def send() -> None:
+        with suppress(PySparkException):
+            interrupt()
+
+    sending = threading.Thread(target=send, name="interrupt", daemon=True)
+    sending.start()
+    sending.join(_SENDING_SECONDS)
+
+
+def _is_passing(error: PySparkException) -> bool:
+    """Return True for a job that was cancelled at its limit, and for a server that is lost."""
+    return any(sign in str(error) for sign in _SIGNS_OF_PASSING)
 
 
 def _as_rows(

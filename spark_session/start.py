@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -10,25 +9,20 @@ from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyspark
 from pyspark.sql import SparkSession
 
-from mirrorspark.clear_error import ClearError
-from mirrorspark.spark_session.errors import SESSION_ERRORS, SparkStartError, first_line
+from mirrorspark.spark_session.errors import SESSION_ERRORS, SparkStartError
 from mirrorspark.spark_session.interpreter import is_on_this_machine, require_fit_choice, run_this_interpreter
 from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.server import AnotherSessionError, connected, is_of, server_of, shown
 from mirrorspark.spark_session.silence import SILENT, hide_interrupts, quiet_launch, user_settings
 from mirrorspark.storage import terminal_text, without_credentials
 
 MINIMUM_JAVA = 17
-CONNECT = "sc://"
-CONNECT_PORT = 15002
 # Settings that our code relies on.
 REQUIRED = {"spark.sql.session.timeZone": "UTC", "spark.sql.execution.arrow.pyspark.enabled": "true"}
-_REACH_SECONDS = 3.0
-_WITH_CONNECT = f"pip install 'pyspark[connect]=={pyspark.__version__}'"
 
 
 # Variables whose options Java, or Spark's start of it, takes.
@@ -67,10 +61,6 @@ _REMEDIES = (
 MOST_LOCAL_SLOTS = 4
 
 
-class AnotherSessionError(ClearError, ValueError):
-    """A cluster was asked for while a session on another one is active."""
-
-
 def local_slots() -> int:
     """Return the slots of a local session that is started without a number: one per core, four at most."""
     return min(MOST_LOCAL_SLOTS, os.cpu_count() or 1)
@@ -95,14 +85,14 @@ def open_session(
     """
     active = SparkSession.getActiveSession()
     if active is not None:
-        if master is not None and _shown(master) != (here := session_of(active).master):
+        if master is not None and not is_of(master, active, here := session_of(active).master):
             raise AnotherSessionError(
-                f"master is {_shown(master)}, but a Spark session on {here} is active; stop it or leave master out to "
+                f"master is {shown(master)}, but a Spark session on {here} is active; stop it or leave master out to "
                 f"use it"
             )
         return active
     if (server := server_of(master)) is not None:
-        return _connected(server, app_name)
+        return connected(server, app_name, REQUIRED)
     target = master or f"local[{workers}]"
     require_own_installation(is_local=is_on_this_machine(target))
     run_this_interpreter()
@@ -129,7 +119,7 @@ def open_command_session(
         SparkStartError: Spark does not start; the message has the reason that Java gives, and the remedy.
     """
     if (server := server_of(master)) is not None:
-        return _connected(server, "mirrorspark scoring")
+        return connected(server, "mirrorspark scoring", REQUIRED)
     require_own_installation(is_local=is_on_this_machine(master or ""))
     run_this_interpreter()
     builder = SparkSession.builder.appName("mirrorspark scoring")
@@ -142,69 +132,10 @@ def open_command_session(
     return _started(builder, verbose=verbose)
 
 
-def server_of(master: str | None) -> str | None:
-    """Return the URL of the Spark Connect server that a session is asked of, by ``master`` or by ``SPARK_REMOTE``.
-
-    Raises:
-        AnotherSessionError: They are not the same.
-    """
-    remote = os.environ.get("SPARK_REMOTE")
-    if remote and master not in (None, remote):
-        given, variable = _shown(master or ""), _shown(remote)
-        raise AnotherSessionError(f"master is {given}, but SPARK_REMOTE is {variable}; unset one of them")
-    # SPARK_REMOTE may be local[N], for a server that PySpark starts.
-    return remote or (master if (master or "").startswith(CONNECT) else None)
-
-
 def starts_java(master: str | None) -> bool:
     """Return True if the session that is active, or is asked for, has its JVM on this machine."""
     active = SparkSession.getActiveSession()
     return server_of(master) is None if active is None else session_of(active).has_context
-
-
-def why_unreachable(address: str, default_port: int) -> str | None:
-    """Return why nothing answers at ``host:port`` or ``host``; None if something does."""
-    host, _, port = address.rpartition(":") if ":" in address else (address, "", "")
-    try:
-        socket.create_connection((host.strip("[]"), int(port or default_port)), _REACH_SECONDS).close()
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "strerror", None) or error)
-    return None
-
-
-def reached(server: str) -> str:
-    """Return the URL of a Spark Connect server as it may be shown, once the server answers.
-
-    Raises:
-        SparkStartError: It does not answer. The client itself would try again for minutes.
-    """
-    shown = _shown(server)
-    if shown.startswith(CONNECT) and (problem := why_unreachable(shown.removeprefix(CONNECT), CONNECT_PORT)):
-        raise SparkStartError(f"{shown} cannot be reached ({problem}); start it or correct the URL")
-    return shown
-
-
-def _connected(server: str, app_name: str) -> SparkSession:
-    """Return a session of a Spark Connect server."""
-    shown = reached(server)
-    builder = SparkSession.builder.remote(server).appName(app_name)
-    for name, value in REQUIRED.items():
-        builder = builder.config(name, value)
-    try:
-        session: SparkSession = builder.getOrCreate()
-    except ImportError as error:
-        raise SparkStartError(f"{shown} needs more packages ({first_line(error)}); run: {_WITH_CONNECT}") from error
-    except SESSION_ERRORS as error:
-        raise SparkStartError(f"{shown} gives no session: {first_line(error)}") from error
-    return session
-
-
-def _shown(master: str) -> str:
-    """Return the URL of a cluster; of a Spark Connect server with its port and without parameters, such as a token."""
-    if not master.startswith(CONNECT):
-        return master
-    address = urlsplit(master.partition(";")[0]).netloc
-    return f"{CONNECT}{address}" if re.search(r":\d+$", address) else f"{CONNECT}{address}:{CONNECT_PORT}"
 
 
 def _started(builder: Any, *, verbose: bool) -> SparkSession:

@@ -1,6 +1,5 @@
 """The refusal of a stopped session. Imports no PySpark: some functions with this check are also of programs without."""
 
-import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -67,8 +66,9 @@ def _interrupt_queries() -> None:
     pyspark = sys.modules.get("pyspark.sql")
     session = pyspark.SparkSession.getActiveSession() if pyspark is not None else None
     if session is not None and hasattr(session, "is_stopped"):
-        with contextlib.suppress(Exception):  # the interrupt is what the user must see
-            session.interruptAll()
+        from mirrorspark.spark_session.connect_jobs import in_time
+
+        in_time(session.interruptAll)
 
 
 def _check(value: Any) -> None:

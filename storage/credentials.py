@@ -106,6 +106,9 @@ _ISSUED = re.compile(
     r"|\beyJ[\w-]{10,2048}+\.[\w-]{10,}\.[\w-]*"  # JSON web tokens
 )
 
+# Parameters of a server of Spark Connect: a token, and headers of any name.
+_CONNECT = re.compile(r"(?P<name>\bsc://[^\s;'\"]*;)[^\s'\"]+")
+
 # Addresses that are secrets: whoever knows one may write. The part that a service gives out ends with the address.
 _WEBHOOK = re.compile(
     r"(?P<name>\b(?:"
@@ -149,7 +152,7 @@ def without_credentials(text: str) -> str:
     text = _AUTHORITY.sub(_without_user, text)
     text = _PRIVATE_KEY.sub(rf"\g<name>{HIDDEN}\g<end>", text)
     text = _ISSUED.sub(HIDDEN, text)
-    for before in (_WEBHOOK, _ORACLE, _HEADER, _BEARER, _COOKIE, _TUPLE, _ELEMENT):
+    for before in (_CONNECT, _WEBHOOK, _ORACLE, _HEADER, _BEARER, _COOKIE, _TUPLE, _ELEMENT):
         text = before.sub(rf"\g<name>{HIDDEN}", text)
     for named in (_NAMED, _NEXT):
         text = named.sub(lambda found: f"{found['name']}{found['open'] or ''}{HIDDEN}", text)

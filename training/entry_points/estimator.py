@@ -269,7 +269,8 @@ class TrainingEstimator(
             Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.train`.
         """
         spark = dataset.sparkSession
-        early_checks.check_session(spark, self.getOrDefault("workers"))
+        if not self.getOrDefault("local_mode"):
+            early_checks.check_session(spark, self.getOrDefault("workers"))
         if self.getOrDefault("features") is None:
             spec = self._inferred(dataset)
             given = {name: self.getOrDefault(name) for name in _SETTINGS if self.isSet(name)}

@@ -42,7 +42,9 @@ class SparkEngine:
         return self._prepared.dataset.manifest.content_hash
 
     def slots(self) -> int:
-        """Return the number of barrier tasks that can run side by side now."""
+        """Return the number of workers that can run side by side now; one in local mode, which has this machine."""
+        if self._config.local_mode:
+            return 1
         return session_of(self._prepared.spark).task_slots()
 
     def open_parent(self, sweep: RunFolder, label: str, experiment: str | None = None) -> TrackedRun:

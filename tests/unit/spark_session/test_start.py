@@ -16,13 +16,13 @@ from pyspark import SparkContext, java_gateway
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session import interfaces, interpreter
+from mirrorspark.spark_session import interfaces, interpreter, server
 from mirrorspark.spark_session.errors import SparkStartError
 from mirrorspark.spark_session.interfaces import DriverAddressError
 from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.server import AnotherSessionError
 from mirrorspark.spark_session.silence import quiet_launch
 from mirrorspark.spark_session.start import (
-    AnotherSessionError,
     open_session,
     require_own_installation,
     session_settings,
@@ -49,6 +49,17 @@ def test_the_active_session_is_used_unless_another_cluster_is_asked_for(monkeypa
     assert open_session("local[2]", 4) is active
     with pytest.raises(AnotherSessionError, match=r"master is spark://host:7077, but a Spark session on local\[2\]"):
         open_session("spark://host:7077", 4)
+
+
+def test_a_server_with_other_parameters_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They choose the user, and behind a workspace the cluster; records of a run leave them out."""
+    active: Any = SimpleNamespace(session_id="one")
+    monkeypatch.setitem(server._started_here, "one", "sc://host/;token=one")
+    asked = ("sc://host", "sc://host:15002", "sc://host/;token=one", "sc://host/;token=two", "sc://other")
+    assert [server.is_of(url, active, "sc://host:15002") for url in asked] == [True, True, True, False, False]
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    with pytest.raises(SparkStartError, match=r"parameters of sc://host:15002 were not saved.* give --remote"):
+        server.connected("sc://host/;***", "a test", {})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from tests.unit.storage.secret_forms import FORMS, Form
         ("https:/token@host/base", "https:/host/base"),
         ("models:/flights@champion of http:/u:p@host", "models:/flights@champion of http:/host"),
         ("'http://u:p@one' or\nhttp://u:p@two", "'http://one' or\nhttp://two"),
+        ("sc://host:15002/;token=abcdefgh;user_id=me failed", "sc://host:15002/;*** failed"),
+        ("--remote 'sc://me:pw@host/;x-databricks-cluster-id=1'", "--remote 'sc://host/;***'"),
     ],
 )
 def test_user_and_password_are_cut_out(text: str, expected: str) -> None:

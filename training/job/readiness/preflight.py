@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
@@ -101,15 +100,17 @@ def check_driver_gpus(spark: SparkSession, gpus: int, resource: str) -> list[Che
 
 
 def check_session(spark: SparkSession, workers: int) -> list[Check]:
-    """Return the checks of a session's settings and of its slots; they start no job."""
+    """Return the checks of a session's settings and of its slots; over Spark Connect they run a job of one task."""
     session = session_of(spark)
-    try:
-        session.require_barrier_jobs()
-    except MissingCapabilityError as error:
-        return [failure("session", str(error))]
     allocation = _allocation(session)
     # Executors that come and go have no number of slots to count.
-    return [_slots(session, workers), allocation] if allocation.passed else [allocation]
+    if not allocation.passed:
+        return [allocation]
+    try:
+        session.require_barrier_jobs()
+    except (MissingCapabilityError, SparkStartError) as error:
+        return [failure("session", str(error))]
+    return [_slots(session, workers), allocation]
 
 
 def check_cluster(
@@ -195,7 +196,7 @@ def _packages() -> Check:
     found = {}
     for package in (*SHARED_PACKAGES, "mlflow"):
         try:
-            found[package] = pyspark.__version__ if package == "pyspark" else version(package)
+            found[package] = _version(package)
         except PackageNotFoundError:
             module = package.replace("-", "_")
             return failure("packages", f"{package} is not installed; run: {install_line(module)}")
@@ -243,6 +244,15 @@ def _parts() -> Check | None:
     if needed:
         return failure("parts", f"Python finds no module {', '.join(needed)}; run: {line}")
     return warning("parts", f"Python finds no module {', '.join(missing)}, which parts of training need; run: {line}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package != "pyspark":
+            raise
+        return version("pyspark-client")  # PySpark without its JVM, for sessions of Spark Connect
 
 
 def _minor(number: str) -> str:
