@@ -73,13 +73,22 @@ class OwnArchitecture:
         from mirrorspark.models.fitting import ScaledLoss
         from mirrorspark.models.layers.input import symbolic_inputs
 
-        model = _unpickled(settings)[0](fitted)
+        built = _unpickled(settings)[0](fitted)
+        model, form = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
         keras = _keras_of(model, settings.function)
+        if form is not None and keras.__name__ == "tf_keras":
+            raise ModelSettingsError(
+                f"{settings.function} returns a model of tf-keras and a function of rows, which goes with a model of "
+                f"Keras 3: return the model alone, which is given columns by name"
+            )
         if own_recommender.is_recommender(model):
             model.own_compilation = getattr(model, "optimizer", None) is not None
             own_recommender.prepare(model, self.TASK, fitted, settings.function)
             return model
-        if self.TASK == "retrieval":
+        is_keras3, given = keras3.is_keras3(model), None
+        if is_keras3:
+            given = keras3.prepare(model, form, self.TASK, fitted, settings.function)
+        elif self.TASK == "retrieval":
             raise ModelSettingsError(
                 f"{settings.function} returns {type(model).__name__}, and a label of kind candidate needs a model of "
                 f"TensorFlow Recommenders; extend tfrs.Model, and let compute_loss call tfrs.tasks.Retrieval"
@@ -88,10 +97,13 @@ class OwnArchitecture:
             scale = fitted.statistics[fitted.spec.label.name].standard_deviation or 1.0
             model.regression_loss = ScaledLoss("squared", scale)  # if it has no loss of its own
         model.own_compilation = getattr(model, "optimizer", None) is not None
-        given = None
+        if self.TASK == "retrieval":
+            return model
         if not model.built:  # A class creates its weights when it is called.
             given = model(symbolic_inputs(fitted.spec.query_features, keras=keras))
-        if keras3.is_keras3(model) and self.TASK in ("binary", "regression"):
+        if is_keras3 and isinstance(given, Mapping):
+            given = _output_of_label(model, given, settings.function, fitted)
+        if is_keras3 and self.TASK in ("binary", "regression"):
             # Its losses and metrics do not bring labels and outputs into one form, or multiply all pairs of rows.
             shape: Any = getattr(model, "output_shape", None) or getattr(given, "shape", ())
             model.has_column = len(shape) == 2
@@ -135,8 +147,7 @@ class OwnArchitecture:
             outputs, loss = model.own_tasks.predictions(inputs)
             are_logits = takes_logits(loss)
         else:
-            given = keras3.inputs_of(model, inputs) if keras3.is_keras3(model) else inputs
-            outputs, are_logits = tf.cast(model(given, training=False), tf.float32), returns_logits(model)
+            outputs, are_logits = tf.cast(_outputs(model, inputs), tf.float32), returns_logits(model)
         if self.TASK != "regression" and are_logits:
             outputs = tf.nn.softmax(outputs) if self.TASK == "multi_class" else tf.sigmoid(outputs)
         if self.TASK in ("binary", "regression"):
@@ -158,8 +169,9 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
         build: A function from the fitted features to a model of tf-keras or Keras 3, or a subclass of ``Model`` with
             that one argument. A model without a loss returns logits, and gets the loss of the label's kind and the
             configured optimizer. A compiled one keeps its own loss, metrics and optimizer, and returns probabilities,
-            unless its loss says ``from_logits=True``. A ``tfrs.Model``, which a candidate label needs, computes its own
-            loss (:mod:`models.own_recommender`).
+            unless its loss says ``from_logits=True``. A candidate label needs a ``tfrs.Model``, which computes its own
+            loss (:mod:`models.own_recommender`), or one of Keras Recommenders (:mod:`models.keras3.rows`). With a model
+            of Keras 3 it may return the function from the columns of rows to what the model takes: ``(model, rows)``.
         label_kind: Kind of the label.
         callbacks: Keras callbacks; each worker gets a copy of each.
 
@@ -213,6 +225,27 @@ def takes_logits(loss: Any) -> bool:
     if hasattr(loss, "from_logits"):
         return bool(loss.from_logits)
     return bool(getattr(loss, "_fn_kwargs", {}).get("from_logits", False))
+
+
+def _outputs(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """Return the outputs of rows, of several those of the label."""
+    if not keras3.is_keras3(model):
+        return model(inputs, training=False)
+    rows = getattr(model, "own_rows", None)
+    given = model(keras3.inputs_of(model, inputs) if rows is None else rows.inputs(inputs), training=False)
+    return given[model.own_output] if hasattr(model, "own_output") else given
+
+
+def _output_of_label(model: Any, outputs: Mapping[str, Any], function: str, fitted: FittedFeatures) -> Any:
+    """Return the output that has the label's name, which is the score of rows."""
+    name = fitted.spec.label.name
+    if name not in outputs:
+        raise ModelSettingsError(
+            f"{function} returns a model with outputs {sorted(outputs)}; give the one that predicts the label the name "
+            f"'{name}'"
+        )
+    model.own_output = name
+    return outputs[name]
 
 
 def keep_compilation(model: "tf_keras.Model", steps_per_execution: int) -> None:

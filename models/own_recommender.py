@@ -5,6 +5,7 @@ predictions, to a task. So towers may have any name, and any form.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ def prepare(model: Any, task: str, fitted: FittedFeatures, function: str) -> Non
             f"mixed_bfloat16"
         )
     spec = fitted.spec
-    given = _given_to_tasks(model, _nothing(spec, 1))
+    given = _given_to_tasks(model, nothing(spec, 1))
     found, name, takes = (given.vectors, "Retrieval", "the vectors of queries and candidates")
     if task != "retrieval":
         found, name, takes = (given.predictions, "Ranking", "labels and predictions")
@@ -86,7 +87,7 @@ class OwnTasks:
         return tf.cast(given.predictions, tf.float32), given.loss
 
     def _given(self, inputs: Mapping[str, Any]) -> "_Given":
-        return _given_to_tasks(self._model, _nothing(self._spec, _rows(inputs)) | dict(inputs))
+        return _given_to_tasks(self._model, nothing(self._spec, row_count(inputs)) | dict(inputs))
 
 
 class OwnCandidates:
@@ -94,10 +95,11 @@ class OwnCandidates:
 
     Attributes:
         input_dim: Number of ids.
+        refresh: Called before the vectors of all ids are read.
     """
 
-    def __init__(self, tasks: OwnTasks, id_count: int) -> None:
-        self.input_dim = id_count
+    def __init__(self, tasks: Any, id_count: int, refresh: Callable[[], Any] = lambda: None) -> None:
+        self.input_dim, self.refresh = id_count, refresh
         self._vectors = tf.function(tasks.candidate_vectors, reduce_retracing=True, autograph=False)
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
@@ -197,11 +199,11 @@ class _Steps:
     def _of_real_rows(self, step: Callable[..., Mapping[str, Any]], batch: Any) -> Mapping[str, Any]:
         """Return the logs of a step on the rows of a batch that are not padding, of which a worker may have none."""
         inputs, rows, share = self._real_rows(batch)
-        has_rows = share > 0 if _workers() > 1 else True
-        metrics = [metric.variables for metric in self._model.metrics]
+        has_rows = share > 0 if absent_rows.may_lack_rows(tf.distribute.get_strategy()) else True
         with share_of_rows(share):
             logs: Mapping[str, Any]
-            logs, _ = absent_rows.run_step(lambda: step(inputs, rows, has_rows), has_rows, metrics)
+            of_rows = functools.partial(step, inputs, rows, has_rows)
+            logs, _ = absent_rows.run_step(of_rows, has_rows, self._model.metrics)
         return logs
 
     def _loss(self, inputs: Mapping[str, Any], *, training: bool) -> tf.Tensor:
@@ -222,8 +224,8 @@ class _Steps:
         rows = tf.cast(tf.shape(weight)[0], tf.float32) * _workers() / scale
         # Padding is spread over the share: it follows the rows of each lane (:mod:`data_pipelines.reading.order`).
         counts = weight > 0
-        named = dict(features) | _of_row(self._spec, label, weight)
-        inputs = {name: _kept(values, counts) for name, values in named.items()}
+        named = dict(features) | of_row(self._spec, label, weight)
+        inputs = {name: kept(values, counts) for name, values in named.items()}
         return inputs, rows, tf.reduce_sum(tf.cast(counts, tf.float32)) / rows
 
 
@@ -231,13 +233,14 @@ def _workers() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
-def _of_row(spec: FeatureSpec, label: Any, weight: Any) -> dict[str, Any]:
+def of_row(spec: FeatureSpec, label: Any, weight: Any) -> dict[str, Any]:
     """Return the label and the weight of rows by the names of their columns."""
     named = {spec.label.stored: label, spec.weight: weight}
     return {name: values for name, values in named.items() if name is not None}
 
 
-def _kept(values: Any, is_kept: tf.Tensor) -> Any:
+def kept(values: Any, is_kept: tf.Tensor) -> Any:
+    """Return the rows of a column that are kept."""
     if not isinstance(values, tf.SparseTensor):
         return tf.boolean_mask(values, is_kept)
     places = tf.cumsum(tf.cast(is_kept, tf.int64))
@@ -246,16 +249,17 @@ def _kept(values: Any, is_kept: tf.Tensor) -> Any:
     return tf.SparseTensor(indices, found.values, tf.stack([tf.reduce_max(places), values.dense_shape[1]]))
 
 
-def _rows(inputs: Mapping[str, Any]) -> tf.Tensor:
+def row_count(inputs: Mapping[str, Any]) -> tf.Tensor:
+    """Return the number of rows of columns."""
     first = next(iter(inputs.values()))
     return tf.cast(first.dense_shape[0], tf.int32) if isinstance(first, tf.SparseTensor) else tf.shape(first)[0]
 
 
-def _nothing(spec: FeatureSpec, rows: Any) -> dict[str, Any]:
+def nothing(spec: FeatureSpec, rows: Any) -> dict[str, Any]:
     """Return rows of missing values: ids of 0, numbers of 0, and empty lists, with a label of 0."""
     label_type = tf.int64 if spec.label.form == "multi_class" else tf.float32
     found = {feature.name: _missing(feature, rows) for feature in spec.features}
-    return found | _of_row(spec, tf.zeros([rows], label_type), tf.ones([rows]))
+    return found | of_row(spec, tf.zeros([rows], label_type), tf.ones([rows]))
 
 
 def _missing(feature: kinds.Feature, rows: Any) -> Any:

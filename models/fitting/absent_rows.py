@@ -4,13 +4,16 @@ Its share is padding alone, or nothing. A mean over its rows that a user's own s
 a value counts for nothing, and a worker whose gradient has one takes no part in the step.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
+import tf_keras
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
+from mirrorspark.models import keras3
 
 # By thread, since the replicas of a process run their steps in threads.
 _of_thread = threading.local()
@@ -25,8 +28,13 @@ def has_rows(batch: Any) -> Any:
     return True if is_certain else tf.shape(first)[0] > 0
 
 
+def may_lack_rows(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether a worker of a strategy may have no row of a batch; those of a coordinator have batches alone."""
+    return bool(strategy.num_replicas_in_sync > 1 and not strategy._should_use_with_coordinator)
+
+
 def run_step(
-    step: Callable[[], Any], has_rows: Any, metrics: Iterable[Sequence[tf.Variable]], *, needs_rows: bool = False
+    step: Callable[[], Any], has_rows: Any, metrics: Sequence[Any], *, needs_rows: bool = False
 ) -> tuple[Any, Any]:
     """Return the logs of a step, and whether the worker takes part in it.
 
@@ -35,12 +43,13 @@ def run_step(
     Args:
         step: Computes gradients that pass through :func:`counted_gradients`, and updates metrics.
         has_rows: The return value of :func:`has_rows`.
-        metrics: The variables of each metric.
+        metrics: The model's metrics, of either Keras.
         needs_rows: A worker without a row takes no part in the step even if its gradient is a number.
     """
     if has_rows is True:
         return step(), True
-    before = [[(variable, tf.identity(variable)) for variable in one] for one in metrics]
+    variables = [keras3.tf_variables(metric.variables) for metric in metrics]
+    before = [[(variable, tf.identity(variable)) for variable in of] for of in variables]
     _of_thread.has_rows, _of_thread.needs_rows = has_rows, needs_rows
     try:
         logs = step()
@@ -57,14 +66,19 @@ def run_step(
     tf.cond(has_rows, lambda: tf.constant(True), put_back)
     values = [value for value in tf.nest.flatten(logs) if isinstance(value, tf.Tensor)]
     takes_part = has_rows if needs_rows else tf.logical_or(has_rows, _are_finite(values))
-    return tf.nest.map_structure(lambda value: counted(value, has_rows), logs), takes_part
+    if not isinstance(logs, dict):
+        return counted(logs, has_rows), takes_part
+    # The step has read metrics before they were put back.
+    again = {one.name: one.result for one in metrics}
+    return {name: counted(value, has_rows, again.get(name)) for name, value in logs.items()}, takes_part
 
 
-def counted(value: Any, has_rows: Any) -> Any:
-    """Return a value, or 0 for one that is not a number of a worker without a row."""
+def counted(value: Any, has_rows: Any, otherwise: Callable[[], Any] | None = None) -> Any:
+    """Return a value; of a worker without a row, 0 or the result of ``otherwise`` for one that is not a number."""
     if has_rows is True or not isinstance(value, tf.Tensor) or not value.dtype.is_floating:
         return value
-    return tf.where(tf.logical_or(has_rows, tf.math.is_finite(value)), value, tf.zeros_like(value))
+    other = tf.zeros_like(value) if otherwise is None else tf.cast(otherwise(), value.dtype)
+    return tf.where(tf.logical_or(has_rows, tf.math.is_finite(value)), value, other)
 
 
 def counted_gradients(gradients: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -99,6 +113,23 @@ def count_gradients(optimizer: Any) -> None:
 
     apply_gradients.counts = True  # type: ignore[attr-defined]
     optimizer.apply_gradients = apply_gradients
+
+
+def guard_steps(model: Any) -> None:
+    """Make the user's own steps of a tf-keras model, which takes batches of any form, allow for one without a row."""
+    if not has_own_step(model) or getattr(model.train_step, "is_guarded", False):
+        return
+    for optimizer in optimizers_of(model, tf_keras.optimizers.Optimizer):
+        count_gradients(optimizer)
+    model.train_step, model.test_step = (_guarded(model, step) for step in (model.train_step, model.test_step))
+
+
+def _guarded(model: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def guarded(batch: Any) -> Any:
+        return run_step(functools.partial(step, batch), has_rows(batch), model.metrics)[0]
+
+    guarded.is_guarded = True  # type: ignore[attr-defined]
+    return guarded
 
 
 def optimizers_of(model: Any, kind: Any) -> list[Any]:

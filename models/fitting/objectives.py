@@ -26,9 +26,11 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
     Raises:
         ValueError: The task is unknown.
     """
-    if task == "retrieval" or hasattr(model, "own_tasks"):
-        # Retrieval models, and all of TensorFlow Recommenders, compute their own loss.
+    if task == "retrieval" or hasattr(model, "own_tasks") or hasattr(model, "own_output"):
+        # Models for retrieval, with several outputs, and all of TensorFlow Recommenders compute their own loss.
         model.compile(optimizer, weighted_metrics=[], steps_per_execution=steps_per_execution)
+        if keras3.is_keras3(model):
+            keras3.count_real_rows(model, None)
         return
     if task not in _OBJECTIVES:
         raise ValueError(f"task '{task}' is unknown; use one of {sorted([*_OBJECTIVES, 'retrieval'])}")

@@ -5,6 +5,7 @@ loss and the gradient of such a batch would be too small, and the epoch's loss w
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -83,7 +84,7 @@ class _LossesOfRealRows(LossesContainer):
 
     def within(self, model: tf_keras.Model, step: Any) -> Any:
         """Return the model's ``step``, which is given a batch without its scale; losses are scaled meanwhile."""
-        is_own = absent_rows.has_own_step(model) and model.distribute_strategy.num_replicas_in_sync > 1
+        is_own = absent_rows.has_own_step(model) and absent_rows.may_lack_rows(model.distribute_strategy)
         # A function would keep the scale of the graph in which it is traced first, so there it has to be an argument.
         is_function = isinstance(step, tf.types.experimental.PolymorphicFunction)
         plain = step.python_function if is_function else step
@@ -93,10 +94,9 @@ class _LossesOfRealRows(LossesContainer):
                 return plain(batch)
             # The losses of Keras are 0 of padding alone.
             has_rows = absent_rows.has_rows(batch) if is_own else True
-            metrics = [metric.variables for metric in model.metrics]
             with self._scaled_by(batch.scale):
                 rows = batch.features, batch.label, batch.weight
-                return absent_rows.run_step(lambda: plain(rows), has_rows, metrics)[0]
+                return absent_rows.run_step(functools.partial(plain, rows), has_rows, model.metrics)[0]
 
         return tf.function(scaled) if is_function else scaled
 

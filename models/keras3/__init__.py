@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         tf_variables,
     )
     from mirrorspark.models.keras3.optimizers import build_optimizer
+    from mirrorspark.models.keras3.rows import prepare, raw_retrieval
     from mirrorspark.models.keras3.steps import count_real_rows, share_steps
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -36,6 +37,8 @@ __all__ = [
     "is_code_of_keras3",
     "is_keras3",
     "named_inputs",
+    "prepare",
+    "raw_retrieval",
     "require_tensorflow",
     "share_steps",
     "tf_variables",

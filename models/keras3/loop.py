@@ -66,6 +66,8 @@ def fit(
 
 def _evaluate(model: Any, test: Callable[..., Any], batches: Any, steps: int, listed: Any) -> dict[str, Any]:
     listed.on_test_begin()
+    if (candidates := getattr(model, "own_candidates", None)) is not None:
+        candidates.refresh()
     model.reset_metrics()
     model.stop_evaluating = False
     logs = _run(

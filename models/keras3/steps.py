@@ -2,21 +2,24 @@
 
 Within a step Keras counts one replica: a loss is the mean over the worker's rows, and the optimizer applies the means
 of the workers' gradients. So clipping, loss scaling and accumulation see the gradient of the whole batch, and a
-``train_step`` or ``compute_loss`` of the user's own computes what it does in one process.
+``train_step`` or ``compute_loss`` of the user's own computes what it does in one process. A loss object of Keras that
+is a sum, or a mean by the weights, comes out as that over the rows of all workers wherever it is called.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics  # what `compile` makes of losses and metrics
+from keras.src.trainers.compile_utils import CompileMetrics  # what `compile` makes of metrics
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models.fitting import absent_rows
-from mirrorspark.models.keras3.model import inputs_of, tf_variables
+from mirrorspark.models.keras3.model import inputs_of
+from mirrorspark.models.keras3.rows import retrieval_layer
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -25,15 +28,16 @@ def share_steps(model: Any) -> None:
     """Make the steps of a compiled model those of one worker among several, whose gradients are averaged."""
     for optimizer in absent_rows.optimizers_of(model, keras.optimizers.Optimizer):
         _average_gradients(optimizer)
-    losses = model._compile_loss
-    if losses is not None and not isinstance(losses, _LossesOfRealRows):
-        workers = model.distribute_strategy.num_replicas_in_sync
-        _replace(model, _compile_loss=_LossesOfRealRows(losses, workers))
     if not getattr(model, "_has_shared_steps", False):  # of an earlier fit, or an earlier compilation
         _replace(model, _takes_part=tf.Variable(1.0, trainable=False))
         for name in ("train_step", "test_step"):
             setattr(model, name, _shared(model, getattr(model, name)))
-        _replace(model, _has_shared_steps=True, _get_metrics_result_or_logs=_of_all_workers(model))
+        _replace(
+            model,
+            _has_shared_steps=True,
+            _get_metrics_result_or_logs=_of_all_workers(model),
+            _maybe_symbolic_build=_built_by_own_batch(model),
+        )
 
 
 def _of_all_workers(model: Any) -> Callable[[Any], Any]:
@@ -78,38 +82,72 @@ def _replace(model: Any, **attributes: Any) -> None:
         object.__setattr__(model, name, value)  # Keras' own would list losses and metrics twice
 
 
+def _built_by_own_batch(model: Any) -> Callable[..., None]:
+    """Return the function that creates the last variables before ``fit``, from this worker's first batch.
+
+    Keras would take the mean of all workers' batches, which truth values and texts do not have.
+    """
+    plain, strategy = model._maybe_symbolic_build, model.distribute_strategy
+
+    def build(iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is None or not hasattr(strategy, "as_one_replica"):
+            plain(iterator, data_batch)
+            return
+        _, _, batches = next(iter(iterator))
+        local = tf.nest.map_structure(lambda one: strategy.experimental_local_results(one)[0], next(batches))
+        plain(data_batch=local)
+
+    return build
+
+
 def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     """Return a step that takes a ``PaddedBatch`` or any other batch, maybe without a row, and counts one replica."""
     # A function of its own would keep the scale of the batch in which it is traced first.
     plain = getattr(step, "python_function", step)
-    as_one_replica = getattr(model.distribute_strategy, "as_one_replica", contextlib.nullcontext)
-    is_alone = model.distribute_strategy.num_replicas_in_sync == 1
+    strategy = model.distribute_strategy
+    as_one_replica = getattr(strategy, "as_one_replica", contextlib.nullcontext)
+    is_alone = not absent_rows.may_lack_rows(strategy)
+    workers, finds_candidates = strategy.num_replicas_in_sync, retrieval_layer(model)[0] is not None
 
     def shared(batch: Any) -> Any:
         # A compiled loss of padding is 0.
         is_certain = is_alone or (isinstance(batch, PaddedBatch) and not absent_rows.has_own_step(model))
         has_rows = True if is_certain else absent_rows.has_rows(batch)
-        metrics = [tf_variables(metric.variables) for metric in model.metrics]
-        # Losses of padded batches, and sums, are already parts of a mean over all workers.
-        needs_rows = not isinstance(batch, PaddedBatch) and not getattr(model._compile_loss, "has_sum", False)
+        # Losses of padded batches are already parts of a mean over all workers.
+        needs_rows = not isinstance(batch, PaddedBatch)
         with as_one_replica():
-            logs, takes_part = absent_rows.run_step(lambda: scaled(batch), has_rows, metrics, needs_rows=needs_rows)
+            step = functools.partial(counted, batch, has_rows)
+            logs, takes_part = absent_rows.run_step(step, has_rows, model.metrics, needs_rows=needs_rows)
         if takes_part is not True:
             model._takes_part.assign(tf.cast(takes_part, tf.float32))
         return logs
 
-    def scaled(batch: Any) -> Any:
+    def counted(batch: Any, has_rows: Any) -> Any:
         if not isinstance(batch, PaddedBatch):
-            return plain(batch)
-        parts = [one for one in (model._compile_loss, model._loss_tracker) if hasattr(one, "scale")]
-        with _scaled_by(batch.scale, parts):
+            if finds_candidates:
+                _replace(model, _inputs_of_steps=_any_rows(keras.utils.unpack_x_y_sample_weight(batch)[0]))
+            with _losses_of_all_workers(model, _Workers(workers, has_rows), 1.0):
+                return plain(batch)
+        scale, rows = batch.scale, tf.cast(tf.shape(batch.weight)[0], tf.float32) / batch.scale
+        if hasattr(model, "own_rows"):  # which sees no padding
+            scale *= tf.reduce_mean(tf.cast(batch.weight > 0, tf.float32))
+        of_all = _losses_of_all_workers(model, _Workers(workers, True), scale)
+        with of_all, _weighted(model._loss_tracker, scale, rows):
             return plain(plain_batch(model, batch))
 
     return shared
 
 
+def _any_rows(inputs: Any) -> Any:
+    """Return the specifications of inputs with any number of rows."""
+    return tf.nest.map_structure(lambda one: tf.TensorSpec([None, *one.shape[1:]], one.dtype), inputs)
+
+
 def plain_batch(model: Any, batch: PaddedBatch) -> tuple[Any, Any, Any]:
     """Return the inputs, label and weights of a batch, or of its specification, in the form that the model takes."""
+    if hasattr(model, "own_rows"):
+        given: tuple[Any, Any, Any] = model.own_rows.of_batch(batch)
+        return given
     label = batch.label
     if getattr(model, "has_column", False) and label.shape.rank == 1:
         rows = label.shape[0]
@@ -117,53 +155,107 @@ def plain_batch(model: Any, batch: PaddedBatch) -> tuple[Any, Any, Any]:
     return inputs_of(model, batch.features), label, batch.weight
 
 
+class _Workers:
+    """The workers whose gradients are averaged in a step.
+
+    Args:
+        count: Number of workers.
+        has_rows: True if all of them take part in the step; else a tensor, whether this one does.
+    """
+
+    def __init__(self, count: int, has_rows: Any) -> None:
+        self._count, self._has_rows = count, has_rows
+
+    def times(self, value: Any) -> Any:
+        """Return a value that is multiplied by their number: its mean over them is then its sum."""
+        return value * tf.cast(self._sums()[0], value.dtype)
+
+    def share_of(self, weight: Any) -> Any:
+        """Return this worker's ``weight`` divided by their mean one."""
+        count, total = self._sums(weight)
+        return tf.math.divide_no_nan(weight * count, total)
+
+    def _sums(self, *weights: Any) -> Sequence[Any]:
+        """Return their number, and the sum of each weight over them."""
+        if self._has_rows is not True:
+            weights = (tf.cast(self._has_rows, tf.float32), *weights)
+        replica = tf.distribute.get_replica_context()
+        if weights and replica is not None:
+            weights = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.stop_gradient(weight) for weight in weights])
+        return weights if self._has_rows is not True else (float(self._count), *weights)
+
+
 @contextlib.contextmanager
-def _scaled_by(scale: Any, parts: Sequence[Any]) -> Iterator[None]:
-    for part in parts:
-        part.scale = scale
+def _losses_of_all_workers(model: Any, workers: _Workers, scale: Any) -> Iterator[None]:
+    """Let losses in the block be such that their means over the workers are the losses of all rows.
+
+    Args:
+        model: Its losses of rows get the gradient of their sum.
+        workers: The workers whose gradients are averaged.
+        scale: By which a mean over this worker's rows, with their padding, is to be multiplied.
+    """
+    plain, of_model = keras.losses.Loss.__call__, model.compute_loss
+    outer: list[Any] = []
+
+    def call(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        if outer:  # a part of another loss
+            return plain(loss, y_true, y_pred, sample_weight)
+        outer.append(loss)
+        try:
+            value = plain(loss, y_true, y_pred, sample_weight)
+        finally:
+            outer.pop()
+        if loss.reduction == "sum":
+            return workers.times(value)
+        if loss.reduction == "mean_with_sample_weight":
+            weight = tf.shape(y_true)[0] if sample_weight is None else tf.reduce_sum(sample_weight)
+            return value * tf.cast(workers.share_of(tf.cast(weight, tf.float32)), value.dtype)
+        return value * tf.cast(scale, value.dtype) if loss.reduction in _MEANS else value
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = of_model(*args, **kwargs)
+        if not len(getattr(loss, "shape", ())):
+            return loss
+        value = tf.stop_gradient(loss)
+        return value + workers.times(loss - value)
+
+    keras.losses.Loss.__call__ = call
+    _replace(model, compute_loss=compute_loss)
     try:
         yield
     finally:
-        for part in parts:
-            part.scale = None
+        keras.losses.Loss.__call__ = plain
+        _replace(model, compute_loss=of_model)
 
 
-class _LossesOfRealRows(CompileLoss):
-    """Compiled losses, of which each that is a mean is one over the rows that are not padding."""
-
-    scale: Any = None
-    has_sum = False
-
-    def __init__(self, compiled: Any, workers: int) -> None:
-        super().__init__(compiled._user_loss, compiled._user_loss_weights, output_names=compiled.output_names)
-        self._workers = workers
-
-    def build(self, y_true: Any, y_pred: Any) -> None:
-        super().build(y_true, y_pred)
-        built: Any = self._flat_losses
-        self.has_sum = any(one.loss.reduction == "sum" for one in built)
-        self._flat_losses: Any = [one._replace(loss=self._of_real_rows(one.loss)) for one in built]
-
-    def _of_real_rows(self, loss: Any) -> Callable[..., Any]:
-        def of_real_rows(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-            value = loss(y_true, y_pred, sample_weight)
-            if loss.reduction == "sum":  # Gradients are averaged, and this one is to be summed.
-                return value * tf.cast(self._workers, value.dtype)
-            is_scaled = self.scale is not None and loss.reduction in _MEANS
-            return value * tf.cast(self.scale, value.dtype) if is_scaled else value
-
-        return of_real_rows
+@contextlib.contextmanager
+def _weighted(tracker: Any, scale: Any, rows: Any) -> Iterator[None]:
+    """Let a tracker of losses count a batch by its rows that are not padding, in the block."""
+    is_ours = isinstance(tracker, _MeanOfRealRows)
+    if is_ours:
+        tracker.of_batch = scale, rows
+    try:
+        yield
+    finally:
+        if is_ours:
+            tracker.of_batch = None
 
 
 class _MeanOfRealRows(keras.metrics.Mean):
-    """The mean of the losses of batches, each of which counts by its rows that are not padding."""
+    """The mean of the losses of batches, each of which counts by its rows that are not padding.
 
-    scale: Any = None
+    Attributes:
+        of_batch: The scale of a mean over the rows in hand, and the worker's part of the rows of all workers.
+    """
+
+    of_batch: Any = None
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
-        """Add the loss of a batch of ``sample_weight`` rows."""
-        if sample_weight is not None and self.scale is not None:
-            sample_weight = tf.cast(sample_weight, self.dtype) / tf.cast(self.scale, self.dtype)
+        """Add the loss of a batch, or the losses of its rows."""
+        if self.of_batch is not None:
+            scale, sample_weight = self.of_batch
+            if tf.convert_to_tensor(values).shape.rank:
+                values = tf.reduce_mean(values) * tf.cast(scale, values.dtype)
         super().update_state(values, sample_weight)
 
 

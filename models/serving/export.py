@@ -245,6 +245,7 @@ def recalls(indexes: Mapping[str, Index], k: int, sample: np.ndarray) -> dict[st
 def candidate_embeddings(model: Any, on_progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
     """Return float32 ``[ids, dim]``: the candidate tower's output for every id, reported by ``on_progress``."""
     tower = getattr(model, "own_candidates", None) or model.candidate_tower
+    getattr(tower, "refresh", lambda: None)()
     # In pieces: a tower on item features holds those of all its ids at a time.
     parts = []
     for start in range(0, tower.input_dim, _IDS_AT_ONCE):

@@ -168,8 +168,10 @@ class Keras3Backend(KerasBackend):
         for node in _objects(_configuration(path)):
             module = node.get("module")
             parts = str(module or "keras").removeprefix("keras.src.").removeprefix("keras.").split(".")
-            if isinstance(module, str) and parts[0] not in {"keras", *_PARTS_OF_MODELS}:
-                return f"an object of {module}.{node.get('class_name')}"
+            name = node.get("config") if node.get("class_name") == "function" else node.get("class_name")
+            # Keras looks the name up after that of the module, so one with a dot leads into another module.
+            if isinstance(module, str) and (parts[0] not in {"keras", *_PARTS_OF_MODELS} or "." in str(name)):
+                return f"an object of {module}.{name}"
         return _code_in(path)
 
     def _is_stateful(self, model: Any) -> bool:

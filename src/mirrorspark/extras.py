@@ -22,7 +22,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         *("spark_tensorflow_distributor", "tensorflow"),
     ),
     "keras": ("tf_keras",),
-    "recommend": ("scann", "tensorflow_recommenders"),
+    "recommend": ("keras_rs", "scann", "tensorflow_recommenders"),
     "fleet": ("alembic", "sqlalchemy"),
     "serve": ("httptools", "prometheus_client", "starlette", "uvicorn"),
     "local": ("mlflow", "pyspark"),

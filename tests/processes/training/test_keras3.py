@@ -8,11 +8,14 @@ from tests.processes.training.programs import keras3_rank as program
 from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 
-USUAL = ("keras/plain", "ours/plain", "ours/weighted", "ours/resumed")
+USUAL = ("keras/plain", "ours/plain", "ours/own losses", "ours/weighted", "ours/resumed")
 TRAINED = (
     *(f"keras/{case}" for case in program.CASES),
     "ours/plain",
     "ours/summed",
+    "ours/by weights",
+    "ours/of rows",
+    "ours/own losses",
     "ours/own step",
     "ours/weighted",
     "ours/two optimizers",
@@ -55,6 +58,12 @@ def test_two_workers_train_as_one_process_whatever_the_loss_and_the_optimizer(re
         assert {f"logs/{metric}" for metric in history} == {one for one in found if one.startswith("logs/")}
         for metric, values in history.items():
             np.testing.assert_allclose(found[f"logs/{metric}"], values, rtol=1e-4, err_msg=metric)
+
+
+def test_each_rank_predicts_all_rows(results: Results) -> None:
+    expected = program.compiled("plain").predict(program.rows()[0][:5], verbose=0)
+    for found in results:
+        np.testing.assert_allclose(found["predictions"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", each(RESUMED))

@@ -252,6 +252,8 @@ def test_a_model_to_predict_with_has_the_averages_of_its_weights_as_after_fit_of
     for averaged, expected, last in zip(*(one.get_weights() for one in (restored, trained, resumed)), strict=True):
         np.testing.assert_array_equal(averaged, expected)
         assert np.abs(last - expected).max() > 1e-3
+    for saved, again in zip(*(training_state.averages(one.optimizer) for one in (trained, resumed)), strict=True):
+        np.testing.assert_array_equal(again.numpy(), saved.numpy())
 
 
 def test_averages_of_two_workers_are_those_of_one_process() -> None:

@@ -404,17 +404,21 @@ def test_a_keras_file_reads_no_vocabulary_from_another_file_without_trust(tmp_pa
         package_model(tmp_path / "m.keras", tmp_path / "refused")
 
 
-@pytest.mark.parametrize("module", ["subprocess", "keras.src.utils.file_utils", "keras.saving"])
-def test_a_file_of_keras_3_names_only_parts_of_models(tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "prefix"),
+    [("subprocess", ""), ("keras.src.utils.file_utils", ""), ("keras.saving", ""), ("keras", "utils.")],
+)
+def test_a_file_of_keras_3_names_only_parts_of_models(tmp_path: Path, module: str, prefix: str) -> None:
     """S12: Keras itself would look the name up, and may find a function that fetches or reads files."""
     source = save_logistic_keras(tmp_path / "m.keras", module="keras")
     with zipfile.ZipFile(source) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
-    content["config.json"] = content["config.json"].replace(b'"keras.initializers"', f'"{module}"'.encode())
+    named = f'"{module}", "class_name": "{prefix}'.encode()
+    content["config.json"] = content["config.json"].replace(b'"keras.initializers", "class_name": "', named)
     with zipfile.ZipFile(source, "w") as archive:
         for name, part in content.items():
             archive.writestr(name, part)
-    with pytest.raises(UnsupportedModelError, match=rf"holds an object of {module}\.\w+, which loading would run"):
+    with pytest.raises(UnsupportedModelError, match=rf"holds an object of {module}\.{prefix}\w+, which loading"):
         package_model(source, tmp_path / "refused", columns=NAMES)
 
 

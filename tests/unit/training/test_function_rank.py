@@ -445,6 +445,41 @@ def test_a_step_has_the_rows_of_all_replicas_whoever_distributes_them(strategy: 
     assert sizes == [6, 6 * strategy.num_replicas_in_sync, 6]
 
 
+class OwnMean(tf_keras.Sequential):
+    """Computes a mean over its rows, which is 0/0 of none."""
+
+    def __init__(self) -> None:
+        super().__init__([tf_keras.layers.Dense(1, input_shape=(2,))])
+        self.error = tf_keras.metrics.Mean(name="error")
+
+    def train_step(self, batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(batch[0]) - batch[1]) ** 2)
+            scaled = loss / tf.stop_gradient(loss)
+        self.optimizer.minimize(scaled, self.trainable_variables, tape)
+        self.error.update_state(loss)
+        return {metric.name: metric.result() for metric in self.metrics} | {"loss": loss}
+
+
+def test_a_batch_without_rows_adds_nothing_to_a_step_of_ones_own() -> None:
+    """#53: the last batch has fewer rows than there are workers."""
+    strategy = RingStrategy(Twin())  # type: ignore[arg-type]
+    real = tf.data.Dataset.from_tensor_slices(rows()).batch(64)
+    nothing = tf.data.Dataset.from_tensors(tuple(part[:0] for part in rows()))
+    found = []
+    for data in (real, real.concatenate(nothing)):
+        tf_keras.utils.set_random_seed(1)
+        with watched(), strategy.scope():
+            model = OwnMean()
+            model.compile(tf_keras.optimizers.SGD(0.1))
+            shares = strategy.distribute_datasets_from_function(lambda context, data=data: data)
+            history = model.fit(shares, verbose=0).history
+        found.append([*model.get_weights(), history["error"]])
+        assert np.isfinite(history["loss"]).all()
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_size_of_a_batch() -> None:
     x = np.zeros((10, 2))
     batched = tf.data.Dataset.from_tensor_slices(x).batch(4)

@@ -37,7 +37,7 @@ from mirrorspark.training.programs.keras_fit.step_description import describe_st
 from mirrorspark.training.programs.keras_fit.strategy import open_strategy
 from mirrorspark.training.protocol import TrainingPlan
 from mirrorspark.training.protocol.outcomes import Activity
-from mirrorspark.training.protocol.ring import RingStrategy, mean_losses
+from mirrorspark.training.protocol.ring import RingStrategy, mean_losses, whole_predictions
 
 
 @whole_values()
@@ -62,7 +62,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     tf_keras.utils.set_random_seed(plan.config.seed)
     _set_precision(plan.config)
     start = read_start(plan, dataset)
-    with mean_losses(strategy):  # A tfrs.Model computes its loss once when it is built.
+    with mean_losses(strategy), whole_predictions(strategy):  # as a model of one's own is called when it is built
         model = build_model(plan, dataset, strategy, start)
     activity.enter("restoring")
     if plan.warm_start is not None and plan.resume_from is None:
@@ -70,7 +70,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     if plan.graph is not None:  # After a warm start, whose table it propagates.
         interaction_graph.connect(model, Path(plan.graph))
     errors = strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext()
-    with errors, mean_losses(strategy):
+    with errors, mean_losses(strategy), whole_predictions(strategy):
         try:
             position = start.epoch, start.step_in_epoch
             is_keras3 = keras3.is_keras3(model)

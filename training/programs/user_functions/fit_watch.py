@@ -22,6 +22,7 @@ from tensorflow.python.framework import ops
 from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallback, StopOnRequest, TrainingStopped
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models import keras3
+from mirrorspark.models.fitting import absent_rows
 from mirrorspark.training.executor import TrainingHook
 from mirrorspark.training.programs.keras_fit import ActivityCallback
 from mirrorspark.training.programs.user_functions.plan import UnsupportedKerasError
@@ -110,6 +111,8 @@ class FitWatch:
             call = signature.bind(model, *args, **kwargs)
             if keras3.is_keras3(model):
                 _prepare_keras3(model)
+            elif isinstance(model.distribute_strategy, RingStrategy):
+                absent_rows.guard_steps(model)
             if self._is_within or not self._add_callbacks(call.arguments):
                 return original(model, *args, **kwargs)
             self._is_within = True

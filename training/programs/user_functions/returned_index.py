@@ -1,4 +1,4 @@
-"""Indexes of TensorFlow Recommenders in a model that a training function returns: from raw query to item ids."""
+"""Indexes of TensorFlow Recommenders, and of Keras Recommenders, in a returned model: from raw query to item ids."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mirrorspark.models import keras3
 from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.models.serving import concrete, save_functions, state
 from mirrorspark.scoring.backends import protocol
@@ -18,9 +19,10 @@ _QUERY = "query"
 
 def index_of(model: Any) -> Any:
     """Return the first index of raw queries in a model, which may be the model itself; None if it has none."""
+    if keras3.is_keras3(model):
+        return keras3.raw_retrieval(model)
     tfrs = sys.modules.get("tensorflow_recommenders")
-    # The function has not imported it, or the model is of Keras 3.
-    if tfrs is None or not isinstance(model, tf.Module):
+    if tfrs is None or not isinstance(model, tf.Module):  # The function has not imported it.
         return None
     if isinstance(model, tfrs.layers.factorized_top_k.TopK):
         return model
@@ -36,7 +38,7 @@ def save_index(index: Any, columns: Sequence[str] | None, folder: Path) -> None:
     """Write an index as a SavedModel: from the query's columns to ``candidates`` and their ``scores``, best first.
 
     Args:
-        index: ``BruteForce``, ``ScaNN``, ``Streaming`` or one of ours, with its candidates.
+        index: ``BruteForce``, ``ScaNN``, ``Streaming`` or one of ours, with its candidates, or a layer for retrieval.
         columns: Name of the query's column, if it is one without a name; ``query`` by default.
         folder: The new folder.
 
@@ -59,7 +61,7 @@ def save_index(index: Any, columns: Sequence[str] | None, folder: Path) -> None:
         }
 
     module = tf.Module(name="index")
-    module.state = state(found)
+    module.state = state(getattr(found, "model", found))
     save_functions(module, {"serving_default": concrete(search, specs)}, folder)
 
 
@@ -97,8 +99,8 @@ def _has_names(index: Any) -> bool:
 
 def _in_memory(index: Any) -> Any:
     """Return the index; instead of ``Streaming``, whose dataset no SavedModel can hold, an exact one of the same."""
-    tfrs = sys.modules["tensorflow_recommenders"]
-    if not isinstance(index, tfrs.layers.factorized_top_k.Streaming):
+    tfrs = sys.modules.get("tensorflow_recommenders")
+    if tfrs is None or not isinstance(index, tfrs.layers.factorized_top_k.Streaming):
         return index
     from mirrorspark.models.index import ExactTopK
 

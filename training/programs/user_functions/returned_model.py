@@ -27,7 +27,8 @@ def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str] | Non
     Every rank that has the model calls this, within the scope that the model was built in.
 
     Args:
-        model: A model of tf-keras or Keras 3; of one with an index of TensorFlow Recommenders the index is saved.
+        model: A model of tf-keras or Keras 3; of one with an index of TensorFlow Recommenders, or a layer for retrieval
+            of Keras Recommenders, that is saved.
         folder: A folder of this attempt's own, so that a rank that was cut off changes no later attempt's model.
         rank: This rank.
         columns: The columns that it reads, if it does not name them.
@@ -44,9 +45,10 @@ def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str] | Non
         try:
             if keras3.is_keras3(model):
                 training_state.settle(model)
-                model.export(str(target), verbose=False)
-            elif (index := index_of(model)) is not None:
+            if (index := index_of(model)) is not None:
                 save_index(index, columns, target)
+            elif keras3.is_keras3(model):
+                model.export(str(target), verbose=False)
             else:
                 model.save(str(target), save_format="tf", include_optimizer=False)
         except (OSError, TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:

@@ -20,7 +20,7 @@ from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError
 from mirrorspark.training.programs.user_functions.returned_model import is_model, package_saved, save_model
 from mirrorspark.training.protocol.outcomes import Activity
-from mirrorspark.training.protocol.ring import Ring, RingStrategy, mean_losses
+from mirrorspark.training.protocol.ring import Ring, RingStrategy, mean_losses, whole_predictions
 
 if TYPE_CHECKING:
     from mirrorspark.training.executor import Finish, WorkerControl
@@ -94,7 +94,7 @@ def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
     strategy = RingStrategy.from_tf_config(
         plan.token, timeout_seconds=plan.start_limit_seconds, limit_seconds=_RING_SECONDS, observer=activity
     )
-    with strategy.ring_errors(), mean_losses(strategy), strategy.scope():
+    with strategy.ring_errors(), mean_losses(strategy), whole_predictions(strategy), strategy.scope():
         yield
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.protocol.ring.connection import open_listener
     from mirrorspark.training.protocol.ring.errors import RingChecksumError, RingConnectError, RingError
     from mirrorspark.training.protocol.ring.losses import mean_losses
+    from mirrorspark.training.protocol.ring.predictions import whole_predictions
     from mirrorspark.training.protocol.ring.rendezvous import AddressBook, Rendezvous
     from mirrorspark.training.protocol.ring.ring import Ring
     from mirrorspark.training.protocol.ring.strategy import RingStrategy, all_reduce, local_variable
@@ -29,4 +30,5 @@ __all__ = [
     "local_variable",
     "mean_losses",
     "open_listener",
+    "whole_predictions",
 ]

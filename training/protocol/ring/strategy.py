@@ -77,6 +77,15 @@ class RingStrategy(tf.distribute.MirroredStrategy):
             self.extended._counted = self.ring.workers
 
     @contextlib.contextmanager
+    def with_all_rows(self) -> Iterator[None]:
+        """Let each rank read all rows of the datasets that are distributed within the block."""
+        self.extended._has_all_rows, before = True, self.extended._has_all_rows
+        try:
+            yield
+        finally:
+            self.extended._has_all_rows = before
+
+    @contextlib.contextmanager
     def ring_errors(self) -> Iterator[None]:
         """Raise the ring's own errors while the block runs.
 
@@ -99,6 +108,7 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
         super().__init__(strategy, devices=["/cpu:0"], cross_device_ops=cross_device_ops.ReductionToOneDevice())
         self._ring = ring
         self._counted = ring.workers
+        self._has_all_rows = False
 
     @property
     def _num_replicas_in_sync(self) -> int:
@@ -195,7 +205,7 @@ class _RingExtended(mirrored_strategy.MirroredExtended):
         return dataset
 
     def _experimental_distribute_dataset(self, dataset: tf.data.Dataset, options: Any) -> Any:
-        if _is_rank_share(dataset):  # Keras calls this for every plain dataset.
+        if self._has_all_rows or _is_rank_share(dataset):  # Keras calls this for every plain dataset.
             return dataset
         if _has_fewer_files(dataset, self._ring.workers):
             by_rows = tf.data.Options()

@@ -23,6 +23,7 @@ from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models.keras3.loop import fit
 from mirrorspark.models.keras3.steps import count_real_rows, share_steps
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates
+from mirrorspark.training.protocol.ring.predictions import whole_predictions
 from mirrorspark.training.protocol.ring.ring import Ring
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
@@ -101,6 +102,19 @@ class OwnLoss(keras.Model):
         return keras.ops.mean((y_pred - y) ** 2)
 
 
+class OwnLosses(keras.Model):
+    """Adds up a sum and two kinds of means."""
+
+    def __init__(self, *graph: Any) -> None:
+        super().__init__(*graph)
+        self.sum, self.mean = BINARY(reduction="sum"), keras.losses.MeanSquaredError()
+        self.by_weights = keras.losses.MeanAbsoluteError(reduction="mean_with_sample_weight")
+
+    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool = True) -> Any:
+        given = y, y_pred, sample_weight
+        return 0.05 * self.sum(*given) + self.mean(*given) + self.by_weights(*given)
+
+
 class OwnMetric(keras.metrics.Metric):
     """The sum of the labels."""
 
@@ -123,6 +137,9 @@ CASES: dict[str, tuple[type, Callable[[], Any], Any]] = {
     "averaged": (keras.Model, lambda: SGD(0.5, use_ema=True, ema_momentum=0.5), "binary_crossentropy"),
     "accumulated": (keras.Model, lambda: SGD(0.5, gradient_accumulation_steps=2), "binary_crossentropy"),
     "summed": (keras.Model, lambda: SGD(0.05), BINARY(reduction="sum")),
+    "by weights": (keras.Model, lambda: SGD(0.5), BINARY(reduction="mean_with_sample_weight")),
+    "of rows": (keras.Model, lambda: SGD(0.05), BINARY(reduction=None)),
+    "own losses": (OwnLosses, lambda: SGD(0.1), None),
     "own loss": (OwnLoss, lambda: SGD(0.5), None),
     "own step": (OwnStep, lambda: SGD(0.5), None),
     "weighted": (Weighted, lambda: SGD(0.5), None),
@@ -140,7 +157,8 @@ def compiled(case: str) -> Any:
     kind, optimizer, loss = CASES[case]
     inputs = keras.Input((4,))
     first, last = (keras.initializers.GlorotUniform(seed) for seed in (3, 4))
-    hidden = keras.layers.Dense(8, "relu", kernel_initializer=first, kernel_regularizer="l2")(inputs)
+    penalty = None if case == "of rows" else "l2"  # Keras adds up losses of one shape
+    hidden = keras.layers.Dense(8, "relu", kernel_initializer=first, kernel_regularizer=penalty)(inputs)
     outputs = keras.layers.Dense(1, "sigmoid", kernel_initializer=last)(hidden)
     model = kind(inputs, outputs)
     model.compile(optimizer(), loss, metrics=None if loss is None else ["accuracy", OwnMetric()])
@@ -159,8 +177,8 @@ def by_keras(case: str) -> tuple[Any, dict[str, list[float]]]:
     if hasattr(model.distribute_strategy, "as_one_replica"):
         share_steps(model)
         share_steps(model)  # as before another fit, which it leaves as it is
-    # Keras weights a sum that it shows by the worker's rows, which are half of all only in a full batch.
-    given = data(ROWS // BATCH * BATCH if case == "summed" else ROWS)
+    # Keras weights the losses of rows that it shows by their number twice, so that full batches alone are comparable.
+    given = data(ROWS // BATCH * BATCH if case == "of rows" else ROWS)
     return model, model.fit(given, epochs=EPOCHS, verbose=0).history
 
 
@@ -254,7 +272,7 @@ def main(rank: int, addresses: list[str], folder: Path, cases: list[str]) -> Non
 
     ring = Ring.connect(rank, addresses, "secret")
     strategy = RingStrategy(ring)
-    with strategy.ring_errors(), strategy.scope():
+    with strategy.ring_errors(), whole_predictions(strategy), strategy.scope():
         for name in cases:
             loop, case = name.split("/")
             if case == "resumed":
@@ -263,6 +281,7 @@ def main(rank: int, addresses: list[str], folder: Path, cases: list[str]) -> Non
                     add(f"{name}/{lost_at}", resumed(checkpoints, ring, lost_at, loop == "ours"))
             else:
                 add(name, by_keras(case) if loop == "keras" else by_us(case, ring, STEPS_PER_EXECUTION))
+        found["predictions"] = compiled("plain").predict(rows()[0][:5], verbose=0)
     np.savez(folder / f"{rank}.npz", **found)
 
 
