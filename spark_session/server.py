@@ -20,7 +20,7 @@ _REACH_SECONDS = 3.0
 _WITH_CONNECT = f"pip install 'pyspark[connect]=={pyspark.__version__}'"
 # Of gRPC, which then reaches servers that a socket of ours does not.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
-# What the records of a run have in the place of a URL's parameters.
+# Replaces a URL's parameters in the records of a run.
 _HIDDEN_PARAMETERS = ";***"
 
 # The URLs of the sessions that were started here, with their parameters, by the names of the sessions.

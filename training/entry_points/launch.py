@@ -327,7 +327,7 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None, no
         run.tracked.log_params(config.public())
         run.tracked.log_document(environment(), "environment.json")
         program = program_of(config, payload, run.folder)
-        cluster = Cluster(spark, (lambda: 1) if config.local_mode else session_of(spark).task_slots)
+        cluster = Cluster(spark, (lambda: 1) if config.local_mode else (lambda: session_of(spark).task_slots()))
         launcher = FunctionLauncher(cluster.launcher(program))
         with view.stage(config.name) as stage:
             attempts = Job(program, cluster, run, launcher).train()

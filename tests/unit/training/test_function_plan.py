@@ -57,7 +57,7 @@ def test_a_function_that_holds_what_cannot_travel_is_refused_before_spark_starts
 
 
 def test_a_function_whose_module_is_missing_says_how_it_gets_there() -> None:
-    with pytest.raises(TrainFnError, match=r"No module named 'of_the_drivers_own'.*addPyFile"):
+    with pytest.raises(TrainFnError, match=r"No module named 'of_the_drivers_own'.*addArtifacts"):
         unpack_function(b"cof_the_drivers_own\ntrain\n.")
 
 
