@@ -10,7 +10,6 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.spark_session import versions
     from mirrorspark.spark_session.ahead import SessionAhead
-    from mirrorspark.spark_session.connect import USE_CLASSIC
     from mirrorspark.spark_session.errors import (
         SESSION_ERRORS,
         SPARK_ERRORS,
@@ -66,7 +65,6 @@ __all__ = [
     "MOST_LOCAL_SLOTS",
     "SESSION_ERRORS",
     "SPARK_ERRORS",
-    "USE_CLASSIC",
     "AnotherSessionError",
     "BarrierTask",
     "DriverAddressError",

@@ -6,7 +6,8 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,16 +17,16 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from mirrorspark.spark_session.connect_jobs import JobsOverConnect
-from mirrorspark.spark_session.connect_look import ConnectLook
+from mirrorspark.spark_session.connect_look import ConnectLook, is_refusal
 from mirrorspark.spark_session.connect_plan import parquet_plan
 from mirrorspark.spark_session.connect_totals import SharedTotal
 from mirrorspark.spark_session.interpreter import is_local
-from mirrorspark.spark_session.session import ParquetPlan, StageTasks, StoreLook, TaskTotal
+from mirrorspark.spark_session.session import MissingCapabilityError, ParquetPlan, StageTasks, StoreLook, TaskTotal
 from mirrorspark.storage import StoragePath, hadoop_uri
 
 T = TypeVar("T")
 
-USE_CLASSIC = (
+_USE_CLASSIC = (
     "use a classic one: local[N], spark://, yarn or k8s:// as .master(...) in place of .remote(...), with the driver "
     "where this program runs"
 )
@@ -36,17 +37,23 @@ SHARED_FOLDER = "spark.mirrorspark.sharedFolder"
 MOST_BYTES = 64 << 20
 """Size of the rows that are sent to a server at a time."""
 
+# Larger rows are sent apart from the plan, which a message of gRPC limits to 128 MB. A server of Spark 4.0 puts those
+# below 64 MiB into the plan.
+_CACHED_FROM = "spark.sql.session.localRelationCacheThreshold"
+_CACHED_FROM_BYTES = 1 << 20  # of Spark 4.1
+
 
 class ConnectSession(JobsOverConnect):
     """A session of Spark Connect."""
 
     kind = "Spark Connect"
-    remedy = USE_CLASSIC
+    remedy = _USE_CLASSIC
 
     def __init__(self, spark: SparkSession) -> None:
         """Take the session; its server is asked on first use."""
         super().__init__(spark)
         self._explaining = threading.Lock()
+        self._sending = threading.Lock()
         self._running: dict[str | None, Mapping[int, StageTasks]] = {}
 
     @property
@@ -65,16 +72,20 @@ class ConnectSession(JobsOverConnect):
         file.write_bytes(word.encode())
         try:
             found = self._spark.read.text(hadoop_uri(file)).first()
-        except PySparkException:
-            return False
+        except PySparkException as error:
+            if is_refusal(error):
+                return False
+            raise
         return found is not None and found[0] == word
 
     def setting(self, name: str, default: str = "") -> str:
         """Return a setting of the session or of its server; the default where it is not shown to clients."""
         try:
             return str(self._spark.conf.get(name, default))
-        except PySparkException:
-            return default
+        except PySparkException as error:
+            if is_refusal(error):
+                return default
+            raise
 
     def settings(self) -> Mapping[str, str]:
         """Return all settings of the session and its server."""
@@ -109,20 +120,22 @@ class ConnectSession(JobsOverConnect):
     def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
         """Upload an archive to the server, which sends it to the executors for this session alone."""
         noted = f"spark.mirrorspark.archive.{name}"
-        if self.setting(noted):
-            return
-        archive = self.files_folder / f"{name}.packed.zip"
-        pack(archive)
-        self._spark.addArtifacts(f"{archive}#{name}", archive=True)
-        archive.unlink(missing_ok=True)
-        self._spark.conf.set(noted, "sent")
+        with self._sending:  # two threads may score with one model
+            if self.setting(noted):
+                return
+            archive = self.files_folder / f"{name}.packed.zip"
+            pack(archive)
+            self._spark.addArtifacts(f"{archive}#{name}", archive=True)
+            archive.unlink(missing_ok=True)
+            self._spark.conf.set(noted, "sent")
 
     def task_total(self, zero: T, merge: Callable[[T, T], T]) -> TaskTotal[T]:
         """Return a total in files, of the setting :data:`SHARED_FOLDER` unless tasks have this process's disk."""
         if not (shared := self._shared_folder):
-            self._refuse(
-                f"totals that tasks add to, without a folder that they share with this program "
-                f"(spark.conf.set('{SHARED_FOLDER}', 'a location'))"
+            raise MissingCapabilityError(
+                self.kind,
+                "folder that tasks and this program share, for the totals that tasks add to",
+                f"name one to which both can write: spark.conf.set('{SHARED_FOLDER}', 'a location')",
             )
         return SharedTotal.begin(StoragePath.of(shared) / f"total-{secrets.token_hex(8)}", zero, merge)
 
@@ -149,7 +162,28 @@ class ConnectSession(JobsOverConnect):
         """Return the rows sent in pieces: Databricks takes 128 MB at a time."""
         step = max(1, rows.num_rows * MOST_BYTES // max(rows.nbytes, 1))
         pieces = [rows.slice(start, step) for start in range(0, max(rows.num_rows, 1), step)]
-        return functools.reduce(DataFrame.union, map(self._spark.createDataFrame, pieces))
+        with self._rows_apart():
+            return functools.reduce(DataFrame.union, map(self._spark.createDataFrame, pieces))
+
+    @contextmanager
+    def _rows_apart(self) -> Iterator[None]:
+        """Have PySpark send rows apart from the plan, where clients may set that."""
+        conf, before = self._spark.conf, 0
+        with self._sending:
+            try:
+                before = int(conf.get(_CACHED_FROM) or 0)
+                if before > _CACHED_FROM_BYTES:
+                    conf.set(_CACHED_FROM, _CACHED_FROM_BYTES)
+            except PySparkException as error:
+                if not is_refusal(error):
+                    raise
+                before = 0
+            try:
+                yield
+            finally:
+                if before > _CACHED_FROM_BYTES:
+                    with suppress(PySparkException):  # of a server that was lost, the first error counts
+                        conf.set(_CACHED_FROM, before)
 
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the only relation in the explained plan."""

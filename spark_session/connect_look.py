@@ -1,15 +1,42 @@
 """Stores as the server of a Spark Connect session sees them, by the files that it would read."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pyspark.errors import PySparkException
+from pyspark.errors import (
+    AnalysisException,
+    IllegalArgumentException,
+    PySparkException,
+    UnsupportedOperationException,
+)
 from pyspark.sql import SparkSession
 
 from mirrorspark.storage import Location, StoragePath, hadoop_path, literal_hadoop_uri
 
 _QUESTIONS_AT_A_TIME = 16
 _PATTERN = "*?[{"
+# Classes of SQLSTATE of a request that a server refuses as it is: names that do not exist or are forbidden, settings
+# that are fixed, values that are not valid, files that cannot be read. A lost session has 08 or HY, a lost connection
+# none.
+_REFUSALS = ("42", "46110", "22", "KD001")
+# The same without a SQLSTATE: errors with a class in PySpark, and those of stores, which begin with that of Java.
+_REFUSING = (AnalysisException, IllegalArgumentException, UnsupportedOperationException)
+_REFUSED_BY_STORE = re.compile(
+    r"\((?:java\.lang\.RuntimeException\) java\.lang\.ClassNotFoundException: Class |java\.io\.FileNotFoundException\)|"
+    r"(?:[\w$]+\.)+(?:AccessControl|AccessDenied|UnauthorizedAccess|UnsupportedFileSystem)Exception\))"
+)
+
+
+def is_refusal(error: PySparkException) -> bool:
+    """Return True if a server has answered that there is no such thing, or that it is forbidden.
+
+    That a session or a connection was lost, or that a store fails, is another matter.
+    """
+    state = error.getSqlState()
+    if state:
+        return state.startswith(_REFUSALS)
+    return isinstance(error, _REFUSING) or _REFUSED_BY_STORE.match(str(error)) is not None
 
 
 class ConnectLook:
@@ -35,7 +62,10 @@ class ConnectLook:
             }
 
     def names(self, folder: StoragePath) -> list[str]:
-        """Return the names of the files directly in a folder; Spark shows none that begin with a dot."""
+        """Return the names of the files directly in a folder that Spark shows.
+
+        It hides those that begin with a dot, with an underscore unless there is a ``=``, or end in ``._COPYING_``.
+        """
         files = [hadoop_path(file) for file in self._files(literal_hadoop_uri(folder, *self._given)) or ()]
         return [file.name for file in files if file.parent == folder]
 
@@ -49,5 +79,7 @@ class ConnectLook:
         """Return the files at a path of ``spark.read``; None if the server does not see it."""
         try:
             return list(self._spark.read.format("binaryFile").load(path).inputFiles())
-        except PySparkException:
-            return None
+        except PySparkException as error:
+            if is_refusal(error):
+                return None
+            raise  # a table may be there all the same

@@ -1,5 +1,6 @@
 """The choice of the capabilities that belong to a session: classic Spark or Spark Connect."""
 
+import threading
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -10,6 +11,7 @@ from mirrorspark.spark_session.stopped import require_running
 
 # The knowledge of a server, and the files for it, last as long as the session.
 _OVER_CONNECT: dict[str, tuple[Any, ConnectSession]] = {}
+_CHOOSING = threading.Lock()
 
 
 def session_of(spark: SparkSession) -> Session:
@@ -26,8 +28,9 @@ def session_of(spark: SparkSession) -> Session:
 
         return ClassicSession(spark)
     client: Any = spark
-    if client.session_id not in _OVER_CONNECT:
-        for name in [name for name, (other, _) in _OVER_CONNECT.items() if other.is_stopped]:
-            del _OVER_CONNECT[name]
-        _OVER_CONNECT[client.session_id] = client, ConnectSession(spark)
-    return _OVER_CONNECT[client.session_id][1]
+    with _CHOOSING:
+        if client.session_id not in _OVER_CONNECT:
+            for name in [name for name, (other, _) in _OVER_CONNECT.items() if other.is_stopped]:
+                del _OVER_CONNECT[name]
+            _OVER_CONNECT[client.session_id] = client, ConnectSession(spark)
+        return _OVER_CONNECT[client.session_id][1]

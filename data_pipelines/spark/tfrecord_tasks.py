@@ -258,8 +258,9 @@ class ReadTask:
             _LOGGER.warning("%s: %d damaged records were skipped; first: %s", file.path, scan.skipped, scan.damages[0])
         if malformed:
             _LOGGER.warning("%s: %d whole records that are not messages were skipped", file.path, malformed)
-        if self.damaged is not None:
-            self.damaged.add(scan.skipped + malformed)
+        # Over Spark Connect an addition is a request to a store.
+        if self.damaged is not None and (skipped := scan.skipped + malformed):
+            self.damaged.add(skipped)
 
     def _assembled(self, stored: pa.RecordBatch, rows: int, file: listing.DataFile) -> pa.RecordBatch:
         """Put the columns into the schema's order; a null in a column that is not nullable would crash the JVM."""

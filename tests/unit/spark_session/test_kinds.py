@@ -5,24 +5,32 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from py4j.protocol import Py4JError
 from pyspark import BarrierTaskContext, BarrierTaskInfo, SparkFiles, TaskContext, accumulators, cloudpickle
 from pyspark.accumulators import Accumulator
+from pyspark.errors import PySparkException
 from pyspark.resource import ResourceInformation
+from pyspark.sql import DataFrame
 
-from mirrorspark.spark_session import kinds, task
+from mirrorspark.spark_session import connect, kinds, task
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.connect_jobs import JobsOverConnect
+from mirrorspark.spark_session.connect_look import ConnectLook
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.session import MissingCapabilityError, Session, StageTasks
 from mirrorspark.spark_session.silence import hide_interrupts
 from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session
+from mirrorspark.storage import StoragePath
 
 
 def test_a_session_that_was_stopped_is_refused_with_the_remedy() -> None:
@@ -152,8 +160,121 @@ def test_what_a_session_of_spark_connect_lacks_is_refused_with_the_way_out(name:
 def test_totals_over_spark_connect_need_a_folder_that_tasks_share_with_the_client() -> None:
     session: Any = ConnectSession(Client())  # type: ignore[arg-type]
     session.is_local, session.setting = False, lambda name, default="": default
-    with pytest.raises(MissingCapabilityError, match=r"spark\.conf\.set\('spark\.mirrorspark\.sharedFolder', "):
+    with pytest.raises(MissingCapabilityError) as found:
         session.task_total({}, dict)
+    assert str(found.value) == (
+        "the session is one of Spark Connect, which has no folder that tasks and this program share, for the totals "
+        "that tasks add to; name one to which both can write: "
+        "spark.conf.set('spark.mirrorspark.sharedFolder', 'a location')"
+    )
+
+
+# SQLSTATE, message, and whether the server has answered, as servers of Spark 4.3 and Databricks say it.
+ANSWERS = [
+    ("42K0I", "[CONFIG_NOT_AVAILABLE] Configuration x is not available.", True),
+    ("42K03", "[PATH_NOT_FOUND] Path does not exist: file:/x.", True),
+    ("42501", "[INSUFFICIENT_PERMISSIONS] Insufficient privileges:", True),
+    (None, '(org.apache.hadoop.fs.UnsupportedFileSystemException) No FileSystem for scheme "gs"', True),
+    (None, "(java.lang.RuntimeException) java.lang.ClassNotFoundException: Class org.x.S3AFileSystem not found", True),
+    (None, "(java.nio.file.AccessDeniedException) s3a://x: 403 Forbidden", True),
+    (None, "(java.net.ConnectException) Call to store:1 failed: Connection refused", False),
+    ("08003", "(org.apache.spark.SparkSQLException) [INVALID_HANDLE.SESSION_CLOSED] The handle is invalid.", False),
+    ("HY000", "(org.apache.spark.SparkSQLException) [INVALID_HANDLE.SESSION_NOT_FOUND] The handle is invalid.", False),
+    (None, "<_InactiveRpcError: StatusCode.UNAVAILABLE, failed to connect to all addresses>", False),
+    (None, "[RETRIES_EXCEEDED] The maximum number of retries has been exceeded.", False),
+]
+
+
+@pytest.mark.parametrize(("state", "message", "is_answered"), ANSWERS)
+def test_only_an_answer_of_the_server_means_that_there_is_no_setting_and_no_table(
+    state: str | None, message: str, is_answered: bool, tmp_path: Path
+) -> None:
+    class Refused(PySparkException):
+        def getSqlState(self) -> str | None:  # type: ignore[override] # noqa: N802 - PySpark's name
+            return state
+
+    class Failing(Client):
+        @property
+        def conf(self) -> Any:
+            return SimpleNamespace(get=self._fail)
+
+        @property
+        def read(self) -> Any:
+            return SimpleNamespace(text=self._fail, format=lambda _: SimpleNamespace(load=self._fail))
+
+        def _fail(self, *_: str) -> Any:
+            raise Refused(message)
+
+    spark: Any = Failing()
+    session: Any = ConnectSession(spark)
+    local: Any = ConnectSession(spark)
+    local.setting = lambda _: "local[2]"
+    look = ConnectLook(spark, [], shares_disk=False)
+    for call, otherwise in (
+        (lambda: session.setting("x", "none"), "none"),
+        (lambda: local.is_local, False),
+        (lambda: look.folders([StoragePath.of(tmp_path)]), set()),
+    ):
+        if is_answered:
+            assert call() == otherwise
+        else:
+            with pytest.raises(Refused):
+                call()
+
+
+class Server(Client):
+    """A server of Spark 4.0: it has settings, and takes archives and tables, each after a pause."""
+
+    def __init__(self) -> None:
+        self.settings = {"spark.sql.session.localRelationCacheThreshold": str(64 << 20)}
+        self.conf = SimpleNamespace(get=lambda name, default=None: self.settings.get(name, default), set=self._set)
+        self.sent: list[Any] = []
+
+    def _set(self, name: str, value: Any) -> None:
+        self.settings[name] = str(value)
+
+    def addArtifacts(self, path: str, *, archive: bool) -> None:  # noqa: N802 - PySpark's name
+        time.sleep(0.05)
+        self.sent.append(Path(path.partition("#")[0]).read_text())
+
+    def createDataFrame(self, rows: pa.Table) -> DataFrame:  # noqa: N802 - likewise
+        threshold = int(self.settings["spark.sql.session.localRelationCacheThreshold"])
+        self.sent.append(("apart" if threshold <= rows.nbytes else "in the plan", rows.num_rows))
+        table: Any = object.__new__(DataFrame)
+        return table
+
+
+def test_two_threads_send_an_archive_once() -> None:
+    server = Server()
+    session = ConnectSession(server)  # type: ignore[arg-type]
+
+    def pack(path: Path) -> None:
+        path.write_text("x")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: session.send_archive("model", pack), range(2)))
+    assert server.sent == ["x"]
+
+
+def test_rows_are_sent_apart_from_the_plan_to_a_server_of_spark_4_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    monkeypatch.setattr(connect, "MOST_BYTES", 4 << 20)
+    monkeypatch.setattr(DataFrame, "union", lambda one, _: one)
+    ConnectSession(server).table_of(pa.table({"x": np.zeros(9 << 17)}))  # type: ignore[arg-type]
+    assert server.sent == [("apart", 1 << 19), ("apart", 1 << 19), ("apart", 1 << 17)]
+    assert server.settings == {"spark.sql.session.localRelationCacheThreshold": str(64 << 20)}
+
+
+def test_threads_have_one_session_over_spark_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(spark: Any) -> ConnectSession:
+        time.sleep(0.05)
+        return ConnectSession(spark)
+
+    monkeypatch.setattr(kinds, "ConnectSession", slowly)
+    client: Any = Client()
+    monkeypatch.setattr(client, "session_id", "e1f2", raising=False)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: session_of(client), range(4)))) == 1
 
 
 def test_a_group_has_the_jobs_of_a_block_and_the_thread_is_as_before() -> None:
