@@ -19,7 +19,7 @@ from keras.src.trainers.compile_utils import CompileMetrics  # what `compile` ma
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models.fitting import absent_rows
 from mirrorspark.models.keras3.model import inputs_of
-from mirrorspark.models.keras3.rows import retrieval_layer
+from mirrorspark.models.keras3.retrieval import retrieval_layer
 
 _MEANS = ("sum_over_batch_size", "mean")
 

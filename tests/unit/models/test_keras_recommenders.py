@@ -13,6 +13,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.keras3.loop import fit
+from mirrorspark.models.keras3.retrieval import raw_retrieval
 from mirrorspark.models.keras3.steps import share_steps
 from mirrorspark.models.serving.export import RetrievalModule, build_indexes, candidate_embeddings
 from mirrorspark.models.settings import ModelSettingsError
@@ -81,6 +82,13 @@ class Towers(Retrieval):
 
     def build(self, shape: Any) -> None:
         self.who.build(shape)
+
+
+class Unasked(Retrieval):
+    """Leaves its layer for retrieval to the user."""
+
+    def call(self, users: Any, training: bool = False) -> Any:
+        return super().call(users, training=True)
 
 
 def towers(features: FittedFeatures) -> Any:
@@ -152,6 +160,15 @@ def test_the_output_with_the_labels_name_is_the_score() -> None:
     expected = model(inputs)["stars"][:, 0]
     np.testing.assert_array_equal(architecture.predict(model, inputs)["score"], expected)
     assert trained(model, rows(10, 6))["loss"][-1] < 10
+
+
+@pytest.mark.parametrize(("kind", "has_index"), [(Retrieval, True), (Unasked, False)])
+def test_the_index_of_a_trained_model_is_the_layer_that_it_asks(kind: Any, has_index: bool) -> None:
+    model = compiled(kind(6))
+    share_steps(model)
+    users = np.arange(4)
+    model.fit(users, {"movie": users, "stars": users.astype(np.float32)}, verbose=0)
+    assert (raw_retrieval(model) is not None) == has_index
 
 
 @pytest.mark.parametrize(
