@@ -203,7 +203,7 @@ class _Steps:
         with share_of_rows(share):
             logs: Mapping[str, Any]
             of_rows = functools.partial(step, inputs, rows, has_rows)
-            logs, _ = absent_rows.run_step(of_rows, has_rows, self._model.metrics)
+            logs, _ = absent_rows.run_step(of_rows, has_rows, self._model)
         return logs
 
     def _loss(self, inputs: Mapping[str, Any], *, training: bool) -> tf.Tensor:

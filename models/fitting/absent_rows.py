@@ -1,7 +1,7 @@
 """Steps of a worker that has no row of a batch: the last one of an epoch may have fewer rows than there are workers.
 
-Its share is padding alone, or nothing. A mean over its rows that a user's own step computes is not a number then: such
-a value counts for nothing, and a worker whose gradient has one takes no part in the step.
+Its share is padding alone, or nothing. A mean over its rows that a user's own step or a layer computes is not a number
+then: such a value counts for nothing, and a worker whose gradient has one takes no part in the step.
 """
 
 import functools
@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.autograph.core.ag_ctx import ControlStatusCtx, Status
+from tensorflow.python.autograph.impl import api as autograph
 
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models import keras3
@@ -24,7 +26,10 @@ def has_rows(batch: Any) -> Any:
     if isinstance(batch, PaddedBatch):
         return tf.reduce_any(batch.weight != 0)
     first = tf.nest.flatten(batch)[0]
-    is_certain = not tf.is_tensor(first) or first.shape.rank in (None, 0) or first.shape[0]
+    if not tf.is_tensor(first) or first.shape.rank in (None, 0):
+        return True
+    # Of a graph, all workers know the same; without one, each knows its own rows, and they would decide differently.
+    is_certain = first.shape[0] and not tf.executing_eagerly()
     return True if is_certain else tf.shape(first)[0] > 0
 
 
@@ -33,23 +38,20 @@ def may_lack_rows(strategy: tf.distribute.Strategy) -> bool:
     return bool(strategy.num_replicas_in_sync > 1 and not strategy._should_use_with_coordinator)
 
 
-def run_step(
-    step: Callable[[], Any], has_rows: Any, metrics: Sequence[Any], *, needs_rows: bool = False
-) -> tuple[Any, Any]:
+def run_step(step: Callable[[], Any], has_rows: Any, model: Any, *, needs_rows: bool = False) -> tuple[Any, Any]:
     """Return the logs of a step, and whether the worker takes part in it.
 
-    Without a row, values and metrics that are not numbers after it count for nothing.
+    Without a row, values, metrics and moving averages that are not numbers after it count for nothing.
 
     Args:
         step: Computes gradients that pass through :func:`counted_gradients`, and updates metrics.
         has_rows: The return value of :func:`has_rows`.
-        metrics: The model's metrics, of either Keras.
+        model: The model, of either Keras.
         needs_rows: A worker without a row takes no part in the step even if its gradient is a number.
     """
     if has_rows is True:
         return step(), True
-    variables = [keras3.tf_variables(metric.variables) for metric in metrics]
-    before = [[(variable, tf.identity(variable)) for variable in of] for of in variables]
+    before = [[(variable, tf.identity(variable)) for variable in of] for of in _states(model)]
     _of_thread.has_rows, _of_thread.needs_rows = has_rows, needs_rows
     try:
         logs = step()
@@ -57,9 +59,9 @@ def run_step(
         _of_thread.has_rows = True
 
     def put_back() -> tf.Tensor:
-        for metric in before:
-            is_finite = _are_finite([tf.identity(variable) for variable, _ in metric])
-            for variable, value in metric:
+        for state in before:
+            is_finite = _are_finite([tf.identity(variable) for variable, _ in state])
+            for variable, value in state:
                 variable.assign(tf.where(is_finite, tf.identity(variable), value))
         return tf.constant(True)
 
@@ -69,8 +71,25 @@ def run_step(
     if not isinstance(logs, dict):
         return counted(logs, has_rows), takes_part
     # The step has read metrics before they were put back.
-    again = {one.name: one.result for one in metrics}
+    again = {one.name: one.result for one in model.metrics}
     return {name: counted(value, has_rows, again.get(name)) for name, value in logs.items()}, takes_part
+
+
+def _states(model: Any) -> list[list[Any]]:
+    """Return the variables of each metric, and those of each layer that a worker computes from its own rows."""
+    metrics = [keras3.tf_variables(metric.variables) for metric in model.metrics]
+    known = {id(variable) for metric in metrics for variable in metric}  # to tf-keras a metric is a layer
+    of_layer = "_non_trainable_variables" if keras3.is_keras3(model) else "_non_trainable_weights"
+    layers = [keras3.tf_variables(getattr(layer, of_layer)) for layer in model._flatten_layers()]
+    own = [[one for one in layer if id(one) not in known and _is_local(one)] for layer in layers]
+    return metrics + [layer for layer in own if layer]
+
+
+def _is_local(variable: Any) -> bool:
+    """Return whether a variable is a number, and one that a worker may set without the others."""
+    is_shared = isinstance(variable, tf.distribute.DistributedValues)
+    is_own = not is_shared or variable.synchronization == tf.VariableSynchronization.ON_READ
+    return bool(variable.dtype.is_floating and is_own)
 
 
 def counted(value: Any, has_rows: Any, otherwise: Callable[[], Any] | None = None) -> Any:
@@ -117,19 +136,40 @@ def count_gradients(optimizer: Any) -> None:
 
 def guard_steps(model: Any) -> None:
     """Make the user's own steps of a tf-keras model, which takes batches of any form, allow for one without a row."""
-    if not has_own_step(model) or getattr(model.train_step, "is_guarded", False):
+    if not has_own_step(model):
         return
-    for optimizer in optimizers_of(model, tf_keras.optimizers.Optimizer):
+    for optimizer in optimizers_of(model, tf_keras.optimizers.Optimizer):  # new ones if it was compiled again
         count_gradients(optimizer)
+    if getattr(model.train_step, "is_guarded", False):
+        return
     model.train_step, model.test_step = (_guarded(model, step) for step in (model.train_step, model.test_step))
 
 
-def _guarded(model: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _guarded(model: Any, step: Any) -> Callable[[Any], Any]:
+    plain = code_of(step)
+
     def guarded(batch: Any) -> Any:
-        return run_step(functools.partial(step, batch), has_rows(batch), model.metrics)[0]
+        return run_step(functools.partial(plain, batch), has_rows(batch), model)[0]
 
     guarded.is_guarded = True  # type: ignore[attr-defined]
     return guarded
+
+
+def code_of(step: Any) -> Callable[[Any], Any]:
+    """Return the Python code of a step that is a function of TensorFlow, with its conditions; any other step unchanged.
+
+    The function would keep tensors of the graph in which it is traced first.
+    """
+    code = getattr(step, "python_function", None)
+    if code is None:
+        return step
+    converted = autograph.convert(recursive=True, user_requested=True)(code)
+
+    def with_conditions(batch: Any) -> Any:
+        with ControlStatusCtx(Status.ENABLED):  # which Keras 3 switches off
+            return converted(batch)
+
+    return with_conditions
 
 
 def optimizers_of(model: Any, kind: Any) -> list[Any]:

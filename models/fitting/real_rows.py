@@ -96,7 +96,7 @@ class _LossesOfRealRows(LossesContainer):
             has_rows = absent_rows.has_rows(batch) if is_own else True
             with self._scaled_by(batch.scale):
                 rows = batch.features, batch.label, batch.weight
-                return absent_rows.run_step(functools.partial(plain, rows), has_rows, model.metrics)[0]
+                return absent_rows.run_step(functools.partial(plain, rows), has_rows, model)[0]
 
         return tf.function(scaled) if is_function else scaled
 

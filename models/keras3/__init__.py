@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         tf_variables,
     )
     from mirrorspark.models.keras3.optimizers import build_optimizer
-    from mirrorspark.models.keras3.rows import prepare, raw_retrieval
+    from mirrorspark.models.keras3.retrieval import raw_retrieval
+    from mirrorspark.models.keras3.rows import prepare
     from mirrorspark.models.keras3.steps import count_real_rows, share_steps
 else:
     __getattr__, __dir__ = lazy_exports(__name__)

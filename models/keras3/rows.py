@@ -1,19 +1,14 @@
-"""A user's model of Keras 3 that takes rows in a form of its own, such as one of Keras Recommenders.
+"""A user's model of Keras 3 that takes rows in a form of its own, such as one of Keras Recommenders."""
 
-Its layer for retrieval is given the vectors of queries, and keeps those of candidates at the places of
-their ids. So towers may have any name and form.
-"""
-
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.data_pipelines.reading import PaddedBatch
-from mirrorspark.models.keras3.model import inputs_of, tf_variables
+from mirrorspark.models.keras3.model import inputs_of
+from mirrorspark.models.keras3.retrieval import OwnTowers, retrieval_layer
 from mirrorspark.models.own_recommender import OwnCandidates, kept, nothing, of_row, row_count
 from mirrorspark.models.settings import ModelSettingsError
 
@@ -58,7 +53,7 @@ def prepare(model: Any, form: Form | None, task: str, fitted: FittedFeatures, fu
             f"of each of the {ids} ids of '{fitted.spec.candidate.name}': give it a table of "
             f"features.id_count(features.spec.candidate) rows"
         )
-    model.own_tasks = OwnTowers(model, rows, layer, kind)
+    model.own_tasks = OwnTowers(model, rows.inputs, layer, kind)
     if model.own_tasks.noted_queries({}) is None:
         raise ModelSettingsError(
             f"{function} returns a model whose call asks no {type(layer).__name__} with training=False; call it with "
@@ -114,79 +109,3 @@ class OwnRows:
             )
         x, y, *weights = given
         return x, y, weights[0] if weights else columns.get(self._spec.weight)
-
-
-class OwnTowers:
-    """The vectors of queries, which a model gives to its layer for retrieval, and those of candidates."""
-
-    def __init__(self, model: Any, rows: OwnRows, layer: Any, kind: type) -> None:
-        self._model, self._rows, self._layer, self._kind = model, rows, layer, kind
-
-    def query_vectors(self, inputs: Mapping[str, Any]) -> tf.Tensor:
-        """Return the vectors of queries, float32 ``[batch, dim]``."""
-        return tf.cast(self.noted_queries(inputs), tf.float32)
-
-    def candidate_vectors(self, ids: tf.Tensor) -> tf.Tensor:
-        """Return the vectors of candidates, float32 ``[ids, dim]``."""
-        (table,) = tf_variables([self._layer.candidate_embeddings])
-        return tf.cast(tf.gather(table, ids), tf.float32)
-
-    def noted_queries(self, inputs: Mapping[str, Any]) -> Any:
-        """Return the vectors that the layer is given; None if it is not called."""
-        noted: list[Any] = []
-        with _noting(self._kind, noted):
-            self._model(self._rows.inputs(inputs), training=False)
-        return noted[0] if noted else None
-
-
-class RawRetrieval:
-    """The layer for retrieval of a trained model, asked by the model's inputs, as an index of raw queries."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self._layer, self._kind = retrieval_layer(model)
-
-    def save_spec(self) -> Any:
-        """Return the specifications of the inputs that the model was trained on."""
-        return (self.model._inputs_of_steps,), {}
-
-    def __call__(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the scores of each row's best candidates, and these, by their identifiers."""
-        noted: list[Any] = []
-        with _noting(self._kind, noted):
-            self.model(inputs, training=False)
-        returns_scores, self._layer.return_scores = self._layer.return_scores, True
-        try:
-            scores, candidates = self._layer(noted[0])
-        finally:
-            self._layer.return_scores = returns_scores
-        return scores, candidates
-
-
-def raw_retrieval(model: Any) -> RawRetrieval | None:
-    """Return the layer for retrieval of a model that was trained here, from its inputs to candidates, if it has one."""
-    return RawRetrieval(model) if hasattr(model, "_inputs_of_steps") else None
-
-
-def retrieval_layer(model: Any) -> tuple[Any, Any]:
-    """Return the first layer for retrieval and its base class; without one, None, and without importing the package."""
-    for layer in model._flatten_layers():
-        for kind in type(layer).__mro__:
-            if kind.__module__.startswith("keras_rs.") and kind.__name__ == "Retrieval":
-                return layer, kind
-    return None, None
-
-
-@contextlib.contextmanager
-def _noting(kind: Any, noted: list[Any]) -> Iterator[None]:
-    """Note what layers of a class are given, in the block."""
-
-    def call(layer: Any, queries: Any, *args: Any, **kwargs: Any) -> Any:
-        noted.append(queries)
-        return keras.layers.Layer.__call__(layer, queries, *args, **kwargs)
-
-    kind.__call__ = call
-    try:
-        yield
-    finally:
-        del kind.__call__

@@ -19,7 +19,7 @@ from keras.src.trainers.compile_utils import CompileMetrics  # what `compile` ma
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.models.fitting import absent_rows
 from mirrorspark.models.keras3.model import inputs_of
-from mirrorspark.models.keras3.rows import retrieval_layer
+from mirrorspark.models.keras3.retrieval import retrieval_layer
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -102,8 +102,7 @@ def _built_by_own_batch(model: Any) -> Callable[..., None]:
 
 def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
     """Return a step that takes a ``PaddedBatch`` or any other batch, maybe without a row, and counts one replica."""
-    # A function of its own would keep the scale of the batch in which it is traced first.
-    plain = getattr(step, "python_function", step)
+    plain = absent_rows.code_of(step)
     strategy = model.distribute_strategy
     as_one_replica = getattr(strategy, "as_one_replica", contextlib.nullcontext)
     is_alone = not absent_rows.may_lack_rows(strategy)
@@ -111,13 +110,14 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
 
     def shared(batch: Any) -> Any:
         # A compiled loss of padding is 0.
-        is_certain = is_alone or (isinstance(batch, PaddedBatch) and not absent_rows.has_own_step(model))
+        sees_padding = isinstance(batch, PaddedBatch) and not hasattr(model, "own_rows")
+        is_certain = is_alone or (sees_padding and not absent_rows.has_own_step(model))
         has_rows = True if is_certain else absent_rows.has_rows(batch)
         # Losses of padded batches are already parts of a mean over all workers.
         needs_rows = not isinstance(batch, PaddedBatch)
         with as_one_replica():
             step = functools.partial(counted, batch, has_rows)
-            logs, takes_part = absent_rows.run_step(step, has_rows, model.metrics, needs_rows=needs_rows)
+            logs, takes_part = absent_rows.run_step(step, has_rows, model, needs_rows=needs_rows)
         if takes_part is not True:
             model._takes_part.assign(tf.cast(takes_part, tf.float32))
         return logs
@@ -205,12 +205,17 @@ def _losses_of_all_workers(model: Any, workers: _Workers, scale: Any) -> Iterato
             value = plain(loss, y_true, y_pred, sample_weight)
         finally:
             outer.pop()
+        if loss.reduction not in (None, "none") and tuple(value.shape) == (0,):
+            value = tf.reduce_sum(value)  # Keras reduces no losses that surely are none
         if loss.reduction == "sum":
             return workers.times(value)
         if loss.reduction == "mean_with_sample_weight":
             weight = tf.shape(y_true)[0] if sample_weight is None else tf.reduce_sum(sample_weight)
             return value * tf.cast(workers.share_of(tf.cast(weight, tf.float32)), value.dtype)
-        return value * tf.cast(scale, value.dtype) if loss.reduction in _MEANS else value
+        if loss.reduction not in _MEANS:
+            return value
+        # A loss of no row, whose scale is 0, may be 0/0.
+        return tf.math.multiply_no_nan(value, tf.cast(scale, value.dtype))
 
     def compute_loss(*args: Any, **kwargs: Any) -> Any:
         loss = of_model(*args, **kwargs)

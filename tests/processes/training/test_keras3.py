@@ -8,7 +8,7 @@ from tests.processes.training.programs import keras3_rank as program
 from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 
-USUAL = ("keras/plain", "ours/plain", "ours/own losses", "ours/weighted", "ours/resumed")
+USUAL = ("keras/plain", "keras/eagerly", "ours/plain", "ours/own losses", "ours/weighted", "ours/resumed")
 TRAINED = (
     *(f"keras/{case}" for case in program.CASES),
     "ours/plain",

@@ -13,10 +13,13 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.keras3.loop import fit
+from mirrorspark.models.keras3.retrieval import raw_retrieval
 from mirrorspark.models.keras3.steps import share_steps
 from mirrorspark.models.serving.export import RetrievalModule, build_indexes, candidate_embeddings
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.unit.models.test_own_recommender import CHOICE, MOVIES, RATED_CHOICE, RATING, rows
+from tests.unit.training.test_function_rank import Twin
 
 keras_rs = pytest.importorskip("keras_rs")
 
@@ -81,6 +84,36 @@ class Towers(Retrieval):
 
     def build(self, shape: Any) -> None:
         self.who.build(shape)
+
+
+class Unasked(Retrieval):
+    """Leaves its layer for retrieval to the user."""
+
+    def call(self, users: Any, training: bool = False) -> Any:
+        return super().call(users, training=True)
+
+
+class Normalized(keras.Model):
+    """Has moving averages; its loss is a number, and that of no row is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.who, self.norm = keras.layers.Embedding(5, 4), keras.layers.BatchNormalization()
+        self.rate = keras.layers.Dense(1)
+
+    def build(self, shape: Any) -> None:
+        self.who.build(shape)
+        for layer in (self.norm, self.rate):
+            layer.build((None, 4))
+
+    def call(self, users: Any, training: bool = False) -> Any:
+        return self.rate(self.norm(self.who(users), training=training))
+
+
+def normalized(features: FittedFeatures) -> Any:
+    model = Normalized()
+    model.compile(keras.optimizers.SGD(0.1), lambda y, scores: ops.mean((y - scores[:, 0]) ** 2))
+    return model, lambda columns: (columns["user"], columns["stars"])
 
 
 def towers(features: FittedFeatures) -> Any:
@@ -152,6 +185,31 @@ def test_the_output_with_the_labels_name_is_the_score() -> None:
     expected = model(inputs)["stars"][:, 0]
     np.testing.assert_array_equal(architecture.predict(model, inputs)["score"], expected)
     assert trained(model, rows(10, 6))["loss"][-1] < 10
+
+
+def test_a_worker_without_a_row_adds_nothing_to_the_step() -> None:
+    """Its share is padding, which the model does not see."""
+    strategy, found = RingStrategy(Twin()), []  # type: ignore[arg-type]
+    real = tf.data.Dataset.from_tensors(rows(4, 4))
+    nothing = real.map(lambda batch: batch._replace(weight=tf.zeros_like(batch.weight), scale=2.0 * batch.scale))
+    for data in (real, real.concatenate(nothing)):
+        with strategy.scope():
+            _, model = built(normalized, RATING)
+            steps = {"steps_per_epoch": len(data), "validation_steps": len(data)}
+            logs = fit(model, data.repeat(), validation_data=data.repeat(), epochs=2, callbacks=[], **steps).history
+        assert np.isfinite([*logs["loss"], *logs["val_loss"]]).all()
+        found.append(model.get_weights())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("kind", "has_index"), [(Retrieval, True), (Unasked, False)])
+def test_the_index_of_a_trained_model_is_the_layer_that_it_asks(kind: Any, has_index: bool) -> None:
+    model = compiled(kind(6))
+    share_steps(model)
+    users = np.arange(4)
+    model.fit(users, {"movie": users, "stars": users.astype(np.float32)}, verbose=0)
+    assert (raw_retrieval(model) is not None) == has_index
 
 
 @pytest.mark.parametrize(
