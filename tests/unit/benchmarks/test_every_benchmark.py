@@ -17,7 +17,7 @@ NAMES = [(suite, name) for suite, each in SUITES.items() for name in each.benchm
 QUICK = ("lookup_rows",)
 SCALE = 0.002
 # A run that is killed has to be there for a while.
-LARGER = {"starts": 0.05, "train_kills": 0.1, "train_models": 0.1, "growth": 0.01}
+LARGER = {"starts": 0.05, "train_kills": 0.1, "train_models": 0.1, "growth": 0.02}
 SECONDS = 900
 
 
