@@ -4,7 +4,7 @@ import signal
 import threading
 from concurrent.futures import Future
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pyspark.sql import SparkSession
 
@@ -66,11 +66,7 @@ class SessionAhead:
 
 
 def _make_active(spark: SparkSession) -> None:
-    """Make a session the active one of this thread, as PySpark does in the thread that starts it."""
-    client: Any = type(spark)
-    if not session_of(spark).has_context:
-        client._set_default_and_active_session(spark)
-        return
+    """Make a classic session the active one of this thread, as PySpark does in the thread that starts it."""
     SparkSession._get_j_spark_session_class(spark._jvm).setActiveSession(spark._jsparkSession)
 
 

@@ -1,9 +1,9 @@
 """Classic sessions, whose driver is this process: capabilities by the Spark context and its JVM."""
 
 import secrets
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ from mirrorspark.spark_session.hadoop_look import HadoopLook
 from mirrorspark.spark_session.interfaces import interface_towards, is_every_interface
 from mirrorspark.spark_session.interpreter import is_local
 from mirrorspark.spark_session.parquet_plan import parquet_plan
-from mirrorspark.spark_session.session import ParquetPlan, Session, StageTasks, StoreLook, TaskTotal
+from mirrorspark.spark_session.session import ParquetPlan, Session, StageTasks, StoreLook, TaskTotal, at_most
 from mirrorspark.spark_session.silence import hide_interrupts
 
 T = TypeVar("T")
@@ -98,15 +98,11 @@ class ClassicSession(Session):
         """Run the body over an RDD of ``tasks`` partitions, under a tag by which the job is cancelled."""
         context = self._context
         tag = f"mirrorspark-{secrets.token_hex(8)}"
-        timer = threading.Timer(timeout_seconds or 0, context.cancelJobsWithTag, (tag,))
-        timer.daemon = True
         context.addJobTag(tag)
-        if timeout_seconds is not None:
-            timer.start()
         try:
-            return context.parallelize(range(tasks), tasks).barrier().mapPartitions(body).collect()
+            with at_most(timeout_seconds, partial(context.cancelJobsWithTag, tag)):
+                return context.parallelize(range(tasks), tasks).barrier().mapPartitions(body).collect()
         finally:
-            timer.cancel()
             context.removeJobTag(tag)
 
     @contextmanager

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.spark_session.errors import SparkStartError, first_line
 from mirrorspark.spark_session.interfaces import interface_towards
-from mirrorspark.spark_session.session import MissingCapabilityError, Session
+from mirrorspark.spark_session.session import MissingCapabilityError, Session, at_most
 
 T = TypeVar("T")
 
@@ -112,20 +112,16 @@ class JobsOverConnect(Session):
         query = spark.range(0, tasks, 1, tasks).mapInArrow(
             partial(_as_rows, body), "task long, value binary", barrier=True
         )
-        timer = threading.Timer(timeout_seconds or 0, spark.interruptTag, (tag,))
-        timer.daemon = True
         spark.addTag(tag)
-        if timeout_seconds is not None:
-            timer.start()
         try:
-            rows = query.collect()
+            with at_most(timeout_seconds, partial(spark.interruptTag, tag)):
+                rows = query.collect()
         except BaseException as error:
             # Ctrl-C ends only the waiting: the server would go on.
             if not isinstance(error, PySparkException):
                 in_time(partial(spark.interruptTag, tag))
             raise
         finally:
-            timer.cancel()
             spark.removeTag(tag)
         return [pickle.loads(row.value) for row in sorted(rows, key=lambda row: row.task)]  # noqa: S301 - of our tasks
 

@@ -1,7 +1,8 @@
 """The interface to a Spark session: capabilities that we need in addition to its tables and queries."""
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
@@ -53,6 +54,20 @@ class StageTasks:
 
     done: int
     total: int
+
+
+@contextmanager
+def at_most(seconds: float | None, cancel: Callable[[], object]) -> Iterator[None]:
+    """Call ``cancel``, from another thread, if the block takes longer; never where ``seconds`` is None."""
+    timer = None if seconds is None else threading.Timer(seconds, cancel)
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 class TaskTotal(Protocol[T]):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -51,6 +52,13 @@ def some_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / SQL_FILE).write_text(sql.replace(_ALL_DAYS, _SOME_DAYS), encoding="utf-8")
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(knobs | _KNOBS), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_one(peers: Path) -> Callable[..., Any]:
+    """Return the function of ``run.py`` that replaces the data sets, and runs an example."""
+    found: Callable[..., Any] = runpy.run_path(str(peers / "run.py"), run_name="peers")["train"]
+    return found
 
 
 @pytest.fixture

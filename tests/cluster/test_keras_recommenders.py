@@ -317,7 +317,6 @@ def with_stand_ins() -> Callable[..., Any]:
         keras.layers.Embedding.__init__ = init
 
     def train(run: Callable[..., Any], path: str, data: str, folder: str, of_model: bool = False) -> Any:
-        import runpy
         import sys
         import tempfile
 
@@ -339,13 +338,6 @@ def with_stand_ins() -> Callable[..., Any]:
         return names["model"] if of_model else fits
 
     return train
-
-
-@pytest.fixture(scope="module")
-def run_one(peers: Path) -> Callable[..., Any]:
-    """Return the function of ``run.py`` that replaces the data sets, and runs an example."""
-    found: Callable[..., Any] = runpy.run_path(str(peers / "run.py"), run_name="peers")["train"]
-    return found
 
 
 @pytest.fixture(scope="module")

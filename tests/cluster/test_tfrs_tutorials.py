@@ -7,7 +7,6 @@ TensorFlow Ranking, which one of them imports, needs a TensorFlow before 2.16: i
 import math
 import os
 import re
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,13 +122,6 @@ def with_stand_ins() -> Callable[..., Any]:
         return run(path, data)
 
     return train
-
-
-@pytest.fixture(scope="module")
-def run_one(peers: Path) -> Callable[..., Any]:
-    """Return the function of ``run.py`` that replaces the data sets, and runs a tutorial."""
-    found: Callable[..., Any] = runpy.run_path(str(peers / "run.py"), run_name="peers")["train"]
-    return found
 
 
 @pytest.fixture(scope="module")
