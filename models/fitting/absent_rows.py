@@ -89,7 +89,9 @@ def _is_local(variable: Any) -> bool:
     """Return whether a variable is a number, and one that a worker may set without the others."""
     is_shared = isinstance(variable, tf.distribute.DistributedValues)
     is_own = not is_shared or variable.synchronization == tf.VariableSynchronization.ON_READ
-    return bool(variable.dtype.is_floating and is_own)
+    # A layer of a vocabulary has its table among its weights, which has no type.
+    dtype = getattr(variable, "dtype", None)
+    return dtype is not None and bool(dtype.is_floating and is_own)
 
 
 def counted(value: Any, has_rows: Any, otherwise: Callable[[], Any] | None = None) -> Any:
