@@ -213,7 +213,7 @@ class FakeSpark:
             parallelize=lambda rows, tasks: self,
             addJobTag=self.tags.add,
             removeJobTag=self.tags.remove,
-            cancelJobsWithTag=None,
+            cancelJobsWithTag=lambda tag: None,
         )
 
     def barrier(self) -> "FakeSpark":
