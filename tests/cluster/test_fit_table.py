@@ -180,7 +180,7 @@ def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
         spark=spark,
     )
     compared = fitted.compare(blind)
-    assert list(compared.columns) == ["models:/late/1", "models:/blind/1", "difference", "better"]
+    assert list(compared.columns)[:2] == ["models:/late/1", "models:/blind/1"]
     assert compared.loc["auc", "better"] == compared.loc["log_loss", "better"] == "models:/late/1"
 
 
@@ -349,7 +349,7 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     np.testing.assert_allclose(of(in_sql.toPandas()), scores, rtol=1e-5, atol=1e-6)
     assert result.explain(rows=60, repeats=1).importance["feature"][0] in ("region", "weight")
     if kind == "numeric":
-        assert result.metrics["test"]["interval_coverage"] > 0.7
+        assert 0.6 < result.metrics["test"]["interval_coverage"] < 0.95  # of 0.8
         quantiles = np.stack(result.score(rows).sort_values("parcel")["quantiles"].to_numpy())
         np.testing.assert_array_equal(quantiles[:, 1], scores)
         scored = evaluated(spark, result, table.head(64))

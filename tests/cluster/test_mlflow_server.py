@@ -77,7 +77,8 @@ def trained(spark: "SparkSession", server: str, tmp_path_factory: pytest.TempPat
     try:
         with mlflow.start_run(run_name="mine") as outer:
             output = str(tmp_path_factory.mktemp("output"))
-            fitted = ms.fit(rides(), label="late", keys="id", output=output, epochs=1, spark=spark)
+            settings = {"epochs": 1, "register": "always"}
+            fitted = ms.fit(rides(), label="late", keys="id", output=output, spark=spark, **settings)
     finally:
         for kind in kinds:
             kind.autolog(disable=True, silent=True)

@@ -162,7 +162,7 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
     page = (dates / "2026-01-10" / "pipeline.html").read_text(encoding="utf-8")
     assert "Version 2 is the champion." in page
     assert "Since 2026-01-03" in page
-    for link in re.findall('href="([^"]+)"', page):
+    for link in re.findall('<a href="([^"]+)"', page):
         assert (dates / "2026-01-10" / link).is_file(), link
 
     caplog.clear()
@@ -180,7 +180,7 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
     assert "Stopped at &#39;gate&#39;" in (dates / "2026-01-17" / "pipeline.html").read_text(encoding="utf-8")
     history = (dates / "index.html").read_text(encoding="utf-8")
     assert '<td><span class="error">stopped at gate</span></td>' in history
-    assert set(re.findall('href="([^"]+)"', history)) == {
+    assert set(re.findall('<a href="([^"]+)"', history)) == {
         f"{path.name}/pipeline.html" for path in dates.iterdir() if path.is_dir()
     }
 

@@ -172,9 +172,9 @@ def test_a_run_of_which_something_is_killed_ends_as_a_clean_one(
             place.server.kill(False)
             assert process.wait(LIMIT) == 0, (tmp_path / "driver.log").read_text()
         else:
+            before = published(output)
             place.server.kill(True)
             try:
-                before = published(output)
                 wait_until(partial(has_published, process, output, before + 1), RUN_SECONDS, "work without a ledger")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(kill.away)
