@@ -20,7 +20,7 @@ from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.stored import resolve
 from mirrorspark.scoring.output import ERROR_COLUMN, form_named
 from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS
-from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, open_command_session, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, SparkStartError, open_command_session, task_message
 from mirrorspark.storage import clean, terminal_text, without_credentials
 
 # Arguments, table and model that do not fit, rather than a store or task that failed.
@@ -52,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error_text(error), 1)
     try:
         spark = open_command_session(options.master, verbose=options.verbose)
-    except SESSION_ERRORS as error:
-        master = options.master or "the master that Spark is set to"
-        return fail(f"no session at {master}: {task_message(error)}; see --master and JAVA_HOME", 1)
+    except SparkStartError as error:
+        return fail(error_text(error), 1)
     try:
         scored = score_files(
             spark,

@@ -30,7 +30,8 @@ _JAVA_OPTIONS = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "SPAR
 _MOST_CHARACTERS = 400
 # Lines of stacks and greetings.
 _NOISE = re.compile(
-    r"^\s*(at |\.\.\. |$)|^(Using |Setting default|To adjust|WARNING: |Picked up|NOTE: )|\b(WARN|INFO)\b"
+    r"^\s*(at |\.\.\. |$)|^An error occurred while calling "
+    r"|^(Using |Setting default|To adjust|WARNING: |Picked up|NOTE: )|\b(WARN|INFO)\b"
 )
 _REASON = re.compile(
     r"(?i)error|exception|could not|cannot|can't|unrecogni[sz]ed|invalid|too (many|small|large)|no such file|not found"
@@ -47,6 +48,10 @@ _REMEDIES = (
     (
         re.compile(r"(?i)heap|reserve enough space|allocate memory|OutOfMemory|unable to create native thread"),
         "Java gets less memory than it asks for, or than it needs; set spark.driver.memory and Java's options to fit",
+    ),
+    (
+        re.compile(r"Could not parse Master URL"),
+        "give --master as local[2], spark://host:7077, yarn, k8s://… or sc://host:15002",
     ),
     # Spark's script takes what Java says on its standard output for the command.
     (
@@ -167,7 +172,7 @@ def start_failure(error: Exception, said: Callable[[], str]) -> str:
         said: Returns the output of Java, for an error that only reports its end.
     """
     text = without_credentials(said() if "JAVA_GATEWAY_EXITED" in str(error) else str(error))
-    lines = [line.strip() for line in text.splitlines() if not _NOISE.search(line)]
+    lines = [line.strip().removeprefix(": ") for line in text.splitlines() if not _NOISE.search(line)]
     reasons = [line for line in lines if _REASON.search(line)] or lines or [str(error)]
     reason = reasons[0] if len(reasons) == 1 or reasons[-1] in reasons[0] else f"{reasons[0]} ({reasons[-1]})"
     remedy = next(

@@ -84,6 +84,12 @@ def test_a_server_with_other_parameters_is_another_one(monkeypatch: pytest.Monke
         ),
         ("java.io.IOException: Too many open files", "Too many open files", "ulimit -n"),
         ("/no/java/bin/java: No such file or directory", "No such file", "install Java 17 or later, and set JAVA_HOME"),
+        (
+            "An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.\n"
+            ": org.apache.spark.SparkException: Could not parse Master URL: 'host:7077'\n\tat org.apache.spark.Spark",
+            "not start: org.apache.spark.SparkException: Could not parse Master URL: 'host:7077': give",
+            "give --master as local[2], spark://host:7077",
+        ),
         ("", "JAVA_GATEWAY_EXITED", "run `java -version`"),
     ],
 )
