@@ -195,7 +195,8 @@ def declared_csv(
 
 def _require_values(files: Sequence[listing.DataFile], schema: StructType) -> None:
     """Refuse a partition folder whose value does not have the declared type of its column."""
-    kinds = versions.to_arrow_schema(schema)
+    names = {name for file in files for name, _ in file.partition}
+    kinds = versions.to_arrow_schema(StructType([one for one in schema if one.name in names]))
     for file in files:
         for name, value in file.partition:
             if name in kinds.names:
