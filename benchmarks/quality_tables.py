@@ -36,7 +36,7 @@ from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.results.calibrate import Fit, measure
-from mirrorspark.training.results.evaluation.evaluate_run import baseline_rows, baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
 
 _COLUMNS = [
     "age",

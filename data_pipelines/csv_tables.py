@@ -26,7 +26,6 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import map_batches
-from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
@@ -99,6 +98,7 @@ class CsvTable:
         encoding: str | None = None,
         separator: str | None = None,
         base: StoragePath | None = None,
+        folders: StructType | None = None,
         given: Sequence[str] = (),
     ) -> "CsvTable":
         """Return the plan to read some files, made from the head of each.
@@ -110,6 +110,7 @@ class CsvTable:
             separator: The character between cells; by default a tab in ``.tsv``, else the one of ``,;|`` or tab that
                 divides the header.
             base: See :attr:`base`.
+            folders: See :attr:`folders`.
             given: See :attr:`given`.
 
         Raises:
@@ -130,7 +131,7 @@ class CsvTable:
             if is_split and _has_breaks(spark, literal_hadoop_uri(file.path, *given), form.separator):
                 is_split = False
             found[replace(form, is_split=is_split)].append(file.path)
-        folders = StructType() if base is None else versions.from_arrow_schema(listing.partition_schema(files))
+        folders = folders or StructType()
         for form, paths in found.items():
             if both := [name for name in form.header if name in folders.names]:
                 raise CsvError(f"{paths[0]} has the columns {both}, as its folders have; drop them from one of the two")

@@ -10,6 +10,7 @@ _LOGGER = logging.getLogger(__name__)
 
 # Errors of Arrow for values that it cannot hold: of several types, too wide, or half of a character.
 _NOT_HELD = (pa.ArrowException, TypeError, ValueError, OverflowError)
+_WIDE_IN_POLARS = frozenset({"Int128", "UInt128"})
 # The most digits of a decimal in Spark.
 _MOST_DIGITS = 38
 # Categories of pandas that Arrow and Spark have as such.
@@ -99,11 +100,24 @@ def of_pandas(table: Any) -> tuple[pa.Table, dict[str, str]]:
 
 
 def of_polars(table: Any) -> tuple[pa.Table, dict[str, str]]:
-    """Return a Polars DataFrame in Arrow, and the reasons why columns are left out."""
+    """Return a Polars DataFrame in Arrow, and the reasons why columns are left out.
+
+    Whole numbers of 128 bits, which Arrow lacks, become those of 64 bits if all of a column fit.
+    """
+    import polars  # only a user who has it gives its tables
+
     # Arrow would get the addresses of Python objects.
     objects = [name for name, kind in table.schema.items() if str(kind) == "Object"]
     reasons = dict.fromkeys(objects, "its values are objects of Python")
     plain = table.drop(objects)
+    for name, kind in plain.schema.items():
+        if str(kind) not in _WIDE_IN_POLARS:
+            continue
+        try:
+            plain = plain.with_columns(plain[name].cast(polars.Int64))
+        except polars.exceptions.PolarsError:
+            reasons[name] = "it has whole numbers of more than 64 bits"
+            plain = plain.drop(name)
     try:
         return plain.to_arrow(), reasons
     except _NOT_HELD:
@@ -111,10 +125,10 @@ def of_polars(table: Any) -> tuple[pa.Table, dict[str, str]]:
         return found, reasons | others
 
 
-def warn_of(reasons: Mapping[str, str]) -> None:
-    """Log each column that is left out, with the reason and the remedy."""
+def warn_of(reasons: Mapping[str, str], text: str = "astype(str)") -> None:
+    """Log each column that is left out, with the reason and the remedy: the call that makes it ``text``."""
     for name, reason in reasons.items():
-        _LOGGER.warning("column %s: left out: %s; to keep it, make it text, for example by astype(str)", name, reason)
+        _LOGGER.warning("column %s: left out: %s; to keep it, make it text, for example by %s", name, reason, text)
 
 
 def _one_by_one(columns: Mapping[str, Any], read: Callable[[Any], Any]) -> tuple[pa.Table, dict[str, str]]:

@@ -15,6 +15,7 @@ from pyspark.sql.types import (
     DoubleType,
     FloatType,
     IntegralType,
+    StructType,
     TimestampNTZType,
     TimestampType,
 )
@@ -55,6 +56,15 @@ def _orc_schema(path: StoragePath) -> str:
             return str(pyarrow.orc.ORCFile(source).schema.remove_metadata())
     except (pa.ArrowException, OSError) as error:
         raise OrcError(f"{path} is not an ORC file: {error}; leave it out") from error
+
+
+def with_folder_types(schema: StructType, folders: StructType) -> StructType:
+    """Return a schema with the columns of partition folders in the types of ``folders``.
+
+    Spark infers them from the folders of the files that it reads together, which may not be all files of a table.
+    """
+    kinds = {one.name: one for one in folders}
+    return StructType([kinds.get(one.name, one) for one in schema])
 
 
 def as_one(frames: Mapping[StoragePath, DataFrame]) -> DataFrame:

@@ -14,6 +14,9 @@ from mirrorspark.storage import Location
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
 
+# How a column of each library becomes text.
+_AS_TEXT = {"pandas": "astype(str)", "polars": "cast(pl.String)", "pyarrow": "cast('string')"}
+
 CATEGORIES = "mirrorspark.categories"
 """Metadata of a column that was a categorical of pandas or Polars, or a dictionary of Arrow: its values as text, the
 lowest first, or an empty list if they have no order.
@@ -79,12 +82,16 @@ def in_arrow(table: Any, needed: Collection[str] = ()) -> pa.Table:
     if reasons and not held.num_columns:
         raise TableError(
             f"no column of the table can be used: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}; "
-            f"make them text or numbers, for example df[column].astype(str)"
+            f"make them text or numbers, for example by {_AS_TEXT[_library(table)]}"
         )
     if name := next((name for name in needed if name in reasons), None):
         raise TableError(f"column '{name}' cannot be used: {reasons[name]}; make it text or numbers")
-    held_columns.warn_of(reasons)
+    held_columns.warn_of(reasons, _AS_TEXT[_library(table)])
     return held
+
+
+def _library(table: Any) -> str:
+    return type(table).__module__.partition(".")[0]
 
 
 def _order(arrow: pa.Table, field: pa.Field) -> list[str]:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.features import quoted
-from mirrorspark.data_pipelines.joined_files import as_one
+from mirrorspark.data_pipelines.joined_files import as_one, with_folder_types
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError, ParquetFiles
 from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, listing, literal_hadoop_uri
@@ -34,6 +35,7 @@ def read_parquet(
     spark: SparkSession,
     files: Sequence[listing.DataFile],
     base: StoragePath | None,
+    folders: StructType,
     given: Sequence[str],
     columns: Sequence[str] | None = None,
 ) -> DataFrame:
@@ -46,6 +48,7 @@ def read_parquet(
         spark: The session.
         files: The files.
         base: Folder whose subfolders like ``day=3`` are columns; None without such folders.
+        folders: Those columns.
         given: Locations as the user wrote them.
         columns: The columns to read; all by default.
 
@@ -69,9 +72,11 @@ def read_parquet(
         raise ParquetError(f"the {len(files)} Parquet files have {len(groups)} schemas; write them with one")
     _tell_left_out(list(schemas.values()), files[0].path)
     if len(groups) == 1 and columns is None:
-        return _frame(spark, schemas.popitem()[1], [file.path for file in files], base, given)
-    folders = None if base is None and columns is None else listing.partition_schema(files)
-    frames = {paths[0]: _frame(spark, schemas[key], paths, base, given, folders) for key, paths in groups.items()}
+        return _frame(spark, schemas.popitem()[1], [file.path for file in files], base, folders, given, is_whole=True)
+    frames = {
+        paths[0]: _frame(spark, schemas[key], paths, base, folders, given, is_whole=False)
+        for key, paths in groups.items()
+    }
     nulls = {
         groups[key][0]: {field.name for field in schema if pa.types.is_null(field.type)}
         for key, schema in schemas.items()
@@ -84,24 +89,25 @@ def _frame(
     schema: pa.Schema,
     paths: Sequence[StoragePath],
     base: StoragePath | None,
+    folders: StructType,
     given: Sequence[str],
-    folders: pa.Schema | None = None,
+    *,
+    is_whole: bool,
 ) -> DataFrame:
-    """Return the rows of files of one schema, with columns of folders in the types of ``folders``, if that is given."""
+    """Return the rows of files of one schema, which has all their columns if ``is_whole``."""
     reader = spark.read
     if base is not None:
         reader = reader.option("basePath", f"file://{base.uri}" if base.is_local else base.uri)
     kept = [field for field in schema if _reason(field.type) is None]
     typed = [field.with_type(_stored(field.type) or _known(field.type)) for field in kept]
-    is_plain = folders is None and all(_stored(field.type) is None for field in kept) and len(kept) == len(schema)
+    is_plain = is_whole and all(_stored(field.type) is None for field in kept) and len(kept) == len(schema)
     if not is_plain:
-        reader = reader.schema(
-            versions.from_arrow_schema(
-                pa.schema([*typed, *(folders or [])]),
-                prefer_timestamp_ntz=True,
-            )
-        )
-    frame = reader.parquet(*[literal_hadoop_uri(path, *given) for path in paths])
+        stored = versions.from_arrow_schema(pa.schema([one for one in typed if one.name not in folders.names]))
+        reader = reader.schema(StructType([*stored, *folders]))
+    files = [literal_hadoop_uri(path, *given) for path in paths]
+    frame = reader.parquet(*files)
+    if is_plain and (wanted := with_folder_types(frame.schema, folders)) != frame.schema:
+        frame = reader.schema(wanted).parquet(*files)
     if not is_plain:
         read = {field.name: _restored(quoted(field.name), field.type) for field in kept if _stored(field.type)}
         frame = frame.select(*[read.get(name, quoted(name)).alias(name) for name in frame.columns])

@@ -11,12 +11,19 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.joined_files import OrcError, SchemasError, as_one, by_orc_schema
+from mirrorspark.data_pipelines.joined_files import (
+    OrcError,
+    SchemasError,
+    as_one,
+    by_orc_schema,
+    with_folder_types,
+)
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import (
     Location,
     StorageError,
@@ -28,6 +35,8 @@ from mirrorspark.storage import (
 )
 
 _LOGGER = logging.getLogger(__name__)
+
+_Read = Callable[[Sequence[listing.DataFile], StructType], Mapping[StoragePath, DataFrame]]
 
 KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json",
@@ -95,17 +104,20 @@ def read_stored(
     kind, files = of_one_kind(files, kind or ("csv" if separator else None), shown)
     names = [str(path) for path in paths]
 
-    def read(own: Sequence[listing.DataFile]) -> Mapping[StoragePath, DataFrame]:
+    def read(own: Sequence[listing.DataFile], folders: StructType) -> Mapping[StoragePath, DataFrame]:
         base = own[0].root
         if kind == "csv":
-            plan = CsvTable.of(spark, own, encoding=encoding, separator=separator, base=base, given=names)
+            plan = CsvTable.of(
+                spark, own, encoding=encoding, separator=separator, base=base, folders=folders, given=names
+            )
             _require_different(plan)
             return {own[0].path: plan.typed(spark)}
-        if kind == "json":
-            return json_frames(spark, own, partial(_load, spark, base, names))
         if kind == "parquet":
-            return {own[0].path: read_parquet(spark, own, base, names)}
-        return {found[0]: _load(spark, base, names, kind, found) for found in by_orc_schema([one.path for one in own])}
+            return {own[0].path: read_parquet(spark, own, base, folders, names)}
+        load = partial(_load, spark, base, folders, names)
+        if kind == "json":
+            return json_frames(spark, own, load)
+        return {found[0]: load(kind, found) for found in by_orc_schema([one.path for one in own])}
 
     try:
         return _by_folders(files, read)
@@ -128,7 +140,11 @@ def read_parquet_files(
         TableError: A file is damaged, or the files do not make one table.
     """
     names = [str(path) for path in paths]
-    return _by_folders(files, lambda own: {own[0].path: read_parquet(spark, own, own[0].root, names, columns)})
+
+    def read(own: Sequence[listing.DataFile], folders: StructType) -> Mapping[StoragePath, DataFrame]:
+        return {own[0].path: read_parquet(spark, own, own[0].root, folders, names, columns)}
+
+    return _by_folders(files, read)
 
 
 def declared_csv(
@@ -166,16 +182,31 @@ def declared_csv(
         raise TableError(f"{shown} is empty; give the folder or file of the table")
     names = [str(path) for path in paths]
 
-    def read(own: Sequence[listing.DataFile]) -> Mapping[StoragePath, DataFrame]:
-        plan = CsvTable.of(spark, own, encoding=encoding, separator=separator, base=own[0].root, given=names)
+    _require_values(files, schema)
+
+    def read(own: Sequence[listing.DataFile], folders: StructType) -> Mapping[StoragePath, DataFrame]:
+        plan = CsvTable.of(
+            spark, own, encoding=encoding, separator=separator, base=own[0].root, folders=folders, given=names
+        )
         return {own[0].path: plan.declared(spark, schema, null=null)}
 
     return _by_folders(files, read)
 
 
-def _by_folders(
-    files: Sequence[listing.DataFile], read: Callable[[Sequence[listing.DataFile]], Mapping[StoragePath, DataFrame]]
-) -> DataFrame:
+def _require_values(files: Sequence[listing.DataFile], schema: StructType) -> None:
+    """Refuse a partition folder whose value does not have the declared type of its column."""
+    names = {name for file in files for name, _ in file.partition}
+    kinds = versions.to_arrow_schema(StructType([one for one in schema if one.name in names]))
+    for file in files:
+        for name, value in file.partition:
+            if name in kinds.names:
+                try:
+                    listing.partition_column(value, kinds.field(name).type, 1)
+                except ValueError as error:
+                    raise TableError(f"column '{name}' of {file.path}: {error}") from error
+
+
+def _by_folders(files: Sequence[listing.DataFile], read: _Read) -> DataFrame:
     """Return the rows of all files; those below one folder, with the same columns of subfolders, are read together.
 
     Raises:
@@ -184,10 +215,16 @@ def _by_folders(
     found: dict[object, list[listing.DataFile]] = defaultdict(list)
     for file in files:
         found[file.root, tuple(name for name, _ in file.partition)].append(file)
+    folders = versions.from_arrow_schema(listing.folder_types(files))
     try:
-        return as_one({path: frame for own in found.values() for path, frame in read(own).items()})
+        return as_one({path: frame for own in found.values() for path, frame in read(own, _of(own, folders)).items()})
     except (CsvError, JsonError, OrcError, ParquetError, SchemasError) as error:
         raise TableError(str(error)) from error
+
+
+def _of(files: Sequence[listing.DataFile], folders: StructType) -> StructType:
+    """Return those columns of folders that some files have, which lie below one folder."""
+    return StructType([one for one in folders if one.name in dict(files[0].partition)])
 
 
 def _require_different(plan: CsvTable) -> None:
@@ -276,6 +313,7 @@ def _begins(path: StoragePath, magic: bytes) -> bool:
 def _load(
     spark: SparkSession,
     base: StoragePath | None,
+    folders: StructType,
     given: Sequence[str],
     kind: str,
     paths: Sequence[StoragePath],
@@ -287,4 +325,7 @@ def _load(
         options["basePath"] = f"file://{base.uri}" if base.is_local else base.uri
     reader = spark.read.format(kind).options(**options)
     reader = reader if schema is None else reader.schema(schema)
-    return reader.load([literal_hadoop_uri(path, *given) for path in paths])
+    files = [literal_hadoop_uri(path, *given) for path in paths]
+    frame = reader.load(files)
+    wanted = with_folder_types(frame.schema, folders)
+    return frame if wanted == frame.schema else reader.schema(wanted).load(files)

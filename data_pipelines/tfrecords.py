@@ -44,7 +44,7 @@ from mirrorspark.spark_session import (
     session_of,
     task_message,
 )
-from mirrorspark.storage import Location, StoragePath, listing
+from mirrorspark.storage import Location, StoragePath, listing, meant
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob
 
 # Errors of a task for rows that no record can hold.
@@ -184,7 +184,8 @@ def check_columns(schema: StructType, options: tfrecord_options.WriteOptions, pa
     names = schema.fieldNames()
     missing = [name for name in partition_by if name not in names]
     if missing:
-        raise arrow_schema.SchemaError(f"there is no column {missing} to partition by; the table has {names}")
+        hint = meant(missing[0], names)
+        raise arrow_schema.SchemaError(f"there is no column {missing} to partition by; the table has {names}{hint}")
     stored = StructType([field for field in schema.fields if field.name not in partition_by])
     if not stored.fields:
         raise arrow_schema.SchemaError(f"all columns ({names}) are folders' names; a record needs one that is not")
@@ -398,7 +399,8 @@ def _selected(schema: StructType, columns: Sequence[str] | None) -> StructType:
     fields = {field.name: field for field in schema.fields}
     missing = [name for name in columns if name not in fields]
     if missing or not columns:
-        raise arrow_schema.SchemaError(f"there is no column {missing or 'chosen'}; choose from {list(fields)}")
+        hint = meant(missing[0], fields) if missing else ""
+        raise arrow_schema.SchemaError(f"there is no column {missing or 'chosen'}; choose from {list(fields)}{hint}")
     return StructType([fields[name] for name in columns])
 
 

@@ -1,9 +1,9 @@
 """The frame of outputs in notebooks."""
 
 # The one style of all outputs in notebooks. Its ink is the notebook's own and its lines are translucent, so that it
-# fits any theme: an output does not know whether its notebook is dark. The colours have a contrast of about 4:1 on
-# white and on dark backgrounds, and only repeat the meaning of the words that they mark. Jupyter and VS Code name the
-# ground, on which the legends of figures lie; elsewhere it shows through.
+# fits any theme: an output does not know whether its notebook is dark, or inverts it as that of Databricks does. The
+# colours have a contrast of about 4:1 on white and on dark backgrounds, and only repeat the meaning of their words.
+# Jupyter and VS Code name the ground, on which the legends of figures lie; elsewhere it shows through.
 _STYLE = """
 .mirrorspark{line-height:1.45;max-width:76em;--series-0:#2f7fd0;--series-1:#b07800;--series-2:#0f8f5f;--series-3:#d0561a;
 --series-4:#b0609a;--line:rgba(128,128,128,.3);--quiet:#7f7f7f;

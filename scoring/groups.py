@@ -24,6 +24,7 @@ from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, For
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, scored_schema
 from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, ScoringOptions, Unknown, ship_all
 from mirrorspark.spark_session import on_running_session
+from mirrorspark.storage import meant
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def _with_group(group: str, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _no_group(group: str, columns: Sequence[str]) -> ScoringError:
-    return ScoringError(f"the group column '{group}' is missing; the table has {list(columns)}")
+    return ScoringError(f"the group column '{group}' is missing; the table has {list(columns)}{meant(group, columns)}")
 
 
 def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mapping[Any, _Model]:

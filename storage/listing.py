@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -347,10 +348,7 @@ def _escaped(text: str) -> str:
 
 
 def partition_schema(files: Sequence[DataFile]) -> pa.Schema:
-    """Return the columns of the partition folders of ``files``, with types inferred from all values as Spark does.
-
-    Whole numbers become int32 or int64, other numbers float64, ISO dates date32, and timestamps that end in ``Z`` (UTC)
-    timestamps. Everything else becomes a string, including whole numbers of more than 64 bits, which keep all digits.
+    """Return the columns of the partition folders of ``files``, as :func:`folder_types` does.
 
     Raises:
         ValueError: Some files are in folders with other column names than the rest.
@@ -362,12 +360,20 @@ def partition_schema(files: Sequence[DataFile]) -> pa.Schema:
                 f"the partition folders of {file.path} are {list(found)} and those of {files[0].path} are "
                 f"{list(names[0])}; read them apart, or name the folder above them as base path"
             )
-    return pa.schema(
-        [
-            (name, _partition_type([file.partition[level][1] for file in files]))
-            for level, name in enumerate(names[0] if names else ())
-        ]
-    )
+    return folder_types(files)
+
+
+def folder_types(files: Iterable[DataFile]) -> pa.Schema:
+    """Return the columns of all partition folders of ``files``, with types inferred from all values as Spark does.
+
+    Whole numbers become int32 or int64, other numbers float64, ISO dates date32, and timestamps that end in ``Z`` (UTC)
+    timestamps. Everything else becomes a string, including whole numbers of more than 64 bits, which keep all digits.
+    """
+    values: dict[str, list[str | None]] = defaultdict(list)
+    for file in files:
+        for name, value in file.partition:
+            values[name].append(value)
+    return pa.schema([(name, _partition_type(found)) for name, found in values.items()])
 
 
 def partition_column(value: str | None, type_: pa.DataType, rows: int) -> pa.Array:

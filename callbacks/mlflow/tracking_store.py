@@ -1,9 +1,12 @@
 """MLflow clients for one given store and its model registry, independent of MLflow's global settings."""
 
-import logging
+import logging.config
 import os
 import re
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ _OWN_STORE: str | None = None
 _EXPERIMENT_ID, _EXPERIMENT_NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
 _RUN_ID = "MLFLOW_RUN_ID"
 
+_SET_UP_OF_LOGGERS = threading.Lock()
+
 _SQLITE_FILE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?")
 
 
@@ -33,6 +38,18 @@ def limit_requests() -> None:
     # By default it silently retries for minutes. Data that must not be lost is retried in the background instead.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
+@contextmanager
+def _without_set_up_of_loggers() -> Iterator[None]:
+    """Keep MLflow 3.0 from setting up this process's loggers for a new store, which would show each step of Alembic."""
+    with _SET_UP_OF_LOGGERS:
+        plain = logging.config.fileConfig
+        logging.config.fileConfig = lambda *_args, **_options: None
+        try:
+            yield
+        finally:
+            logging.config.fileConfig = plain
 
 
 def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
@@ -69,7 +86,8 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
 
     registry_uri = registry_uri or registry_of(tracking_uri)
     if is_same_store(mlflow.get_tracking_uri(), tracking_uri):
-        return QuietClient(tracking_uri, registry_uri)
+        with _without_set_up_of_loggers():
+            return QuietClient(tracking_uri, registry_uri)
 
     class OtherStoreClient(QuietClient):
         """Logs metrics without the model in ``MLFLOW_ACTIVE_MODEL_ID``, which this store would refuse."""
@@ -80,7 +98,8 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
             # The original method adds that model to every metric without one, and cannot be configured otherwise.
             self._tracking_client.store.log_batch(run_id, list(metrics), list(params), list(tags))
 
-    return OtherStoreClient(tracking_uri, registry_uri)
+    with _without_set_up_of_loggers():
+        return OtherStoreClient(tracking_uri, registry_uri)
 
 
 def chosen_store() -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.dataset import SPLITS
+from mirrorspark.storage import meant
 
 SPLIT_COLUMN = "split"
 
@@ -49,13 +50,17 @@ def bounds_of_rare_value(fractions: Sequence[float], train: float, held_back: fl
 def require_column(columns: Sequence[str], name: str) -> None:
     """Raise a ``SplitError`` unless the column of the times is there."""
     if name not in columns:
-        raise SplitError(f"time column '{name}' is missing; the table has {list(columns)}: choose one of them")
+        raise SplitError(
+            f"time column '{name}' is missing; the table has {list(columns)}{meant(name, columns)}: choose one of them"
+        )
 
 
 def require_label(columns: Sequence[str], name: str) -> None:
     """Raise a ``SplitError`` unless the column to stratify by is there."""
     if name not in columns:
-        raise SplitError(f"column '{name}' to stratify by is missing; the table has {list(columns)}")
+        raise SplitError(
+            f"column '{name}' to stratify by is missing; the table has {list(columns)}{meant(name, columns)}"
+        )
 
 
 def require_apart(name: str, oldest: Any, found: Sequence[Any]) -> None:

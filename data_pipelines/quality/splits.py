@@ -39,6 +39,7 @@ from mirrorspark.data_pipelines.quality.split_rules import (
 )
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.spark_session import on_running_session
+from mirrorspark.storage import meant
 
 Moment = date | datetime | str | int | float
 Table = TypeVar("Table", DataFrame, MemorySource, DataFrame | MemorySource)
@@ -184,11 +185,12 @@ def random_split(
     keys = [keys] if isinstance(keys, str) else list(keys)
     missing = [key for key in keys if key not in df.columns]
     if missing or not keys:
-        raise SplitError(f"key columns {missing or keys} cannot be used; choose from the table's {df.columns}")
+        hint = meant(missing[0], df.columns) if missing else ""
+        raise SplitError(f"key columns {missing or keys} cannot be used; choose from the table's {df.columns}{hint}")
     shares = dict(shares or SHARES)
     unknown = sorted(set(shares) - set(SPLITS))
     if unknown:
-        raise SplitError(f"split {unknown} is unknown; use {list(SPLITS)}")
+        raise SplitError(f"split {unknown} is unknown{meant(unknown[0], SPLITS)}; use {list(SPLITS)}")
     if not all(0 <= share <= 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
         raise SplitError(f"shares {shares} are not from 0 to 1 with a sum of 1; change them so that they are")
     fraction = key_fraction(keys, seed)

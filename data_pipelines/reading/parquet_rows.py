@@ -302,8 +302,10 @@ def _footer(file: listing.DataFile) -> _Footer:
                 unread=_unread_by_spark(groups[0]) if groups else (),
             )
     except pa.ArrowNotImplementedError as error:
+        # Arrow does not say which column it is.
         raise ParquetError(
-            f"{file.path} has a column of a type that is not read: {error}; write it as a text or in fewer digits"
+            f"{file.path} has a column of a type that is not read: {error}; write it as a text or in fewer digits, in "
+            f"Polars by df.with_columns(pl.col(pl.Int128).cast(pl.Decimal(38, 0)))"
         ) from error
     except pa.ArrowInvalid as error:
         raise NotParquetError(f"{file.path} is not a Parquet file: {error}; leave it out") from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
+from mirrorspark.storage import meant
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -18,6 +19,18 @@ def column_of(name: str) -> Column:
     return quoted(name)
 
 
+def require_column(frame: DataFrame, name: str, what: str) -> None:
+    """Check that a table has a column; ``what`` follows its name in the message.
+
+    Raises:
+        ExperimentError: It is missing.
+    """
+    if name not in frame.columns:
+        raise ExperimentError(
+            f"there is no column '{name}' {what}; the table has {frame.columns}{meant(name, frame.columns)}"
+        )
+
+
 def check_columns(frame: DataFrame, columns: Mapping[str, str], what: str) -> None:
     """Check that a table has columns of some types, by Spark's names of these.
 
@@ -27,6 +40,8 @@ def check_columns(frame: DataFrame, columns: Mapping[str, str], what: str) -> No
     types = {field.name: field.dataType.typeName() for field in frame.schema}
     for name, type_ in columns.items():
         if name not in types:
-            raise ExperimentError(f"the {what} lacks column '{name}' ({type_}); it has {list(types)}")
+            raise ExperimentError(
+                f"the {what} lacks column '{name}' ({type_}); it has {list(types)}{meant(name, types)}"
+            )
         if types[name] != type_:
             raise ExperimentError(f"column '{name}' of the {what} has the type {types[name]}; cast it to {type_}")

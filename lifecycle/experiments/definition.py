@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS, Ranges, allocated, buckets_of, reallocated
-from mirrorspark.storage import atomic_file, read_text
+from mirrorspark.storage import atomic_file, meant, read_text
 
 HOLDOUT = "holdout"
 """The variant of units that are held out: they take part in no experiment."""
@@ -151,7 +151,8 @@ class Experiment:
         if not isinstance(declaration, Mapping) or not {"name", "weights"} <= set(declaration):
             raise ExperimentError(f"{source} is not an experiment; it needs a name and weights by variant")
         if unknown := sorted(set(map(str, declaration)) - set(known)):
-            raise ExperimentError(f"{source} has the fields {unknown}; an experiment has {known}")
+            hint = meant(unknown[0], known)
+            raise ExperimentError(f"{source} has the fields {unknown}{hint}; an experiment has {known}")
         values = dict(declaration)
         try:
             values["part"] = tuple(values.get("part", (0.0, 1.0)))

@@ -30,6 +30,7 @@ from mirrorspark.pages import in_digits
 from mirrorspark.scoring.model.folder import Task
 from mirrorspark.scoring.parity import THRESHOLD
 from mirrorspark.spark_session import on_running_session
+from mirrorspark.storage import lacking
 
 _START, _LABEL = "__mirrorspark_start", "__mirrorspark_label"
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -138,9 +139,9 @@ def live_metrics(
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     for name, table in {"scores": scores, "outcomes": outcomes}.items():
         if lost := [key for key in keys if key not in table.columns]:
-            raise ValueError(f"{name} has no columns {lost}; it has {table.columns}")
+            raise ValueError(lacking(name, lost, table.columns))
     if output not in scores.columns:
-        raise ValueError(f"scores has no column '{output}'; it has {scores.columns}")
+        raise ValueError(lacking("scores", [output], scores.columns))
     when = F.unix_micros(F.window(F.expr(time).cast("timestamp"), window).start).cast("string")
     answered = scores.select(*map(quoted, keys), quoted(output), when.alias(_START))
     known = outcomes.select(*map(quoted, keys), F.expr(label).alias(_LABEL))

@@ -28,7 +28,7 @@ from mirrorspark.serving.precomputed.store_file import (
     seal,
 )
 from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message, versions
-from mirrorspark.storage import Location, StoragePath, atomic_file, lakes
+from mirrorspark.storage import Location, StoragePath, atomic_file, lakes, meant
 from mirrorspark.storage.publish import SaveMode
 
 # Rows that are Python objects at a time, because these take many times the memory of Arrow.
@@ -199,7 +199,7 @@ def _columns(schema: pa.Schema, key: str) -> dict[str, str]:
     if repeated:
         raise StoreError(f"the table has the columns {repeated} twice; rename or leave out one of each")
     if key not in names:
-        raise StoreError(f"the table has no column '{key}' to find rows by; it has {names}")
+        raise StoreError(f"the table has no column '{key}' to find rows by; it has {names}{meant(key, names)}")
     if len(names) == 1:
         raise StoreError(f"the table has no column but the key '{key}'; there is nothing to find")
     for field in schema:

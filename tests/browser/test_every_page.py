@@ -1,14 +1,19 @@
 """Every page that we write, in a real browser: it fits its screen, and its texts and pictures follow the dark (H9)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 
+from mirrorspark.pages import panel_html, table_html
 from mirrorspark.training.results.report.report import report_page
+from mirrorspark.training.results.report.shown import RunComparison
 from tests.browser.screen import screen
-from tests.browser.test_report import facts
-from tests.unit.every_page import every_page
+from tests.browser.test_report import explanation, facts
+from tests.unit.every_page import MANY, every_page, gate, watching
+from tests.unit.notebook_outputs import document
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -61,12 +66,36 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_fits_its_screen_and_its_tables_a_laptop(browser: "Chrome", pages: dict[str, str], kind: str) -> None:
-    for width in (400, 1200):
+    for width in (400, 800, 1200):
         with screen(browser, width):
             browser.get(pages[kind])
             assert browser.execute_script("return document.documentElement.scrollWidth") <= width
             if width == 1200:
                 assert browser.execute_script(CUT) == []
+
+
+def comparison() -> str:
+    """Return a notebook with a comparison in many metrics, and with a table of many columns."""
+    values = pd.Series(dict.fromkeys(MANY, 0.7))
+    models = RunComparison.of(("models:/late/3", f"models:/{'w' * 90}/4"), (values, values), {})
+    wide = panel_html(table_html(pd.DataFrame({name: ["some words"] for name in MANY}), index=True))
+    return document({"models": models._repr_html_(), "table": wide}, ground="#fff", ink="#000")
+
+
+def report() -> str:
+    """Return the report of a training whose rows have many columns."""
+    rows = explanation().worst.assign(**dict.fromkeys(MANY, "some words"))
+    return report_page(replace(facts("binary"), explanation=replace(explanation(), worst=rows)))
+
+
+def test_a_table_of_forty_columns_scrolls_in_its_own_box(browser: "Chrome", tmp_path: Path) -> None:
+    contents = {"gate": gate(MANY), "watching": watching(MANY), "report": report(), "comparison": comparison()}
+    for kind, content in contents.items():
+        (tmp_path / f"{kind}.html").write_text(content, encoding="utf-8")
+        with screen(browser, 800):
+            browser.get((tmp_path / f"{kind}.html").as_uri())
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 800
+            assert browser.execute_script(CUT) != []
 
 
 @pytest.mark.parametrize("kind", KINDS)

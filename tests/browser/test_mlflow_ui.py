@@ -8,7 +8,7 @@ import pytest
 
 from mirrorspark.callbacks.mlflow.shared_view import share_view
 from mirrorspark.callbacks.mlflow.tracking_store import own_store, run_page
-from mirrorspark.training.run_records.tracking import TrackedRun
+from mirrorspark.training.run_records.tracked_run import TrackedRun
 from tests.mlflow_server import mlflow_server
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import re
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ import pyarrow as pa
 import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql.types import DoubleType, IntegerType, StructField, StructType
 
 from mirrorspark.data_pipelines import csv_tables
 from mirrorspark.data_pipelines.any_table import read_table
 from mirrorspark.data_pipelines.memory_tables import TableError
+from mirrorspark.data_pipelines.stored_tables import declared_csv
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -78,9 +81,14 @@ def test_what_is_no_table_is_refused(spark: "SparkSession", table: Any, message:
 
 
 def test_wide_integers_of_polars_are_refused_in_a_line(spark: "SparkSession", tmp_path: Path) -> None:
-    pl.DataFrame({"id": pl.Series([1, 2**70], dtype=pl.Int128)}).write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(TableError, match=r"t\.parquet has a column of a type that is not read: .*64 bits"):
+    wide = pl.DataFrame({"id": pl.Series([1, 2**70], dtype=pl.Int128)})
+    wide.write_parquet(tmp_path / "t.parquet")
+    advice = "in Polars by df.with_columns(pl.col(pl.Int128).cast(pl.Decimal(38, 0)))"
+    message = rf"t\.parquet has a column of a type that is not read: .*64 bits.*{re.escape(advice)}"
+    with pytest.raises(TableError, match=message):
         read_table(spark, tmp_path / "t.parquet")
+    wide.with_columns(pl.col(pl.Int128).cast(pl.Decimal(38, 0))).write_parquet(tmp_path / "t.parquet")
+    assert read_table(spark, tmp_path / "t.parquet").dtypes == [("id", "decimal(38,0)")]
 
 
 def test_a_folder_without_a_table_is_refused(spark: "SparkSession", tmp_path: Path) -> None:
@@ -341,6 +349,25 @@ def test_folders_of_several_paths_are_columns(spark: "SparkSession", tmp_path: P
         assert [(row.n, row.day, row.place, row.more) for row in found.collect()] == [
             (0, "1", None, None), (1, "x", None, 0.5), (2, "y", None, 0.5), (3, None, "b", 0.5),
         ], kind  # fmt: skip
+
+
+def test_folders_have_one_type_in_all_files(spark: "SparkSession", tmp_path: Path) -> None:
+    """Also in those that Spark reads apart because their columns or their forms differ."""
+    for name, x in (("day=3", 1), ("day=x", 2.5)):
+        for kind in ("parquet", "orc", "csv", "json"):
+            (tmp_path / kind / name).mkdir(parents=True)
+        frame = pd.DataFrame({"x": [x]})
+        frame.to_parquet(tmp_path / "parquet" / name / "t.parquet")
+        pyarrow.orc.write_table(pa.Table.from_pandas(frame), tmp_path / "orc" / name / "t.orc")
+        frame.to_csv(tmp_path / "csv" / name / "t.csv", index=False)
+        frame.to_json(tmp_path / "json" / name / "t.json", orient="records", lines=name == "day=3")
+    for kind in ("parquet", "orc", "csv", "json"):
+        found = read_table(spark, tmp_path / kind).select("x", "day").collect()
+        assert sorted(map(tuple, found)) == [(1.0, "3"), (2.5, "x")], kind
+    declared = StructType([StructField("x", DoubleType()), StructField("day", IntegerType())])
+    message = r"column 'day' of .*day=x/t\.csv: the partition value 'x' is not a valid int32; give its column another"
+    with pytest.raises(TableError, match=message):
+        declared_csv(spark, [tmp_path / "csv"], declared)
 
 
 def test_json_may_be_lines_a_list_or_a_document(spark: "SparkSession", tmp_path: Path) -> None:

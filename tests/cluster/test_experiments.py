@@ -83,6 +83,7 @@ def test_assignment_is_an_expression_that_hashes_each_unit_once_and_calls_no_pyt
     ("unit", "column", "message"),
     [
         ("user", "variant", r"no column 'user' of units; the table has \['id', 'half'\]"),
+        ("ID", "variant", r"no column 'ID' of units; .* \(did you mean 'id'\? Upper and lower case count\)"),
         ("half", "variant", "column 'half' of units has the type double"),
         ("id", "half", "has a column 'half' already"),
     ],
@@ -283,6 +284,8 @@ def test_units_outside_the_experiment_get_the_score_of_the_default(spark: "Spark
     [
         ({"scores": {"control": "control_score"}}, r"no scores for the variants \['deep'\]"),
         ({"scores": MODELS | {"more": "more_score"}}, "no column 'more_score'"),
+        ({"unit": "usr"}, r"no column 'usr' among the scores; .* \(did you mean 'user'\?\)"),
+        ({"default": "contrl"}, r"none of the models .* \(did you mean 'control'\?\)"),
         ({"default": "other"}, "default 'other' is none of the models"),
         ({"keys": ["deep_score"]}, "'deep_score' is a score, which keys would show to all"),
         ({"keys": ["variant"]}, "no column 'variant'"),

@@ -294,6 +294,7 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
     refused: list[tuple[dict[str, Any], type[ValueError], str]] = [
         ({"models": {}}, ScoringError, "models is empty; give a model for each value of the column 'region'"),
         ({"group": "zone"}, ScoringError, "the group column 'zone' is missing; the table has"),
+        ({"group": "regin"}, ScoringError, r"the group column 'regin' is missing.* \(did you mean 'region'\?\)"),
         ({"group": "x"}, ScoringError, "the group column 'x' has type double, which cannot select a model; cast it to"),
         ({"models": {7: north}}, ScoringError, "models has one for 7, which the column 'region' of type string cannot"),
         ({"models": {b"n": north}}, ScoringError, "models has one for b'n', which the column 'region' of type string"),

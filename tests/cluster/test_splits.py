@@ -76,6 +76,7 @@ def test_a_split_that_cannot_be_made_is_refused(spark: "SparkSession") -> None:
         (lambda: time_split(df.withColumn("split", F.lit("")), "n", validation=6, test=8), "has a column 'split'"),
         (lambda: time_split(df.select(F.array("n").alias("n")), "n", validation=6, test=8), "no order in time"),
         (lambda: random_split(df, "when"), r"\['when'\] cannot be used"),
+        (lambda: random_split(df, "N"), r"\['N'\] cannot be used.*\(did you mean 'n'\? Upper and lower case count\)"),
         (lambda: random_split(df, "n", shares={"train": 0.5, "dev": 0.5}), r"split \['dev'\] is unknown"),
         (lambda: random_split(df, "n", shares={"train": 0.5, "test": 0.6}), "sum of 1"),
     ]

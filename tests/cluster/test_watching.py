@@ -146,7 +146,7 @@ def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm
         **{"keys": "id", "label": "y", "time": "at", "expected": ExpectedMetrics({"calibration": 0.9}, "buyers/3")},
     )
     assert re.fullmatch(r"calibration is 0\.[45]\d+ \(.*\), expected was 0\.9", far.alarms[0])
-    with pytest.raises(ValueError, match=r"outcomes has no columns \['id'\]"):
+    with pytest.raises(ValueError, match=r"outcomes lacks the columns \['id'\]"):
         live_metrics(table, spark.createDataFrame(outcomes).drop("id"), keys="id", label="y", time="at")
     with pytest.raises(ValueError, match=r"are in 2,700 windows of 1 minute, and 1,000 are .* a longer window"):
         live_metrics(

@@ -1,6 +1,6 @@
 """One of each page that we write, with long and hostile names in it, and as many rows as people have."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +40,7 @@ from tests.unit.lifecycle.test_watching import START, week
 # No blank, hyphen or underscore at which a line could be broken.
 LONG = "W" * 120
 HOSTILE = "<img src=x onerror=alert(1)>"
+MANY = tuple(f"recall_at_precision_{number / 100:g}" for number in range(10, 50))
 NAMES = ("Größe der Fläche", "a_column_with_a_long_name_as_feature_stores_have_them_30_days", LONG, HOSTILE)
 
 
@@ -53,9 +54,8 @@ def dataset() -> str:
     return dataset_page(PageFacts(LONG, reference=LONG), now, validate(now, spec, former), former)
 
 
-def gate() -> str:
+def gate(metrics: Sequence[str] = ("auc", "pr_auc", "log_loss", "brier", "base_rate", *MANY[:2])) -> str:
     """Return the page of a validation with many metrics and slices."""
-    metrics = ("auc", "pr_auc", "log_loss", "brier", "base_rate", "recall_at_precision_0.3", "recall_at_precision_0.5")
     slices = []
     for slicing, name in (("overall", None), *((NAMES[1], value) for value in ("AA", LONG, HOSTILE)), (LONG, "B6")):
         one = slice_of(0.70321, 0.8, slicing=slicing, name=name, spread=0.01234, examples=123_456, invalid=3)
@@ -129,14 +129,15 @@ def experiment() -> str:
     return experiment_page(looks["2026-02-03"], course=looks)
 
 
-def watching() -> str:
+def watching(metrics: Sequence[str] = ("auc",)) -> str:
     """Return the page of a watched model with alarms."""
     starts = [START + timedelta(days=7 * number) for number in range(5)]
     windows = [
         WindowDrift(start, tuple(replace(one, column=f"{one.column} {LONG}") for one in week(500, shift=0.4 * at)))
         for at, start in enumerate(starts)
     ]
-    live = [LiveWindow(start, 1_000, 900, {"auc": MetricEstimate(0.7, 0.68, 0.72)}) for start in starts]
+    values = dict.fromkeys(metrics, MetricEstimate(0.7, 0.68, 0.72))
+    live = [LiveWindow(start, 1_000, 900, values) for start in starts]
     return watch_page(windows, live, title=NAMES[1])
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mirrorspark.training.run_records.run_state import hold_lock
     from mirrorspark.training.run_records.run_title import settings_in_words
     from mirrorspark.training.run_records.sources import COMMIT_TAG, environment, source_tags
-    from mirrorspark.training.run_records.tracking import OuterRun, TrackedRun, Tracking, TrackingError, store_of
+    from mirrorspark.training.run_records.tracked_run import OuterRun, TrackedRun, TrackingError
+    from mirrorspark.training.run_records.tracking import Tracking, store_of
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -20,7 +20,8 @@ from mirrorspark.training.run_records.live import LiveView
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import RunUnderWayError, Status
 from mirrorspark.training.run_records.run_title import run_title
-from mirrorspark.training.run_records.tracking import TrackedRun, Tracking
+from mirrorspark.training.run_records.tracked_run import TrackedRun
+from mirrorspark.training.run_records.tracking import Tracking
 
 Sink = Callable[[Event], None]
 

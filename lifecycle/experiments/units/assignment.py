@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS
-from mirrorspark.lifecycle.experiments.columns import column_of
+from mirrorspark.lifecycle.experiments.columns import column_of, require_column
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 from mirrorspark.spark_session import on_running_session
 
@@ -134,8 +134,7 @@ def assign_units(frame: DataFrame, experiment: Experiment, *, unit: str, column:
     Raises:
         ExperimentError: There is no column of units, it has another type, or the new name is in use.
     """
-    if unit not in frame.columns:
-        raise ExperimentError(f"there is no column '{unit}' of units; the table has {frame.columns}")
+    require_column(frame, unit, "of units")
     if column in frame.columns:
         raise ExperimentError(f"the table has a column '{column}' already; choose another name for the variant")
     kind = frame.schema[unit].dataType.typeName()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from mirrorspark.lifecycle.experiments.columns import column_of
+from mirrorspark.lifecycle.experiments.columns import column_of, require_column
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.units.assignment import assign_units
 from mirrorspark.spark_session import on_running_session
+from mirrorspark.storage import meant
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -64,12 +65,14 @@ def exposed_scores(
 
     standard = experiment.control if default is None else default
     if missing := [name for name in experiment.variants if name not in scores]:
-        raise ExperimentError(f"there are no scores for the variants {missing} of experiment '{experiment.name}'")
+        raise ExperimentError(
+            f"there are no scores for the variants {missing} of experiment '{experiment.name}'; they are for "
+            f"{list(scores)}{meant(missing[0], scores)}"
+        )
     if standard not in scores:
-        raise ExperimentError(f"default '{standard}' is none of the models {list(scores)}")
+        raise ExperimentError(f"default '{standard}' is none of the models {list(scores)}{meant(standard, scores)}")
     for name in (unit, *keys, *scores.values()):
-        if name not in scored.columns:
-            raise ExperimentError(f"there is no column '{name}' among the scores; the table has {scored.columns}")
+        require_column(scored, name, "among the scores")
     for name in (unit, *keys):
         if name in scores.values():
             raise ExperimentError(f"column '{name}' is a score, which keys would show to all; leave it out")

@@ -7,7 +7,7 @@ import hashlib
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from mirrorspark.lifecycle.experiments.columns import check_columns, column_of
+from mirrorspark.lifecycle.experiments.columns import check_columns, column_of, require_column
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.units.assignment import assign_units
 from mirrorspark.spark_session import on_running_session
@@ -263,8 +263,7 @@ def variant_results(units: DataFrame, *, metric: str = "value") -> DataFrame:
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
     check_columns(units, {"experiment": "string", "variant": "string"}, "table of units")
-    if metric not in units.columns:
-        raise ExperimentError(f"the units have no column '{metric}' for the metric; they have {units.columns}")
+    require_column(units, metric, "of the metric")
     value = column_of(metric).cast("double")
     sums = [
         F.count(F.lit(1)).alias("units"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.entry_points.launch import run_train_fn
-from mirrorspark.training.run_records import tracking
+from mirrorspark.training.run_records import tracked_run
 
 
 def secretive() -> Any:
@@ -59,7 +59,7 @@ def secretive() -> Any:
 
 def main(output: str) -> None:
     # A server that is away is waited for at the end of a run.
-    tracking._CLOSE_SECONDS = 1.0
+    tracked_run._CLOSE_SECONDS = 1.0
     kwargs = {"database": os.environ["RIDES_DATABASE"], "arguments": str(Path(output) / "arguments.txt")}
     knobs: dict[str, Any] = {"kwargs": kwargs, "output": output, "strategy": "ring", "verbose": True}
     try:

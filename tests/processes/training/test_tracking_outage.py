@@ -15,8 +15,8 @@ from mirrorspark.storage.event_file import EventFile
 from mirrorspark.testing.proxy import Proxy
 from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.protocol.names import EVENTS_FILE
-from mirrorspark.training.run_records import tracking
-from mirrorspark.training.run_records.tracking import TrackedRun, TrackingError
+from mirrorspark.training.run_records import tracked_run, tracking
+from mirrorspark.training.run_records.tracked_run import TrackedRun, TrackingError
 from tests.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.timeout(180)
@@ -42,9 +42,9 @@ def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
 def road(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Yield the way to the server."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "_CLOSE_SECONDS", 0.5)
-    monkeypatch.setattr(tracking, "_SERVER_SECONDS", 0.5)
-    monkeypatch.setattr(tracking, "_LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(tracked_run, "_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(tracked_run, "_SERVER_SECONDS", 0.5)
+    monkeypatch.setattr(tracked_run, "_LINGER_SECONDS", 0.01)
     with Proxy(server) as road:
         yield road
 

@@ -1,11 +1,13 @@
 """T7: which store and which registry a run's client acts on."""
 
+import logging.config
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from mlflow.entities import Experiment, Run, RunData, RunInfo, RunStatus
+from mlflow.store.db import utils as mlflow_tables
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.default_experiment import registry
@@ -160,6 +162,42 @@ def test_a_notebook_on_databricks_has_an_experiment_of_its_own(monkeypatch: pyte
     assert chosen_experiment(OTHER) is None
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Shared/flights")
     assert chosen_experiment("databricks") == "/Shared/flights"
+
+
+ALEMBIC_INI = """
+[loggers]
+keys=root,alembic
+[handlers]
+keys=
+[formatters]
+keys=
+[logger_root]
+level=WARNING
+handlers=
+[logger_alembic]
+level=INFO
+handlers=
+qualname=alembic
+"""
+
+
+def test_a_new_store_does_not_set_up_the_loggers_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of MLflow 3.0 does, which then logs each step of a migration, and drops the handlers of a notebook."""
+    (tmp_path / "alembic.ini").write_text(ALEMBIC_INI)
+    migrate = mlflow_tables._upgrade_db
+
+    def as_in_mlflow_3_0(engine: Any) -> None:
+        logging.config.fileConfig(tmp_path / "alembic.ini", disable_existing_loggers=False)
+        migrate(engine)
+
+    monkeypatch.setattr(mlflow_tables, "_upgrade_db", as_in_mlflow_3_0)
+    before = logging.getLogger("alembic").level, list(logging.root.handlers)
+    plain = logging.config.fileConfig
+    store_client(f"sqlite:///{tmp_path}/mlflow.db")
+    assert (logging.getLogger("alembic").level, logging.root.handlers) == before
+    assert logging.config.fileConfig is plain
 
 
 @pytest.mark.parametrize(

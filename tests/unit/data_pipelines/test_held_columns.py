@@ -60,8 +60,31 @@ def test_columns_of_pandas_that_spark_lacks_become_what_they_stand_for() -> None
     assert isinstance(table["cut"].dtype, pd.CategoricalDtype)  # the caller's table stays as it is
 
 
+WIDE = {
+    "fit": ([1, -(2**63), None], ["x", "z"]),
+    "do not fit": ([1, 2**70, None], ["x"]),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_whole_numbers_of_128_bits_in_polars_are_read_if_they_fit(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    values, kept = WIDE[kind]
+    table = pl.DataFrame({"x": X[:3], "z": pl.Series(values, dtype=pl.Int128)})
+    with caplog.at_level(logging.WARNING):
+        found = in_arrow(table)
+    assert found.column_names == kept
+    if "z" in kept:
+        assert found.schema.field("z").type == pa.int64()
+        assert found["z"].to_pylist() == values
+        assert not caplog.messages
+    else:
+        advice = "column z: left out: it has whole numbers of more than 64 bits; to keep it, make it text, for example "
+        assert caplog.messages == [f"{advice}by cast(pl.String)"]
+        assert in_arrow(table.with_columns(pl.col("z").cast(pl.String)))["z"].to_pylist() == ["1", str(2**70), None]
+
+
 def test_columns_of_polars_and_arrow_that_spark_cannot_hold_are_left_out() -> None:
-    wide, objects = pl.Series([1, 2], dtype=pl.Int128), pl.Series([object(), object()], dtype=pl.Object)
+    wide, objects = pl.Series([1, 2**70], dtype=pl.Int128), pl.Series([object(), object()], dtype=pl.Object)
     frame = pl.DataFrame({"x": [1.0, 2.0], "wide": wide, "objects": objects, "time": [datetime.time(1)] * 2})
     assert in_arrow(frame).column_names == in_arrow(frame.lazy()).column_names == ["x"]
     table = pa.table(

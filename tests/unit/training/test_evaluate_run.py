@@ -20,18 +20,20 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.classical import Recommender
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.programs.recommenders.lists import recommended
-from mirrorspark.training.results.evaluation import baselines, boosting, evaluate_run
+from mirrorspark.training.results.evaluation import baselines, boosting, evaluate_run, fitted_baselines
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Baseline,
-    baseline_rows,
-    baseline_scores,
     compare_binary,
     compare_multi_class,
     compare_multi_label,
     compare_regression,
     compare_retrieval,
     curves_of,
+)
+from mirrorspark.training.results.evaluation.fitted_baselines import (
+    baseline_rows,
+    baseline_scores,
     fitted_baseline,
     label_rates,
     train_fraction,
@@ -235,8 +237,8 @@ def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
         learnt_from.extend(len(values) for values in rows.train.columns.values())
         return gradient_boosting(rows, **options)
 
-    monkeypatch.setattr(evaluate_run, "gradient_boosting", spy)
-    monkeypatch.setattr(evaluate_run, "BASELINE_ROWS", 300)
+    monkeypatch.setattr(fitted_baselines, "gradient_boosting", spy)
+    monkeypatch.setattr(fitted_baselines, "BASELINE_ROWS", 300)
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
     comparison = compare_binary(table, [baseline_of(binary)], seed=1, curves=None)
@@ -325,7 +327,7 @@ def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.Mon
     assert intervals["micro_f1"]["high"] < 0 < intervals["log_loss"]["low"]
     assert "learnt_from" not in comparison.baseline
     # 40 rows of three labels are as it takes, of 80.
-    monkeypatch.setattr(evaluate_run, "BASELINE_PAIRS", 120)
+    monkeypatch.setattr(fitted_baselines, "BASELINE_PAIRS", 120)
     part = train_fraction(baseline_rows(dataset, "multi_label"), 80)
     sampled = compare_multi_label({"test": table}, [Baseline("logistic_regression", scores, part)], 1, None, classes=3)
     assert sampled.baseline["learnt_from"] == {"rows": 40, "of": 80}

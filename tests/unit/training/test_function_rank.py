@@ -456,11 +456,23 @@ class MovingMean(tf_keras.layers.Layer):
         return values - self.mean
 
 
+class Words(tf_keras.layers.Layer):
+    """Adds the places of words in a vocabulary, whose table is a weight without a type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lookup = tf_keras.layers.StringLookup()
+        self.lookup.set_vocabulary(["0", "1"])
+
+    def call(self, values: Any) -> Any:
+        return values + tf.cast(self.lookup(tf.strings.as_string(values, precision=0)), tf.float32)
+
+
 class OwnMean(tf_keras.Sequential):
     """Computes a mean over its rows, which is 0/0 of none, and has a condition for TensorFlow."""
 
-    def __init__(self) -> None:
-        super().__init__([tf_keras.Input((2,)), MovingMean(), tf_keras.layers.Dense(1)])
+    def __init__(self, *layers: Any) -> None:
+        super().__init__([tf_keras.Input((2,)), *layers, MovingMean(), tf_keras.layers.Dense(1)])
         self.error = tf_keras.metrics.Mean(name="error")
 
     @tf.function
@@ -483,7 +495,11 @@ def normalized() -> Any:
     return keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
 
 
-@pytest.mark.parametrize(("build", "loss", "metric"), [(OwnMean, None, "error"), (normalized, "mse", "loss")])
+@pytest.mark.parametrize(
+    ("build", "loss", "metric"),
+    [(OwnMean, None, "error"), (lambda: OwnMean(Words()), None, "error"), (normalized, "mse", "loss")],
+    ids=["own step", "with a vocabulary", "Keras 3"],
+)
 def test_a_batch_without_rows_adds_nothing_to_a_model(build: Callable[[], Any], loss: Any, metric: str) -> None:
     """#53: the last batch has fewer rows than there are workers; also if it is compiled and trained again."""
     strategy = RingStrategy(Twin())  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.names import STATE_FILE
-from mirrorspark.training.run_records import tracking
+from mirrorspark.training.run_records import tracked_run, tracking
 from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.opened_run import OpenRun, open_run
 from mirrorspark.training.run_records.run_folder import RunFolder
@@ -59,7 +59,7 @@ def config(new_config: Callable[..., RunConfig], tmp_path: Path) -> RunConfig:
 
 @contextlib.contextmanager
 def opened(
-    config: RunConfig, lines: list[str], outer: tracking.OuterRun | None = None, **how: Any
+    config: RunConfig, lines: list[str], outer: tracked_run.OuterRun | None = None, **how: Any
 ) -> Iterator[OpenRun]:
     view = LiveView(epochs=1, is_interactive=False, write=lines.append)
     with open_run(config, "da7a", tracking.Tracking("the store", "rides", outer), view, **how) as run:
@@ -139,7 +139,7 @@ def test_a_run_that_goes_on_says_that_it_does_so_outside_the_active_run(
     config: RunConfig, tracked: FakeTracked, lines: list[str]
 ) -> None:
     """L5: the same cell of a notebook starts another MLflow run each time."""
-    active = tracking.OuterRun(ActiveRun("mlflow-1", "1"), is_parent_only=False)
+    active = tracked_run.OuterRun(ActiveRun("mlflow-1", "1"), is_parent_only=False)
     interrupt_after_an_attempt(config, lines)
     with opened(config, lines, active) as again:
         pass
@@ -171,10 +171,10 @@ def test_a_store_that_refuses_leaves_a_run_that_can_go_on(
     config: RunConfig, lines: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*arguments: Any, **named: Any) -> None:
-        raise tracking.TrackingError("the experiment is deleted")
+        raise tracked_run.TrackingError("the experiment is deleted")
 
     monkeypatch.setattr(tracking, "TrackedRun", refuse)
-    with pytest.raises(tracking.TrackingError), opened(config, lines):
+    with pytest.raises(tracked_run.TrackingError), opened(config, lines):
         pass
     (state,) = (tmp_path / "runs").glob(f"*/{STATE_FILE}")
     assert json.loads(state.read_text())["status"] == "failed"

@@ -25,7 +25,7 @@ from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.results.export import ExportPlan
 from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.run_records.tracking import TrackedRun, TrackingError
+from mirrorspark.training.run_records.tracked_run import TrackedRun, TrackingError
 from mirrorspark.training.sweep.report import SweepSummary, command
 from tests.unit.storage.secret_forms import FORMS, VARIABLES, Form, in_one_line
 

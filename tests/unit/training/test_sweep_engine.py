@@ -22,7 +22,8 @@ from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records import tracking
 from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.tracking import OuterRun, Tracking, TrackingError
+from mirrorspark.training.run_records.tracked_run import OuterRun, TrackingError
+from mirrorspark.training.run_records.tracking import Tracking
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
 from mirrorspark.training.sweep.trials import PRUNED, TrialControl, TrialPlan

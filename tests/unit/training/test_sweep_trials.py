@@ -13,7 +13,7 @@ from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFail
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.outcomes.cause import Attempt, Cause, RankError
 from mirrorspark.training.run_records.run_state import RunUnderWayError
-from mirrorspark.training.run_records.tracking import TrackingError
+from mirrorspark.training.run_records.tracked_run import TrackingError
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import SearchSpace, read_space
 from mirrorspark.training.sweep.study import TrialRecord, best_record, open_study, records

@@ -21,12 +21,8 @@ from mirrorspark.callbacks.mlflow.tracking_store import default_store, own_store
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.run_records.sources import environment, git_commit, source_tags
-from mirrorspark.training.run_records.tracking import (
-    TrackedRun,
-    Tracking,
-    TrackingError,
-    store_of,
-)
+from mirrorspark.training.run_records.tracked_run import TrackedRun, TrackingError
+from mirrorspark.training.run_records.tracking import Tracking, store_of
 
 OpenRun = Callable[..., TrackedRun]
 

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mirrorspark.training.run_records.tracking import TrackedRun
+from mirrorspark.training.run_records.tracked_run import TrackedRun
 
 EPOCH = {"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"loss": 0.5}, "seconds": 2.5}
 

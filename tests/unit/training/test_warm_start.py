@@ -37,7 +37,8 @@ from mirrorspark.training.run_records.find_run import hold_run_folder
 from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.opened_run import OpenRun
 from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.tracking import Tracking, TrackingError
+from mirrorspark.training.run_records.tracked_run import TrackingError
+from mirrorspark.training.run_records.tracking import Tracking
 from tests.unit.mlflow_stores import new_store
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
 from tests.unit.scoring.other_models import LINEAR

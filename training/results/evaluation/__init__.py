@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.training.results.evaluation import evaluate_run, model_choice
+    from mirrorspark.training.results.evaluation import evaluate_run, fitted_baselines, model_choice
     from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
     from mirrorspark.training.results.evaluation.explanation import (
         EXPLANATION_FILE,
@@ -43,6 +43,7 @@ __all__ = [
     "evaluate_run",
     "explain",
     "explain_on_kept_rows",
+    "fitted_baselines",
     "model_choice",
     "paired_differences",
     "read_scores",

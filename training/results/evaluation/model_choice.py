@@ -20,12 +20,8 @@ from mirrorspark.storage import atomic_file
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
-from mirrorspark.training.results.evaluation.evaluate_run import (
-    baseline_rows,
-    baseline_scores,
-    fitted_baseline,
-    metrics_of,
-)
+from mirrorspark.training.results.evaluation.evaluate_run import metrics_of
+from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
 
 if TYPE_CHECKING:
     from mirrorspark.models import boosted_trees

@@ -1,0 +1,144 @@
+"""Baselines of a run: the rows of the dataset that they are fitted from, and their scores."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
+
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import RaggedIds, SparseRows
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.training.configuration import LINEAR_BASELINES
+from mirrorspark.training.executor import OnProgress
+from mirrorspark.training.results.evaluation.baselines import (
+    BaselineFeature,
+    FittedBaseline,
+    Split,
+    free_threads,
+    split_rows,
+)
+from mirrorspark.training.results.evaluation.boosting import gradient_boosting
+from mirrorspark.training.results.evaluation.linear import linear_model
+
+# A baseline holds its rows in memory on the driver: at most this number of rows, and of numbers of all features.
+BASELINE_ROWS = 1_000_000
+BASELINE_NUMBERS = 50_000_000
+# Of many labels, each of which has a model of its own: the numbers of all features times the labels, and the rows times
+# the labels.
+BASELINE_PRODUCTS = 500_000_000
+BASELINE_PAIRS = 50_000_000
+
+# No feature can have these names.
+_LABEL, _WEIGHT = "\0label", "\0weight"
+
+
+def label_rates(dataset: Dataset) -> np.ndarray:
+    """Return the share of the training rows, by weight, that have each label: ``[classes]``."""
+    counts, rows = np.zeros(dataset.features.classes), 0.0
+    for block in dataset.blocks("train"):
+        assert isinstance(block.label, RaggedIds)  # noqa: S101 - a multi-label dataset stores it so
+        weights = np.repeat(block.weight, block.label.row_lengths)
+        counts += np.bincount(block.label.values, weights, len(counts))
+        rows += float(block.weight.sum())
+    return counts / rows
+
+
+def baseline_rows(dataset: Dataset, task: str) -> Split:
+    """Return the rows that baselines of a model that scores rows are fitted from."""
+    labels = _label_count(dataset)
+    limits = BASELINE_ROWS, BASELINE_NUMBERS
+    if labels:
+        limits = min(BASELINE_ROWS, BASELINE_PAIRS // labels), min(BASELINE_NUMBERS, BASELINE_PRODUCTS // labels)
+    train, validation = (_columns(dataset.blocks(split), labels, limits) for split in ("train", "validation"))
+    sizes = {feature.name: int(getattr(feature, "size", 0)) for feature in dataset.spec}
+    features = [BaselineFeature(feature.name, feature.form, sizes[feature.name]) for feature in dataset.spec]
+    # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
+    weight = _WEIGHT if dataset.spec.weight else None
+    return split_rows(train, validation, features, _LABEL, weight=weight, task=task)
+
+
+def train_fraction(rows: Split, all_rows: int) -> dict[str, int]:
+    """Return the number of ``rows`` that baselines learn from, ``of`` all training rows; empty if it is all."""
+    return {"rows": rows.train.count, "of": all_rows} if rows.train.count < all_rows else {}
+
+
+def fitted_baseline(
+    name: str, rows: Split, seed: int, on_progress: OnProgress = lambda doing, done=0, total=0: None
+) -> FittedBaseline:
+    """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
+
+    Args:
+        name: One of the task's baselines (:mod:`training.configuration.tasks`).
+        rows: The result of :func:`baseline_rows`.
+        seed: Fixes the sampling inside the fit.
+        on_progress: Gets its progress.
+    """
+    if name == LINEAR_BASELINES[rows.task]:
+        return linear_model(rows, on_progress=on_progress)
+    return gradient_boosting(rows, seed=seed, library=name, on_progress=on_progress)
+
+
+def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str, step: int = 1) -> np.ndarray:
+    """Return the prediction of a baseline for every ``step``-th row of a split.
+
+    Returns:
+        ``[rows]``, or ``[rows, classes]`` of several classes or labels.
+    """
+    labels, before, parts = _label_count(dataset), 0, []
+    with free_threads():
+        for block in dataset.blocks(split):
+            parts.append(model.predict(_columns([block], labels))[-before % step :: step])
+            before += block.rows
+    found = np.concatenate(parts)
+    if labels or model.class_numbers is None:
+        return found
+    # The rows that it learnt from may lack some classes.
+    scores = np.zeros((len(found), dataset.features.classes))
+    scores[:, model.class_numbers] = found
+    return scores
+
+
+def _label_count(dataset: Dataset) -> int:
+    """Return the number of labels of which a row may have several; 0 for other datasets."""
+    return dataset.features.classes if dataset.spec.label.kind == "multi_label" else 0
+
+
+def _columns(
+    source: Iterable[block_format.Block], labels: int, limits: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Return features, label and weight of the blocks.
+
+    Args:
+        source: The blocks.
+        labels: Number of labels of which a row may have several.
+        limits: Numbers of rows and of numbers of all features. The block that reaches one of them is the last.
+    """
+    blocks, rows, numbers = [], 0, 0
+    for block in source:
+        blocks.append(block)
+        rows += block.rows
+        numbers += sum(of.size if isinstance(of, np.ndarray) else of.values.size for of in block.features.values())
+        if limits is not None and (rows >= limits[0] or numbers >= limits[1]):
+            break
+    columns = {name: _joined([block.features[name] for block in blocks]) for name in blocks[0].features}
+    stored: list[Any] = [block.label for block in blocks if block.label is not None]
+    columns[_LABEL] = _sparse_labels(stored, labels) if labels else np.concatenate(stored)
+    columns[_WEIGHT] = np.concatenate([block.weight for block in blocks])
+    return columns
+
+
+def _sparse_labels(parts: Sequence[RaggedIds], labels: int) -> csc_matrix:
+    """Return ones where a row has a label, ``[rows, labels]``."""
+    lengths, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("row_lengths", "values"))
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return csc_matrix((np.ones(len(ids), bool), (rows, ids)), (len(lengths), labels))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return the rows of all parts, NumPy arrays or ``SparseRows``."""
+    if not isinstance(parts[0], SparseRows):
+        return np.concatenate(parts)
+    return SparseRows(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "values", "row_lengths"))
+    )

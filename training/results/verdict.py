@@ -1,0 +1,125 @@
+"""The verdict on a trained model: its metrics and pictures beside those of baselines."""
+
+import numpy as np
+import pyarrow as pa
+
+from mirrorspark.pages import beside_the_result
+from mirrorspark.spark_session import session_of
+from mirrorspark.training.configuration import POPULARITY
+from mirrorspark.training.executor import OnProgress
+from mirrorspark.training.job import LearntModel, TrainingJob
+from mirrorspark.training.protocol.outcomes import Attempt
+from mirrorspark.training.results.evaluation import (
+    BASELINE,
+    NETWORK,
+    OTHER_FOLDER,
+    Choice,
+    evaluate_run,
+    fitted_baselines,
+    read_scores,
+)
+from mirrorspark.training.results.report import each_baseline
+
+
+def evaluate(
+    job: TrainingJob,
+    predictions: dict[str, pa.Table],
+    best: LearntModel,
+    attempts: tuple[Attempt, ...],
+    choice: Choice | None,
+    on_progress: OnProgress,
+) -> evaluate_run.BaselineComparison:
+    """Return the metrics of a model beside those of its baselines, which are fitted here.
+
+    Args:
+        job: The training.
+        predictions: Of the evaluated splits, by their names.
+        best: The epoch that was exported.
+        attempts: Every launch.
+        choice: The choice between the network and gradient boosting, if there was one.
+        on_progress: Gets the progress of the baselines.
+    """
+    config, dataset = job.config, job.dataset
+    steps = dataset.steps("train", config.global_batch_size)
+    history = [job.epochs[epoch]["logs"] for epoch in sorted(job.epochs)]
+    curves = evaluate_run.curves_of(
+        history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:])
+    )
+    if config.task == "retrieval":
+        return evaluate_run.compare_retrieval(
+            dataset, predictions, _recommended(job, on_progress), config.top_k, curves
+        )
+    baselines = _baselines(job, choice, on_progress)
+    if config.task == "multi_label":
+        return evaluate_run.compare_multi_label(predictions, baselines, config.seed, curves, dataset.features.classes)
+    if config.task == "multi_class":
+        names, is_ordinal = dataset.features.class_names, dataset.spec.label.order is not None
+        return evaluate_run.compare_multi_class(
+            predictions, baselines, config.seed, curves, names, is_ordinal=is_ordinal
+        )
+    compare = {"binary": evaluate_run.compare_binary, "regression": evaluate_run.compare_regression}[config.task]
+    return compare(predictions, baselines, config.seed, curves)
+
+
+def log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, model_uri: str) -> None:
+    """Log a verdict's metrics and pictures to the MLflow run of the training."""
+    values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
+    # Where gradient boosting is registered, it was compared with the network.
+    for place, entry in enumerate(each_baseline(verdict.baseline)):
+        # The first one's metrics have the same names whatever it is, so that runs can be compared by them.
+        other = NETWORK if entry["name"] == NETWORK else "baseline" if place == 0 else entry["name"]
+        values |= {f"{other}_{name}": value for name, value in entry["metrics"].items()}
+        difference = "difference" if place == 0 else f"difference_{other}"
+        for name, interval in entry.get("intervals", {}).items():
+            ends = {"": interval["difference"], "_low": interval["low"], "_high": interval["high"]}
+            values |= {f"{difference}_{name}{end}": value for end, value in ends.items()}
+    job.log_metrics(values, model_uri)
+    for name, figure in verdict.figures.items():
+        with beside_the_result(f"picture '{name}'"):
+            job.tracked.log_figure(figure, job.folder.plots / f"{name}.png")
+
+
+def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress) -> list[evaluate_run.Baseline]:
+    """Return the models to compare the model with: the one that was not registered, and the baselines, fitted here."""
+    config, dataset, names, baselines = job.config, job.dataset, job.config.row_baselines, []
+    rows, rows_of_test = None, dataset.manifest.rows("test")
+    step = evaluate_run.evaluated_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
+    for place, name in enumerate(names):
+        if choice is not None and name == BASELINE:
+            scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
+            baselines.append(evaluate_run.Baseline(choice.other, scores))
+            continue
+        if name == POPULARITY:
+            rates = fitted_baselines.label_rates(dataset)
+            baselines.append(
+                evaluate_run.Baseline(name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates))))
+            )
+            continue
+        which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
+
+        def on_fit_progress(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
+            on_progress(f"{which}{doing}", done, total)
+
+        rows = rows or fitted_baselines.baseline_rows(dataset, config.task)
+        fitted = fitted_baselines.fitted_baseline(name, rows, config.seed, on_fit_progress)
+        part = fitted_baselines.train_fraction(rows, dataset.manifest.rows("train"))
+        scores = fitted_baselines.baseline_scores(fitted, dataset, "test", step)
+        baselines.append(evaluate_run.Baseline(name, scores, part, fitted.left_out))
+    return baselines
+
+
+def _recommended(job: TrainingJob, on_progress: OnProgress) -> dict[str, np.ndarray]:
+    """Return the lists of each baseline of a retrieval model for the test rows, by its label."""
+    if not job.config.recommenders:
+        return {}
+    # They import Numba and Spark ML.
+    from mirrorspark.training.programs.recommenders import Interactions, recommended
+
+    config, interactions = job.config, Interactions(job.dataset)
+    if any(asked.name == "als" for asked in config.recommenders):
+        session_of(job.cluster.spark).give_checkpoints(job.folder.spark_checkpoints)
+    found = {}
+    for place, asked in enumerate(config.recommenders):
+        on_progress(f"baselines; now {asked.label}", place, len(config.recommenders))
+        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.cluster.spark)
+    return found
