@@ -1,8 +1,9 @@
-"""The event channel by files: order, loss, partial and forged files, commands, and nothing left behind."""
+"""The event channel by files: order, loss, partial and forged files, commands to ranks, and nothing left behind."""
 
 import dataclasses
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from mirrorspark.training.executor import worker_process
+from mirrorspark.training.executor.task import WorkerTask
 from mirrorspark.training.protocol.messages import folder_stream
 from mirrorspark.training.protocol.messages.event_client import EventClient
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.messages.folder_server import FolderEventServer
 from mirrorspark.training.protocol.messages.folder_stream import FolderStream, messages_in, write_message
+from tests.unit.training import rank_entries
 
 SECONDS = 60.0
 NAME = "00112233aabbccdd"
@@ -228,3 +232,38 @@ def test_the_files_of_a_heartbeat_are_bounded(tmp_path: Path, monkeypatch: pytes
         count, seconds = len(written), time.monotonic() - begin
         client.close()
     assert count <= 10 * seconds + 2
+
+
+@pytest.fixture(scope="module")
+def no_server_stays() -> Iterator[None]:
+    yield
+    worker_process.shut_down()
+
+
+@pytest.mark.usefixtures("no_server_stays")
+@pytest.mark.parametrize(
+    ("function", "command", "outcome", "said"),
+    [
+        ("train_until_stopped", "stop", {"outcome": "stopped", "reason": "driver"}, "phase"),
+        ("train_until_stopped", "abort", {"outcome": "aborted", "reason": "hung"}, "phase"),
+        ("train_until_stopped", None, {"outcome": "aborted", "cause": "driver"}, "phase"),
+        ("kill_itself", None, {"outcome": "failed", "cause": "lost", "type": "killed"}, "error"),
+    ],
+)
+def test_a_task_and_its_rank_are_heard_and_obey_by_files(
+    tmp_path: Path, function: str, command: str | None, outcome: dict[str, str], said: str
+) -> None:
+    """T6: the same outcomes as over TCP, without a driver, too."""
+    log, outcomes = Log(), list[dict[str, Any]]()
+    with FolderEventServer(tmp_path / "channel", log) as server:
+        plan: Any = rank_entries.Plan(server.address, function=function)
+        # A driver that is silent for so long is gone; over TCP and by files its leases come every five seconds.
+        task = WorkerTask(plan, preload="json", lease_seconds=6.0 if outcome.get("cause") == "driver" else SECONDS)
+        thread = threading.Thread(target=lambda: outcomes.extend(task()))
+        thread.start()
+        wait_until(lambda: said in [event["event"] for event in log.events] or not thread.is_alive())
+        if command is not None:
+            server.command({"command": command, "reason": outcome["reason"]})
+        thread.join(SECONDS)
+    assert [{name: found[name] for name in outcome} for found in outcomes] == [outcome]
+    assert said in [event["event"] for event in log.events]
