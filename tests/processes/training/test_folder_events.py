@@ -257,7 +257,7 @@ def test_a_task_and_its_rank_are_heard_and_obey_by_files(
     log, outcomes = Log(), list[dict[str, Any]]()
     with FolderEventServer(tmp_path / "channel", log) as server:
         plan: Any = rank_entries.Plan(server.address, function=function)
-        # A driver that is silent for so long is gone; over TCP and by files its leases come every five seconds.
+        # A driver that is silent for so long counts as lost; over TCP and by files its leases come every five seconds.
         task = WorkerTask(plan, preload="json", lease_seconds=6.0 if outcome.get("cause") == "driver" else SECONDS)
         thread = threading.Thread(target=lambda: outcomes.extend(task()))
         thread.start()

@@ -39,7 +39,7 @@ class FolderEventServer(EventServer):
     """An event server whose clients reach it by files in a folder; the folder is removed at the end."""
 
     def __init__(self, folder: Path, on_event: Callable[[Event], None]) -> None:
-        """Take the folder, which clients and driver share; what a killed driver has left there is removed.
+        """Take the folder, which clients and driver share; the files that a killed driver has left there are removed.
 
         Raises:
             OSError: The folder cannot be written.

@@ -4,8 +4,8 @@ A message is a whole file, which its reader removes: nothing is appended or rena
 number; its content follows a signature of both, by the attempt's token. The first message of a stream is empty, and so
 is the last one of each direction.
 
-Both sides look for messages in rounds. One that is lost, or that somebody else has written, ends its stream as a cut
-ends a connection: the client opens another one, and sends again what was not acknowledged.
+Both sides look for messages in rounds. A message that is lost, or that somebody else has written, ends its stream as a
+cut ends a connection: the client opens another one, and sends again what was not acknowledged.
 """
 
 import contextlib
