@@ -27,7 +27,7 @@ from mirrorspark.lifecycle.promotion import (
 )
 from mirrorspark.scoring import error_text, fail
 from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, resolve
-from mirrorspark.spark_session import SESSION_ERRORS, open_command_session, task_message
+from mirrorspark.spark_session import SESSION_ERRORS, add_master, open_command_session, task_message
 from mirrorspark.storage import one_line
 
 EXIT_DONE = 0
@@ -181,12 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--eval-config", metavar="FILE", help="slices and thresholds of TensorFlow Model Analysis")
     add("--run-id", help="MLflow run that gets the evidence, too")
     add("--tracking-uri", help=f"MLflow store; {tracking_store.DEFAULT_STORE_IN_WORDS}")
-    add(
-        "--master",
-        "--remote",
-        metavar="URL",
-        help="Spark cluster or Connect server; by default that of Spark's settings",
-    )
+    add_master(one)
     add("--trust", action="store_true", help="let Python code run that a model brings")
     add("--verbose", action="store_true", help="show the log of Spark")
 

@@ -20,7 +20,7 @@ from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.stored import resolve
 from mirrorspark.scoring.output import ERROR_COLUMN, form_named
 from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS
-from mirrorspark.spark_session import SPARK_ERRORS, SparkStartError, open_command_session, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, SparkStartError, add_master, open_command_session, task_message
 from mirrorspark.storage import clean, terminal_text, without_credentials
 
 # Arguments, table and model that do not fit, rather than a store or task that failed.
@@ -99,7 +99,8 @@ def error_text(error: Exception) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorspark score", description="Score files with a model.")
-    add = parser.add_argument_group("most used").add_argument
+    group = parser.add_argument_group("most used")
+    add = group.add_argument
     add("--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or a folder")
     add("--input", required=True, nargs="+", help="files, folders or globs, or the name of a table")
     add("--output", required=True, help="folder of the scores")
@@ -110,12 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         default="columns",
         help="form of scores: columns (default), struct, labelled, named, wide, long, top:10 (best) or at_least:0.5",
     )
-    add(
-        "--master",
-        "--remote",
-        metavar="URL",
-        help="Spark cluster or Connect server; by default that of Spark's settings",
-    )
+    add_master(group)
     add("--tracking-uri", help=f"MLflow store of the model; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     add = parser.add_argument_group("rows").add_argument
     add("--input-format", help="format of the input if its name does not give it: csv, tfrecord, table and so on")

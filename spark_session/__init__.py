@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         SparkStartError,
         first_line,
         lack_of_memory,
+        lost_server,
         task_message,
     )
+    from mirrorspark.spark_session.flags import add_master
     from mirrorspark.spark_session.interfaces import DriverAddressError
     from mirrorspark.spark_session.interpreter import is_local
     from mirrorspark.spark_session.kinds import session_of
@@ -76,6 +78,7 @@ __all__ = [
     "SparkStartError",
     "StoppedSessionError",
     "TaskTotal",
+    "add_master",
     "archive_folder",
     "as_barrier_task",
     "barrier_task",
@@ -86,6 +89,7 @@ __all__ = [
     "java_major_version",
     "lack_of_memory",
     "local_slots",
+    "lost_server",
     "on_running_session",
     "open_command_session",
     "open_session",

@@ -54,6 +54,7 @@ class ConnectSession(JobsOverConnect):
         super().__init__(spark)
         self._explaining = threading.Lock()
         self._sending = threading.Lock()
+        self._sent: set[str] = set()  # archives; not a setting, which a server may refuse
         self._running: dict[str | None, Mapping[int, StageTasks]] = {}
 
     @property
@@ -119,15 +120,14 @@ class ConnectSession(JobsOverConnect):
 
     def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
         """Upload an archive to the server, which sends it to the executors for this session alone."""
-        noted = f"spark.mirrorspark.archive.{name}"
         with self._sending:  # two threads may score with one model
-            if self.setting(noted):
+            if name in self._sent:
                 return
             archive = self.files_folder / f"{name}.packed.zip"
             pack(archive)
             self._spark.addArtifacts(f"{archive}#{name}", archive=True)
             archive.unlink(missing_ok=True)
-            self._spark.conf.set(noted, "sent")
+            self._sent.add(name)
 
     def task_total(self, zero: T, merge: Callable[[T, T], T]) -> TaskTotal[T]:
         """Return a total in files, of the setting :data:`SHARED_FOLDER` unless tasks have this process's disk."""

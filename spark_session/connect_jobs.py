@@ -18,7 +18,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.spark_session.errors import SparkStartError, first_line
+from mirrorspark.spark_session.errors import SparkStartError, first_line, lost_server
 from mirrorspark.spark_session.interfaces import interface_towards
 from mirrorspark.spark_session.session import MissingCapabilityError, Session, at_most
 
@@ -28,7 +28,8 @@ _LOOPBACK = "127.0.0.1"
 # A job that is about to be submitted has no tag yet on the server, so it is looked for again.
 _INTERRUPT_SECONDS = 0.5
 _SENDING_SECONDS = 5.0
-_SIGNS_OF_PASSING = ("OPERATION_CANCELED", "INVALID_HANDLE", "RETRIES_EXCEEDED", "UNAVAILABLE")
+# Of a job that was cancelled at its limit, or lost.
+_SIGNS_OF_PASSING = ("OPERATION_CANCELED", "INVALID_HANDLE")
 _PROBE_SECONDS = 120.0  # the first Python worker of a session starts in it
 _WITHOUT_BARRIERS = (
     "train on a cluster of your own (on Databricks of dedicated access), or in one process of this machine: "
@@ -174,7 +175,8 @@ def in_time(interrupt: Callable[[], object]) -> None:
 
 def _is_passing(error: PySparkException) -> bool:
     """Return True for a job that was cancelled at its limit, and for a server that is lost."""
-    return any(sign in str(error) for sign in _SIGNS_OF_PASSING)
+    text = str(error)
+    return lost_server(text) is not None or any(sign in text for sign in _SIGNS_OF_PASSING)
 
 
 def _as_rows(

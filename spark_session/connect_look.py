@@ -36,7 +36,16 @@ def is_refusal(error: PySparkException) -> bool:
     state = error.getSqlState()
     if state:
         return state.startswith(_REFUSALS)
-    return isinstance(error, _REFUSING) or _REFUSED_BY_STORE.match(str(error)) is not None
+    return isinstance(error, _REFUSING) or is_refusal_of_store(str(error))
+
+
+def is_refusal_of_store(text: str) -> bool:
+    """Return True for Java's error of a path that is missing or forbidden, or for which there is no connector.
+
+    Args:
+        text: The class of the error in parentheses, and its message.
+    """
+    return _REFUSED_BY_STORE.match(text) is not None
 
 
 class ConnectLook:

@@ -13,6 +13,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.spark_session.connect_look import is_refusal
 from mirrorspark.spark_session.session import NotPlainParquetError, ParquetPlan
 from mirrorspark.storage import StoragePath, hadoop_path, literal_hadoop_uri
 
@@ -47,6 +48,8 @@ def parquet_plan(spark: SparkSession, table: DataFrame, *, shares_disk: bool) ->
         files = [file for file in map(hadoop_path, plan.files) if file.is_local and not shares_disk]
         seen = _seen_by_server(spark, files)
     except PySparkException as error:
+        if not is_refusal(error):
+            raise  # the session, or a store, that Spark would not read from either
         raise NotPlainParquetError(f"its plan is not shown ({type(error).__name__})") from error
     require_same(seen)
     return plan

@@ -28,6 +28,9 @@ _RAISED = "[USER_RAISED_EXCEPTION] "
 _SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")
 _PYTHON_ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Warning|Interrupt))(?:: (.+))?$", re.MULTILINE)
 
+# A server of Spark Connect that does not answer, or that has ended the session.
+_LOST_SERVER = re.compile(r"\[INVALID_HANDLE\.SESSION_\w+\].*|.*StatusCode\.UNAVAILABLE.*|.*RETRIES_EXCEEDED.*")
+
 _MORE_FOR_WORKERS = "give executors more spark.executor.memoryOverhead, or let fewer tasks run at a time on each"
 # Signs in Spark's own messages that memory has run out, and our message for each.
 _LACK_OF_MEMORY = (
@@ -81,6 +84,12 @@ def lack_of_memory(text: str) -> str | None:
         if found := sign.search(text):
             return words.format(found[1].strip().rstrip("."))
     return None
+
+
+def lost_server(text: str) -> str | None:
+    """Return the line in Spark's message by which a server of Spark Connect, or its session, is lost; else None."""
+    found = _LOST_SERVER.search(text)
+    return None if found is None else found.group(0).strip()
 
 
 def first_line(error: Exception) -> str:

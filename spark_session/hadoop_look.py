@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from py4j.protocol import Py4JError  # type: ignore[import-untyped]
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from mirrorspark.spark_session.connect_look import is_refusal, is_refusal_of_store
 from mirrorspark.storage import StoragePath, hadoop_path, hadoop_uri
 
 # A store answers after some hundredths of a second, so several places are looked up at a time.
 _QUESTIONS_AT_A_TIME = 16
+# Hadoop's only error for a folder of a disk that may not be read.
+_UNREADABLE = "(java.io.IOException) Invalid directory or I/O error occurred"
 
 
 class HadoopLook:
@@ -32,7 +35,9 @@ class HadoopLook:
             store = named.getFileSystem(self._settings)
             found = [status.getPath() for status in store.globStatus(named) or ()]
             return [hadoop_path(one.toUri().toString()) for one in found or [store.makeQualified(named)]]
-        except (Py4JError, PySparkException):
+        except (Py4JJavaError, PySparkException) as error:
+            if not _is_refusal(error):
+                raise  # a table may be there all the same
             return []
 
     def folders(self, places: Sequence[StoragePath]) -> set[StoragePath]:
@@ -52,5 +57,16 @@ class HadoopLook:
         path = self._path(hadoop_uri(place, *self._given))
         try:
             return bool(path.getFileSystem(self._settings).isDirectory(path))
-        except (Py4JError, PySparkException):
+        except (Py4JJavaError, PySparkException) as error:
+            if not _is_refusal(error):
+                raise
             return False
+
+
+def _is_refusal(error: Py4JJavaError | PySparkException) -> bool:
+    """Return True if the path cannot be opened; a store or a JVM that fails is another matter."""
+    if isinstance(error, PySparkException):  # PySpark's own class for an error of Java
+        return is_refusal(error)
+    java = error.java_exception
+    text = f"({java.getClass().getName()}) {java.getMessage()}"
+    return is_refusal_of_store(text) or text.startswith(_UNREADABLE)

@@ -28,7 +28,7 @@ from mirrorspark.fleet.runs.run import (
     watch_fleet,
 )
 from mirrorspark.scoring import error_text, fail
-from mirrorspark.spark_session import SESSION_ERRORS, open_command_session, task_message
+from mirrorspark.spark_session import SESSION_ERRORS, add_master, open_command_session, task_message
 from mirrorspark.storage import clean, terminal_text
 
 EXIT_DONE = 0
@@ -200,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--ledger", help="file of SQLite or postgresql:// address; by default in the output")
         command.add_argument("--json", action="store_true", help="print the result as JSON")
     for command in (run, resume):
-        add = command.add_argument_group("failures and drivers").add_argument
+        group = command.add_argument_group("failures and drivers")
+        add = group.add_argument
         add(
             "--failure-budget",
             type=float,
@@ -209,12 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--fail-fast", action="store_true", help="end at the first model or microbatch that fails")
         add("--at-once", type=int, default=DEFAULT_AT_ONCE, help="microbatches that are scored at a time")
         add("--lease-seconds", type=float, default=DEFAULT_LEASE_SECONDS, help="when a silent driver is taken for gone")
-        add(
-            "--master",
-            "--remote",
-            metavar="URL",
-            help="Spark cluster or Connect server; by default that of Spark's settings",
-        )
+        add_master(group)
         add("--verbose", action="store_true", help="show the log of Spark")
         add("--trust", action="store_true", help="Python code that models bring may run")
     return parser

@@ -240,13 +240,15 @@ def test_killed_ranks_and_a_killed_driver_go_on_within_the_epoch_and_the_run_end
 
 
 @pytest.mark.timeout(JOB_SECONDS)
+@pytest.mark.parametrize("events", ["direct", pytest.param("folder", marks=pytest.mark.full)])
 def test_over_spark_connect_a_killed_worker_costs_an_attempt_and_the_run_ends_as_a_classic_one_bit_for_bit(
-    unbroken: Finished, connect_url: str, tmp_path: Path
+    unbroken: Finished, connect_url: str, tmp_path: Path, events: str
 ) -> None:
-    """T6, T8, H2: a client without a JVM converts nothing anew, trains, registers and scores."""
+    """T6, T8, H2: a client without a JVM converts nothing anew, trains, registers and scores; its workers reach it."""
     output, summary = unbroken.output, tmp_path / "summary.json"
     flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-explain", "--no-resume", f"--summary={summary}"]
     flags += ["--checkpoint-every-steps=10", "--steps-per-execution=10", f"--remote={connect_url}"]
+    flags += [f"--events={events}"]
     half = next(event["steps"] for event in read_events(output) if event["event"] == "train_begin") / 2
     kill = kill_within_an_epoch(1, until=half)
     with (
@@ -257,6 +259,9 @@ def test_over_spark_connect_a_killed_worker_costs_an_attempt_and_the_run_ends_as
     assert status == 0, last
     found = Finished(json.loads(summary.read_text(encoding="utf-8")), output)
     assert (found.summary["attempts"], found.summary["dataset"]["reused"]) == (2, True)
+    assert ("by files in" in (tmp_path / "log").read_text(encoding="utf-8")) == (events == "folder")
+    assert not list(output.glob("runs/*/channel"))
+    assert found.epochs_in_mlflow() == [1, 2, 3, 4]
     assert weights_of(found.last_checkpoint) == weights_of(unbroken.last_checkpoint)
     pd.testing.assert_frame_equal(
         found.scores.drop(columns="model_version"), unbroken.scores.drop(columns="model_version")

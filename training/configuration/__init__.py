@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         few_updates,
     )
     from mirrorspark.training.configuration.fields import (
+        EventWay,
         MLflowRun,
         NullLabels,
         Optimizer,
@@ -50,6 +51,7 @@ __all__ = [
     "TASKS",
     "BaselineName",
     "ConfigError",
+    "EventWay",
     "FurtherSettings",
     "MLflowRun",
     "NullLabels",

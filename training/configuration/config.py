@@ -382,7 +382,7 @@ _FREE_TO_CHANGE = frozenset(
     | {"master", "resume", "dry_run", "summary", "verbose"}
     | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy", "register"}
     | {"explain", "price_per_core_hour", "baseline"}
-    | {"parameter_servers", "allow_open_servers", "local_mode"}
+    | {"parameter_servers", "allow_open_servers", "local_mode", "events"}
     | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}
     | {"max_restarts", "max_preemptions", "max_start_failures"}
     | {"start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"}

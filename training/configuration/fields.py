@@ -26,6 +26,7 @@ Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 NullLabels = Literal["refuse", "drop"]
 MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
+EventWay = Literal["auto", "direct", "folder"]
 
 
 def default_strategy(gpus_per_worker: int, *, of_keras3: bool = False) -> StrategyName:
@@ -160,6 +161,10 @@ class WorkerSettings:
     local_mode: Annotated[
         bool, doc("Train in a process of the driver's machine, without a barrier job; needs --workers 1")
     ] = False
+    events: Annotated[
+        EventWay,
+        doc("Way of workers' events: to this program directly, or by a folder in --output; auto tries both"),
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

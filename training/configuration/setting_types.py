@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.models import CalibrationKind, Schedule
 from mirrorspark.training.configuration.fields import (
+    EventWay,
     LearningRateScaling,
     MLflowRun,
     Optimizer,
@@ -43,6 +44,7 @@ class FurtherSettings(TypedDict, total=False):
     threads_per_worker: int | None
     gpus_per_worker: int
     local_mode: bool
+    events: EventWay
     checkpoints: str | PathLike[str] | None
     checkpoint_every_steps: int | None
     checkpoint_every_seconds: float | None

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from mirrorspark.training.driver.launcher import SparkLauncher
     from mirrorspark.training.driver.signals import on_stop_signals
     from mirrorspark.training.driver.store_reads import StoreReader
-    from mirrorspark.training.driver.supervisor import Launcher, Supervisor
+    from mirrorspark.training.driver.supervisor import Launcher, OpenServer, Supervisor
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "Launcher",
     "NotEnoughSlotsError",
+    "OpenServer",
     "SparkLauncher",
     "StoreReader",
     "Supervisor",

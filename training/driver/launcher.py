@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, Session, lack_of_memory, session_of
+from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, Session, lack_of_memory, lost_server, session_of
 from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_on_driver, run_program
 from mirrorspark.training.protocol import AttemptPlan
 from mirrorspark.training.protocol.outcomes import SESSION_LOST, RankError
@@ -181,8 +181,6 @@ def _what_failed(error: Exception) -> RankError:
 _CANCELLED = re.compile(
     r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*|.*Operation has been canceled.*"
 )
-# A server of Spark Connect that was lost, or that has ended the session.
-_SESSION_GONE = re.compile(r"\[INVALID_HANDLE\.SESSION_\w+\].*|.*StatusCode\.UNAVAILABLE.*|.*RETRIES_EXCEEDED.*")
 _INFORMATIVE = re.compile(
     r".*ExecutorLostFailure.*|.*Python worker exited unexpectedly.*|^[\w.]+(?:Error|Exception): .*"
 )
@@ -198,8 +196,8 @@ def read_failure(message: str, now: float) -> RankError:
     """
     if (cancelled := _CANCELLED.search(message)) is not None:
         return RankError("cancelled", None, "Cancelled", cancelled.group(0).strip(), now)
-    if (gone := _SESSION_GONE.search(message)) is not None:
-        return RankError("spark", None, SESSION_LOST, gone.group(0).strip(), now)
+    if (gone := lost_server(message)) is not None:
+        return RankError("spark", None, SESSION_LOST, gone, now)
     lines = message.splitlines()
     informative = [line.strip() for line in lines if _INFORMATIVE.match(line)]
     reason = informative[0] if informative else " ".join(lines[:2]).strip()

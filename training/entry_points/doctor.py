@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.spark_session import add_master
 from mirrorspark.storage import terminal_text, without_credentials
 from mirrorspark.training.job.readiness import Check
 
@@ -170,12 +171,7 @@ def _build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Check within seconds whether training can run here, and measure its network.",
     )
-    parser.add_argument(
-        "--master",
-        "--remote",
-        metavar="URL",
-        help="Spark cluster or Connect server; by default the active session, else local[workers]",
-    )
+    add_master(parser, "the active session, else local[workers]")
     parser.add_argument("--workers", type=int, default=2, help="as many as training will use (default: %(default)s)")
     parser.add_argument("--gpus-per-worker", type=int, default=0, help="GPUs of every worker (default: %(default)s)")
     parser.add_argument(

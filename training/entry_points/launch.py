@@ -22,6 +22,7 @@ from mirrorspark.spark_session import session_of
 from mirrorspark.storage import atomic_file, clean, without_credentials
 from mirrorspark.training.configuration import (
     ConfigError,
+    EventWay,
     MLflowRun,
     check_experiment,
     check_name,
@@ -109,6 +110,7 @@ class LaunchConfig:
     local_mode: bool = False
     model_columns: tuple[str, ...] | None = None
     allow_open_servers: bool = False
+    events: EventWay = "auto"
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -227,6 +229,7 @@ def run_train_fn(
     local_mode: bool = False,
     model_columns: Sequence[str] | None = None,
     allow_open_servers: bool = False,
+    events: EventWay = "auto",
     spark: SparkSession | None = None,
     verbose: bool = False,
 ) -> Launched:
@@ -260,6 +263,8 @@ def run_train_fn(
         local_mode: Run it on the driver's machine, with the driver's GPUs and without a Spark job; needs ``workers=1``.
         model_columns: Columns of a returned model that takes one array, as in :func:`scoring.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
+        events: Workers reach this program ``direct`` or by files in the ``folder`` of the output; ``auto``: as the
+            preflight finds.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show the logs of Spark and TensorFlow.
 
@@ -297,6 +302,7 @@ def run_train_fn(
         local_mode=local_mode,
         model_columns=None if model_columns is None else tuple(model_columns),
         allow_open_servers=allow_open_servers,
+        events=events,
         verbose=verbose,
     )
     note = f"{config.function} uses Keras 3, so its strategy is ring" if needs_ring else None
@@ -311,7 +317,7 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None, no
     if misnamed is not None and config.registered_model is not None:
         raise ConfigError(misnamed)
     preflight.require(preflight.check_driver(Path(config.output), tracking.store))
-    spark, _ = open_checked_session(config, spark, gpu_resource_name=config.gpu_resource_name)
+    spark, checks = open_checked_session(config, spark, gpu_resource_name=config.gpu_resource_name)
     view = LiveView(epochs=0)
     if note is not None:
         view.log(note)
@@ -327,7 +333,8 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None, no
         run.tracked.log_params(config.public())
         run.tracked.log_document(environment(), "environment.json")
         program = program_of(config, payload, run.folder)
-        cluster = Cluster(spark, (lambda: 1) if config.local_mode else (lambda: session_of(spark).task_slots()))
+        slots = (lambda: 1) if config.local_mode else (lambda: session_of(spark).task_slots())
+        cluster = Cluster(spark, slots, preflight.events_by_files(config.events, checks))
         launcher = FunctionLauncher(cluster.launcher(program))
         with view.stage(config.name) as stage:
             attempts = Job(program, cluster, run, launcher).train()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.spark_session import add_master
 from mirrorspark.storage import terminal_text
 from mirrorspark.training.protocol import EVENTS_FILE, STATE_FILE
 from mirrorspark.training.results.report import strict
@@ -370,7 +371,7 @@ def _build_parser() -> argparse.ArgumentParser:
         elif name == "resume":
             sub.add_argument("run", metavar="RUN")
             sub.add_argument("--tracking-uri", metavar="URI", help="anew, where it had a password: none is saved")
-            sub.add_argument("--master", "--remote", metavar="URL", help="another Spark cluster than before")
+            add_master(sub, "that of the run")
         elif name == "replay":
             sub.add_argument("run", metavar="RUN", help="a run, or the file that an MLflowLogger or a sweep has left")
             sub.add_argument("--tracking-uri", metavar="URI", help="the MLflow server or store, if it has moved")

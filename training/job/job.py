@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session import session_of
-from mirrorspark.training.driver import Launcher, SparkLauncher, Supervisor
+from mirrorspark.training.driver import Launcher, OpenServer, SparkLauncher, Supervisor
 from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits
-from mirrorspark.training.protocol.messages import Event, StopSignal
+from mirrorspark.training.protocol.messages import Event, EventServer, FolderEventServer, StopSignal
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records import OpenRun
 
@@ -49,10 +50,17 @@ def epochs_in_words(attempts: Sequence[Attempt], best: str = "") -> str:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The session that a program runs on, and the number of workers that fit there now."""
+    """The session that a program runs on.
+
+    Attributes:
+        slots: Returns the number of workers that fit there now.
+        events_by_files: The workers cannot reach this process over TCP, so their events go by files in the run's
+            folder.
+    """
 
     spark: SparkSession
     slots: Callable[[], int]
+    events_by_files: bool = False
 
     def launcher(self, program: Program) -> Launcher:
         """Return the launcher of a program's attempts."""
@@ -95,10 +103,14 @@ class Job:
     def supervisor(self) -> Supervisor:
         """Return the supervisor of the job."""
         program, cluster, session = self.program, self.cluster, session_of(self.cluster.spark)
+        channel = self.records.folder.channel if cluster.events_by_files else None
+        if channel is not None:
+            self.records.view.log(f"the workers' events reach this program by files in {channel}, about a second late")
         return Supervisor(
             launch=self.launch or cluster.launcher(program),
-            host=session.bind_address(),
-            advertised=session.driver_address,
+            host=session.bind_address() if channel is None else "",
+            advertised=session.driver_address if channel is None else "",
+            open_server=EventServer if channel is None else _server_by_files(channel),
             elastic=program.elastic,
             slots=cluster.slots,
             on_event=self.on_event or self.records.on_event,
@@ -108,3 +120,10 @@ class Job:
             may_grow=program.may_grow,
             stop=self.stop,
         )
+
+
+def _server_by_files(channel: Path) -> OpenServer:
+    def open_server(host: str, on_event: Callable[[Event], None], advertised: str) -> FolderEventServer:
+        return FolderEventServer(channel, on_event)
+
+    return open_server

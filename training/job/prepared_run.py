@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.spark_session import open_session
-from mirrorspark.training.configuration import RunConfig, TrainingConfig
+from mirrorspark.training.configuration import EventWay, RunConfig, TrainingConfig
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.job.warm_start import WarmStart, find_model
@@ -53,6 +53,10 @@ class SessionSettings(Protocol):
         """True if such servers may run outside one machine."""
 
     @property
+    def events(self) -> EventWay:
+        """The way of the workers' events."""
+
+    @property
     def verbose(self) -> bool:
         """True if Spark may log."""
 
@@ -66,6 +70,7 @@ class PreparedRun:
         warm_start: The model to begin from: as it was found, or a sweep's copy for all its trials.
         table: The recipe's table; None for a training from Python, which has a dataset alone.
         is_reused: True if an earlier run converted the dataset.
+        events_by_files: The workers' events go by files in the run's folder.
     """
 
     config: TrainingConfig
@@ -75,6 +80,7 @@ class PreparedRun:
     warm_start: PinnedModel | WarmStart | None = None
     table: DataFrame | None = None
     is_reused: bool = False
+    events_by_files: bool = False
 
 
 def prepare(
@@ -107,7 +113,8 @@ def prepare(
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
         add_findings(stage, dataset)
     fitted = config.fitted_to(dataset.manifest.rows("train"))
-    return PreparedRun(fitted, dataset, spark, tracking, warm_start, table, is_reused)
+    by_files = preflight.events_by_files(config.events, checks)
+    return PreparedRun(fitted, dataset, spark, tracking, warm_start, table, is_reused, by_files)
 
 
 def prepare_training(
@@ -115,8 +122,10 @@ def prepare_training(
 ) -> PreparedRun:
     """Check everything and open a session, for a training from Python on an existing dataset."""
     config.require_features(dataset.spec)  # before a session is started
-    spark, warm_start, _ = _checked(config, tracking, spark)
-    return PreparedRun(config.fitted_to(dataset.manifest.rows("train")), dataset, spark, tracking, warm_start)
+    spark, warm_start, checks = _checked(config, tracking, spark)
+    fitted = config.fitted_to(dataset.manifest.rows("train"))
+    by_files = preflight.events_by_files(config.events, checks)
+    return PreparedRun(fitted, dataset, spark, tracking, warm_start, events_by_files=by_files)
 
 
 def _checked(
@@ -183,6 +192,7 @@ def check_cluster(
         gpus_per_worker=config.gpus_per_worker,
         gpu_resource_name=gpu_resource_name,
         open_servers=None if config.allow_open_servers else config.open_servers,
+        events=config.events,
     )
 
 

@@ -91,7 +91,8 @@ def open_job(
         )
         free = slots or (lambda: session_of(prepared.spark).task_slots() - config.ranks_beside_workers)
         free = (lambda: 1) if config.local_mode else free
-        job = TrainingJob(dataset, config, Cluster(prepared.spark, free), run, warm_start=begin)
+        cluster = Cluster(prepared.spark, free, prepared.events_by_files)
+        job = TrainingJob(dataset, config, cluster, run, warm_start=begin)
         run.recall(job.remember)
         view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
         yield job

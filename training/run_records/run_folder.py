@@ -115,6 +115,11 @@ class RunFolder:
         return self.path / EVENTS_FILE
 
     @property
+    def channel(self) -> Path:
+        """Messages of the attempt that runs, where workers cannot reach the driver over TCP."""
+        return self.path / "channel"
+
+    @property
     def profile(self) -> Path:
         """Profiles of the ranks for TensorBoard, a folder for each."""
         return self.path / "profile"

@@ -11,7 +11,7 @@ from mirrorspark.fleet.runs.planning.capacity import FleetPlan
 from mirrorspark.fleet.runs.planning.probe import DEFAULT_PROBE_SECONDS, plan_fleet
 from mirrorspark.fleet.runs.planning.settings import DEFAULT_HEAP, FAIR, problems_of, recommended_settings
 from mirrorspark.scoring import ScoringError
-from mirrorspark.spark_session import open_command_session
+from mirrorspark.spark_session import add_master, open_command_session
 from mirrorspark.storage import StoragePath, clean, terminal_text, without_credentials
 
 
@@ -38,15 +38,11 @@ def add_parser(commands: Any) -> None:
     add("--output", help="folder of the outputs, in which each cluster has one")
     add("--ledger", help="ledger of the runs of --clusters; needed where --output is on a store")
     add("--submissions", help="file for the runs of --clusters, as JSON")
-    add = parser.add_argument_group("measurement").add_argument
+    group = parser.add_argument_group("measurement")
+    add = group.add_argument
     add("--scratch", help="folder that all executors can write to; by default a temporary one of this machine")
     add("--seconds", type=float, default=DEFAULT_PROBE_SECONDS, help="duration of the sample")
-    add(
-        "--master",
-        "--remote",
-        metavar="URL",
-        help="Spark cluster or Connect server; by default that of Spark's settings",
-    )
+    add_master(group)
     add("--verbose", action="store_true", help="show the log of Spark")
     add("--trust", action="store_true", help="Python code that models bring may run")
     add("--json", action="store_true", help="print the plan as JSON")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import BarrierTaskContext, BarrierTaskInfo, SparkFiles, TaskContext, accumulators, cloudpickle
 from pyspark.accumulators import Accumulator
 from pyspark.errors import PySparkException
@@ -26,8 +26,9 @@ from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.connect_jobs import JobsOverConnect
 from mirrorspark.spark_session.connect_look import ConnectLook
+from mirrorspark.spark_session.hadoop_look import HadoopLook
 from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.session import MissingCapabilityError, Session, StageTasks
+from mirrorspark.spark_session.session import MissingCapabilityError, NotPlainParquetError, Session, StageTasks
 from mirrorspark.spark_session.silence import hide_interrupts
 from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session
 from mirrorspark.storage import StoragePath
@@ -220,6 +221,46 @@ def test_only_an_answer_of_the_server_means_that_there_is_no_setting_and_no_tabl
         else:
             with pytest.raises(Refused):
                 call()
+    table: Any = SimpleNamespace(isStreaming=False)
+    with pytest.raises(NotPlainParquetError if is_answered else Refused):
+        session.parquet_plan(table)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "is_answered"),
+    [
+        ("org.apache.hadoop.fs.UnsupportedFileSystemException", 'No FileSystem for scheme "gs"', True),
+        ("java.lang.RuntimeException", "java.lang.ClassNotFoundException: Class org.x.S3A not found", True),
+        ("java.nio.file.AccessDeniedException", "s3a://x: 403 Forbidden", True),
+        ("java.io.IOException", "Invalid directory or I/O error occurred for dir: /x", True),
+        ("java.net.ConnectException", "Call to store:1 failed: Connection refused", False),
+        ("java.io.IOException", "Filesystem closed", False),
+    ],
+)
+def test_hadoop_has_no_table_where_it_cannot_open_a_path_and_an_error_where_the_store_fails(
+    kind: str, message: str, is_answered: bool, tmp_path: Path
+) -> None:
+    java = SimpleNamespace(
+        _target_id="o1", getClass=lambda: SimpleNamespace(getName=lambda: kind), getMessage=lambda: message
+    )
+
+    def fail(_: Any) -> Any:
+        raise Py4JJavaError("An error occurred", java)
+
+    paths = SimpleNamespace(Path=lambda _: SimpleNamespace(getFileSystem=fail))
+    jvm = SimpleNamespace(org=SimpleNamespace(apache=SimpleNamespace(hadoop=SimpleNamespace(fs=paths))))
+    state = SimpleNamespace(newHadoopConf=lambda: None)
+    spark: Any = SimpleNamespace(_jvm=jvm, _jsparkSession=SimpleNamespace(sessionState=lambda: state))
+    look = HadoopLook(spark, [])
+    for call, otherwise in (
+        (lambda: look.matching("gs://x/*"), []),
+        (lambda: look.folders([StoragePath.of(tmp_path)]), set()),
+    ):
+        if is_answered:
+            assert call() == otherwise
+        else:
+            with pytest.raises(Py4JJavaError):
+                call()
 
 
 class Server(Client):
@@ -254,6 +295,7 @@ def test_two_threads_send_an_archive_once() -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: session.send_archive("model", pack), range(2)))
     assert server.sent == ["x"]
+    assert list(server.settings) == ["spark.sql.session.localRelationCacheThreshold"], "a server may refuse others"
 
 
 def test_rows_are_sent_apart_from_the_plan_to_a_server_of_spark_4_0(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,8 @@ def answer(rank: int, **changes: Any) -> ProbeResult:
         free_bytes=50_000_000_000,
         scratch="/tmp",  # noqa: S108
         gpus=(),
+        event_seconds=0.0023,
+        event_files_seconds=0.41,
     )
     return replace(healthy, **changes)
 
@@ -55,8 +57,9 @@ def judged(
     resource: str = "gpu",
     clocks: dict[int, float] | None = None,
     unseen: frozenset[tuple[int, str]] = frozenset(),
+    address: str | None = "10.0.0.1:5000",
 ) -> dict[str, Check]:
-    events = EventReport("10.0.0.1:5000", {found.rank: 0.0 for found in answers} if clocks is None else clocks)
+    events = EventReport(address, {found.rank: 0.0 for found in answers} if clocks is None else clocks)
     found = Findings(VERSIONS, "17", {"--output": Store(FOLDER, "t")}, unseen, answers, events)
     return {check.name: check for check in evaluate(found, gpus, resource)}
 
@@ -151,10 +154,34 @@ def test_a_worker_that_cannot_listen_is_told_once() -> None:
     assert {"reach", "all-reduce"}.isdisjoint(checks)
 
 
-def test_a_worker_that_does_not_reach_the_driver_is_reported() -> None:
-    check = judged([answer(0), answer(1)], clocks={0: 0.0})["events"]
-    assert check.detail.startswith("worker 1 (10.0.0.5) cannot reach the driver's event channel at 10.0.0.1:5000; open")
-    assert not check.passed
+_SILENT = {"event_seconds": None}
+_NO_FILES = {"event_files_seconds": None}
+_TCP = "every worker reaches the driver at 10.0.0.1 (2.3 ms for a message and its answer)"
+_FILES = "files in the output folder (410 ms for a message and its answer)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "tried", "detail", "by_files"),
+    [
+        ({}, True, f"{_TCP}; {_FILES} would do, too", False),
+        (_NO_FILES, True, _TCP, False),
+        (_SILENT, True, f"by {_FILES}: worker 1 (10.0.0.5) cannot reach the driver's event channel at 10.0", True),
+        (_SILENT, False, f"by {_FILES}: as asked by --events", True),
+        (_SILENT | _NO_FILES, True, "worker 1 (10.0.0.5) cannot reach the driver's event channel at 10.0.0.1", None),
+        (_SILENT | _NO_FILES, False, "worker 0 (10.0.0.4), worker 1 (10.0.0.5) and the driver exchange no fil", None),
+    ],
+)
+def test_events_go_over_tcp_or_else_by_files(
+    changes: dict[str, Any], tried: bool, detail: str, by_files: bool | None
+) -> None:
+    answers = [answer(0, **({} if tried else _SILENT)), answer(1, **changes)]
+    check = judged(answers, address="10.0.0.1:5000" if tried else None)["events"]
+    assert check.detail.startswith(detail)
+    assert check.passed == (by_files is not None)
+    if by_files is not None:
+        ways = [executor_checks.events_by_files(way, [check]) for way in ("auto", "direct", "folder")]
+        assert ways == [by_files, False, True]
+        assert not executor_checks.events_by_files("auto", []), "a local session"
 
 
 def test_the_all_reduce_is_the_slowest_workers_with_an_estimate() -> None:

@@ -1,5 +1,6 @@
 """Checks of the executors, from the answers of one barrier job; a failed check has the worker and the remedy."""
 
+import contextlib
 import os
 import secrets
 import time
@@ -13,6 +14,7 @@ from pyspark.sql import SparkSession
 from mirrorspark.data_pipelines.spark import portable
 from mirrorspark.spark_session import SPARK_ERRORS, DriverAddressError, session_of, task_message
 from mirrorspark.storage import StorageError, StoragePath
+from mirrorspark.training.configuration import EventWay
 from mirrorspark.training.job.readiness.checks import Check, failure, warning
 from mirrorspark.training.job.readiness.executor_probe import (
     STORE_SECONDS,
@@ -26,7 +28,7 @@ from mirrorspark.training.job.readiness.executor_probe import (
     store_problem,
     with_timeout,
 )
-from mirrorspark.training.protocol.messages import EventServer
+from mirrorspark.training.protocol.messages import EventServer, FolderEventServer
 
 # A job without an answer is then cancelled: its executors' Python does not start, or its tasks hang.
 JOB_SECONDS = 60.0
@@ -34,6 +36,10 @@ JOB_SECONDS = 60.0
 # The first of several errors is found by the ranks' clocks.
 CLOCK_SECONDS = 1.0
 LOW_DISK_BYTES = 1 << 30
+
+_EVENTS = "events"
+# Values of that check, for the ways that work.
+_DIRECT, _BY_FILES = "direct_seconds", "folder_seconds"
 
 _SHOWN_BYTES = (4_000_000, 100_000_000)
 
@@ -43,11 +49,11 @@ class EventReport:
     """The messages over the event channel.
 
     Attributes:
-        address: ``host:port`` of the driver.
+        address: ``host:port`` of the driver; None if no worker was to try it.
         clocks: Seconds by which each rank's clock is ahead of the driver's, by its fastest message.
     """
 
-    address: str
+    address: str | None
     clocks: Mapping[int, float]
 
 
@@ -78,6 +84,7 @@ def check_executors(
     folders: Mapping[str, StoragePath],
     gpus_per_worker: int = 0,
     gpu_resource_name: str = "gpu",
+    events: EventWay = "auto",
 ) -> list[Check]:
     """Check the executors by one barrier task per worker, as in training; a plain job may leave executors out.
 
@@ -88,6 +95,7 @@ def check_executors(
         folders: Shared folders by their option (``--output``). Nothing is left behind in them.
         gpus_per_worker: Required GPUs of every task.
         gpu_resource_name: Spark's name of them.
+        events: Way of the workers' events.
     """
     session = session_of(spark)
     stores = {option: Store(folder, secrets.token_hex(8)) for option, folder in folders.items()}
@@ -97,9 +105,17 @@ def check_executors(
     writers = ("driver", *map(str, range(workers)))
     clocks: dict[int, float] = {}
     try:
-        with EventServer(session.bind_address(), _listener(clocks), session.driver_address) as server:
+        with contextlib.ExitStack() as servers:
+            direct = by_files = None
+            if events != "folder":
+                server = EventServer(session.bind_address(), _listener(clocks), session.driver_address)
+                direct = servers.enter_context(server).address
+            if events != "direct" and "--output" in written:
+                with contextlib.suppress(OSError):  # as the checks of the store say
+                    folder = written["--output"].file("events").local
+                    by_files = servers.enter_context(FolderEventServer(folder, _unheard)).address
             stored = tuple(written.values())
-            question = ProbeRequest(secrets.token_hex(16), server.address, stored, gpu_resource_name)
+            question = ProbeRequest(secrets.token_hex(16), direct, stored, gpu_resource_name, by_files)
             body = portable(Probe(question))
             answers: list[ProbeResult] = session.run_barrier_job(body, workers, timeout_seconds=JOB_SECONDS)
         unseen = frozenset(
@@ -108,18 +124,18 @@ def check_executors(
             for (option, store), theirs in zip(written.items(), answer.stores, strict=True)
             if theirs.reads_driver and theirs.error is None and not _sees(store, answer.rank)
         )
-        events = EventReport(f"{server.address.host}:{server.address.port}", clocks)
+        report = EventReport(f"{direct.host}:{direct.port}" if direct else None, clocks)
     except SPARK_ERRORS as error:
         return [*checks, failure("executors", _job_problem(error))]
     except DriverAddressError as error:
-        return [*checks, failure("events", str(error))]
+        return [*checks, failure(_EVENTS, str(error))]
     except OSError as error:
         # Python's own text repeats the address; errors of the resolver have negative numbers.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         return [
             *checks,
             failure(
-                "events",
+                _EVENTS,
                 f"the driver cannot listen on {session.bind_address()} ({reason}); set "
                 f"spark.driver.bindAddress to an interface of this machine",
             ),
@@ -127,7 +143,7 @@ def check_executors(
     finally:
         for store in written.values():
             with_timeout(partial(store.clear, writers), STORE_SECONDS)
-    found = Findings(fingerprint(), str(java) if java else executor_java(), written, unseen, answers, events)
+    found = Findings(fingerprint(), str(java) if java else executor_java(), written, unseen, answers, report)
     return [*checks, *evaluate(found, gpus_per_worker, gpu_resource_name)]
 
 
@@ -250,16 +266,46 @@ def check_reachability(answers: Sequence[ProbeResult]) -> Check | None:
 
 
 def check_event_channel(found: Findings) -> Check:
-    """Check that all tasks reach the driver's event channel."""
-    silent = [answer for answer in found.answers if answer.rank not in found.events.clocks]
-    if silent:
-        names = ", ".join(map(_worker, silent[:3])) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
-        return failure(
-            "events",
-            f"{names} cannot reach the driver's event channel at {found.events.address}; open TCP from the executors "
-            f"to the driver, or set spark.driver.host to an address that they reach",
-        )
-    return Check("events", True, f"every worker reaches the driver at {found.events.address.rpartition(':')[0]}")
+    """Check that all tasks reach the driver's event channel: over TCP, or else by files."""
+    address, answers = found.events.address, found.answers
+    measured = {
+        _DIRECT: [answer.event_seconds for answer in answers if answer.event_seconds],
+        _BY_FILES: [answer.event_files_seconds for answer in answers if answer.event_files_seconds],
+    }
+    # The slowest worker's, of each way that all have.
+    values = {way: max(seconds) for way, seconds in measured.items() if len(seconds) == len(answers)}
+    files = f"files in the output folder{_cost(values, _BY_FILES)}"
+    if _DIRECT in values and address is not None:
+        also = f"; {files} would do, too" if _BY_FILES in values else ""
+        detail = f"every worker reaches the driver at {address.rpartition(':')[0]}{_cost(values, _DIRECT)}{also}"
+        return Check(_EVENTS, True, detail, values=values)
+    silent = [answer for answer in answers if answer.event_seconds is None]
+    names = ", ".join(map(_worker, silent[:3])) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
+    unreached = f"{names} cannot reach the driver's event channel at {address}"
+    if _BY_FILES in values:
+        return Check(_EVENTS, True, f"by {files}: {unreached if address else 'as asked by --events'}", values=values)
+    if address is None:
+        return failure(_EVENTS, f"{names} and the driver exchange no {files}; use --events auto or direct")
+    return failure(
+        _EVENTS,
+        f"{unreached}; open TCP from the executors to the driver, set spark.driver.host to an address that they "
+        f"reach, or share the output folder with --events auto",
+    )
+
+
+def _cost(values: Mapping[str, float], way: str) -> str:
+    return f" ({_duration(values[way])} for a message and its answer)" if way in values else ""
+
+
+def events_by_files(way: EventWay, checks: Sequence[Check]) -> bool:
+    """Return True if the events of a training go by files: as asked, or since its workers do not reach the driver.
+
+    Args:
+        way: The setting.
+        checks: The passed checks of the cluster; a local session has none of the way.
+    """
+    found = [check for check in checks if check.name == _EVENTS]
+    return way == "folder" or (way == "auto" and any(_DIRECT not in check.values for check in found))
 
 
 def check_all_reduce(answers: Sequence[ProbeResult]) -> Check | None:
@@ -372,6 +418,10 @@ def _sees(store: Store, rank: int) -> bool:
 
     with_timeout(ask, STORE_SECONDS)
     return bool(seen and seen[0])
+
+
+def _unheard(event: Mapping[str, object]) -> None:
+    """Leave a message out that came by files, whose delay would look like that of a clock."""
 
 
 def _listener(clocks: dict[int, float]) -> Callable[[Mapping[str, object]], None]:

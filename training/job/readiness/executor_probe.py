@@ -114,15 +114,17 @@ class ProbeRequest:
 
     Attributes:
         token: Authenticates the tasks of this probe.
-        events: Address of the driver's event channel.
+        events: Address of the driver's event channel; None if it is not tried.
         stores: Folders that must be shared.
         gpu_resource_name: Spark's name of the GPUs.
+        event_files: Address of the event channel by files; None if it is not tried.
     """
 
     token: str = field(repr=False)
-    events: EventAddress
+    events: EventAddress | None
     stores: tuple[Store, ...] = ()
     gpu_resource_name: str = "gpu"
+    event_files: EventAddress | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ class ProbeResult:
         free_bytes: Free space in the folder for temporary files.
         scratch: That folder.
         gpus: Addresses of the task's GPUs.
+        event_seconds: Time of a message to the driver and its answer; None if it is out of reach, or was not tried.
+        event_files_seconds: The same by files.
     """
 
     rank: int
@@ -202,6 +206,8 @@ class ProbeResult:
     free_bytes: int
     scratch: str
     gpus: tuple[str, ...]
+    event_seconds: float | None = None
+    event_files_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -220,9 +226,10 @@ class Probe:
 
 def probe(question: ProbeRequest, place: BarrierTask) -> ProbeResult:
     """Return the answer of one task; all tasks of the job run it at the same time."""
-    events = EventClient(question.events, place.rank, 0)
-    # Sent three times, so that the driver can separate the clocks' difference from a slow connection.
-    events.send({"event": "probe"})
+    ways = (question.events, question.event_files)
+    clients = [None if way is None else EventClient(way, place.rank, 0) for way in ways]
+    # Sent several times, so that the driver can separate the clocks' difference from a slow connection.
+    _send(clients)
     stores = tuple(_check_store(store, place.rank) for store in question.stores)
     listener, reserved, listen_error = _listen(place.host, question.token)
     unreachable: tuple[Unreachable, ...] = ()
@@ -233,7 +240,7 @@ def probe(question: ProbeRequest, place: BarrierTask) -> ProbeResult:
         ring_address = f"{place.host}:{reserved.getsockname()[1]}" if reserved else _NO_ADDRESS
         gathered = place.gather(f"{address} {ring_address}")
         addresses, ring_addresses = zip(*(line.split() for line in gathered), strict=True)
-        events.send({"event": "probe"})
+        _send(clients)
         unreachable = reach_all(place.rank, addresses, question.token)
         # All tasks listen until all have connected, and all agree whether a ring can be built.
         failures = place.gather("" if _NO_ADDRESS not in addresses and not unreachable else "unreachable")
@@ -244,8 +251,7 @@ def probe(question: ProbeRequest, place: BarrierTask) -> ProbeResult:
             reserved.close()
     if not any(failures):
         all_reduce_time, ring_error = _measure(place.rank, ring_addresses, question.token)
-    events.send({"event": "probe"})
-    events.close(REACH_SECONDS)
+    event_seconds, event_files_seconds = map(_round_trip, clients)
     scratch = tempfile.gettempdir()
     return ProbeResult(
         rank=place.rank,
@@ -263,7 +269,27 @@ def probe(question: ProbeRequest, place: BarrierTask) -> ProbeResult:
         free_bytes=shutil.disk_usage(scratch).free,
         scratch=scratch,
         gpus=place.gpus,
+        event_seconds=event_seconds,
+        event_files_seconds=event_files_seconds,
     )
+
+
+def _send(clients: Iterable[EventClient | None]) -> None:
+    for client in clients:
+        if client is not None:
+            client.send({"event": "probe"})
+
+
+def _round_trip(client: EventClient | None) -> float | None:
+    """Return the seconds until the driver has acknowledged a message; None if it is out of reach."""
+    if client is None:
+        return None
+    is_connected = client.flush(REACH_SECONDS)
+    begin = time.monotonic()
+    client.send({"event": "probe"})
+    seconds = time.monotonic() - begin if is_connected and client.flush(REACH_SECONDS) else None
+    client.close(REACH_SECONDS if seconds is not None else 0)
+    return seconds
 
 
 def fingerprint() -> dict[str, str]:

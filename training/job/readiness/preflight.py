@@ -34,12 +34,18 @@ from mirrorspark.spark_session import (
     why_unreachable,
 )
 from mirrorspark.storage import StorageError, StoragePath, lakes, without_credentials
+from mirrorspark.training.configuration import EventWay
 from mirrorspark.training.job.readiness.checks import Check, PreflightError, failure, require, warning
-from mirrorspark.training.job.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
+from mirrorspark.training.job.readiness.executor_checks import (
+    LOW_DISK_BYTES,
+    check_executors,
+    check_store,
+    events_by_files,
+)
 from mirrorspark.training.job.readiness.executor_probe import SHARED_PACKAGES, with_timeout
 from mirrorspark.training.job.readiness.file_system import check_file_system, why_no_sqlite
 
-__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "check_session", "require"]
+__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "check_session", "events_by_files", "require"]
 
 REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0
@@ -123,6 +129,7 @@ def check_cluster(
     gpu_resource_name: str = "gpu",
     open_servers: str | None = None,
     asks_local: bool = False,
+    events: EventWay = "auto",
 ) -> list[Check]:
     """Return the checks of a session: slots, dynamic allocation, network, and its executors.
 
@@ -136,6 +143,7 @@ def check_cluster(
         open_servers: Strategy that starts TensorFlow's unauthenticated servers without permission to do so on a
             network; None where there is permission, or no need for it.
         asks_local: Probe the tasks of a local session, too; a run skips this, since they share the driver's machine.
+        events: Way of the workers' events.
     """
     checks = check_session(spark, workers)
     if not all(check.passed for check in checks):
@@ -158,7 +166,8 @@ def check_cluster(
     if session.is_local and not asks_local:
         # The check of the driver has written to the output.
         return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
-    return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker, gpu_resource_name)
+    java = java_major_version()
+    return checks + check_executors(spark, workers, java, folders, gpus_per_worker, gpu_resource_name, events)
 
 
 def _store(location: str) -> StoragePath:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.protocol.messages.event_client import EventClient
     from mirrorspark.training.protocol.messages.event_server import EventServer
     from mirrorspark.training.protocol.messages.events import Command, Event, EventAddress
+    from mirrorspark.training.protocol.messages.folder_server import FolderEventServer
     from mirrorspark.training.protocol.messages.handshake import TokenMismatchError, keep_alive, split_address
     from mirrorspark.training.protocol.messages.stop import StopSignal
 else:
@@ -25,6 +26,7 @@ __all__ = [
     "EventAddress",
     "EventClient",
     "EventServer",
+    "FolderEventServer",
     "StopSignal",
     "TokenMismatchError",
     "handshake",

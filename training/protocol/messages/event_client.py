@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from mirrorspark.training.protocol.messages import folder_stream
 from mirrorspark.training.protocol.messages.events import DROPPABLE, LINE_BYTES, Command, Event, EventAddress, Sender
 from mirrorspark.training.protocol.messages.handshake import (
     HANDSHAKE_SECONDS,
@@ -93,6 +94,15 @@ class EventClient:
         if is_first_drop:  # Outside the lock, since a logging handler may send an event.
             logger.warning("the driver at %s does not read events; some are dropped", self._address)
 
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until the driver has all events so far; return False if it has not after ``timeout_seconds``."""
+
+        def is_done() -> bool:
+            return self._is_over or not (self._waiting or self._unacknowledged)
+
+        with self._changed:
+            return self._changed.wait_for(is_done, timeout_seconds) and not self._is_over
+
     def close(self, timeout_seconds: float = 5.0) -> None:
         """Send the queued events and wait until the driver has them, for at most ``timeout_seconds``."""
         with self._changed:
@@ -162,14 +172,15 @@ class EventClient:
             RuntimeError: The machine has no thread left.
         """
         with (
-            socket.create_connection((self._address.host, self._address.port), HANDSHAKE_SECONDS) as connection,
+            self._connected() as connection,
             connection.makefile("rb") as stream,
         ):
             authenticate_to_server(connection, stream, self._address.token, client="client", server="driver")
             self._last_message_at = self._clock()
             connection.sendall(json.dumps(self._hello).encode() + b"\n")
             connection.settimeout(None)
-            notice_silence(connection)
+            if self._address.folder is None:
+                notice_silence(connection)
             is_cut = threading.Event()
             with self._changed:
                 if self._is_over:
@@ -194,6 +205,11 @@ class EventClient:
                     self._connection = None
             with self._changed:
                 return self._is_over or (self._is_closed and not self._waiting and not self._unacknowledged)
+
+    def _connected(self) -> socket.socket:
+        if self._address.folder is not None:
+            return folder_stream.connect(self._address)
+        return socket.create_connection((self._address.host, self._address.port), HANDSHAKE_SECONDS)
 
     def _listen(self, stream: BinaryIO, is_cut: threading.Event) -> None:
         try:

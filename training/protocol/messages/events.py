@@ -1,6 +1,7 @@
 """The channel between the ranks and the driver: JSON lines over TCP, open only to those that know the run's token.
 
-The driver listens on one interface (loopback for a local session, the driver's own address for a cluster). Both sides
+The driver listens on one interface (loopback for a local session, the driver's own address for a cluster). Ranks that
+cannot reach it send the same bytes through files (:mod:`training.protocol.messages.folder_stream`). Both sides
 prove that they know the token without sending it (HMAC over both sides' nonces): a rank before its events are accepted,
 the driver before it gets events or is obeyed. Nothing is unpickled. Lines are bounded.
 
@@ -44,15 +45,20 @@ Sender = Literal["rank", "task"]
 
 @dataclass(frozen=True)
 class EventAddress:
-    """The address of the driver's event server, and the secret that opens the channel."""
+    """The address of the driver's event server, and the secret that opens the channel.
+
+    Attributes:
+        folder: Folder of the streams by which clients reach it; None for a connection to host and port.
+    """
 
     host: str
     port: int
     token: str
+    folder: str | None = None
 
     def __repr__(self) -> str:
         """Return the address without the token, since this text lands in logs."""
-        return f"EventAddress({self.host}:{self.port})"
+        return f"EventAddress({self.folder or f'{self.host}:{self.port}'})"
 
 
 class OddLineError(ClearError, ValueError):
