@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mirrorspark.storage import (
         abilities,
         atomic_file,
+        event_file,
         file_names,
         host_cache,
         lakes,
@@ -66,6 +67,7 @@ __all__ = [
     "clean",
     "each_meant",
     "encoding_of",
+    "event_file",
     "file_lock",
     "file_names",
     "hadoop_path",

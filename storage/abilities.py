@@ -7,8 +7,11 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+
+from mirrorspark.storage.atomic_file import REFUSALS
 
 Ability = Literal[
     "append",
@@ -45,6 +48,39 @@ def missing_abilities(folder: Path, abilities: tuple[Ability, ...] | None = None
             except (OSError, sqlite3.Error) as error:
                 missing[ability] = getattr(error, "strerror", None) or str(error)
     return missing
+
+
+def can_append(folder: Path) -> bool:
+    """Return whether files of an existing folder can be appended to; a mounted object store refuses.
+
+    Raises:
+        OSError: Nothing can be written there, or the disk is full.
+    """
+    return _has(folder, _append)
+
+
+def can_rename(path: Path) -> bool:
+    """Return whether files and folders can be renamed at a path that need not exist; so too if that cannot be tried."""
+    try:
+        return _renames(next(folder for folder in (path, *path.parents) if folder.is_dir()))
+    except OSError:
+        return True
+
+
+@lru_cache(maxsize=1000)
+def _renames(folder: Path) -> bool:
+    return _has(folder, _rename_folder)
+
+
+def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".abilities-test-", ignore_cleanup_errors=True) as scratch:
+        try:
+            trial(Path(scratch))
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            return False
+    return True
 
 
 def _append(place: Path) -> None:

@@ -1,6 +1,7 @@
 """Atomic replacement of local files and folders: after a crash the old or the new content is there, never a part."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -11,7 +12,52 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+# A file system gives these errors for what it cannot do at all.
+REFUSALS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP})
+
 _ID = re.compile(r"[0-9a-f]{32}")
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, or copy it where the file system has no renames, such as a mounted object store.
+
+    A file that is copied replaces another, and appears when it is closed, as such stores do it. In a folder that is
+    copied the uppermost files appear last, in the order of their names.
+
+    Raises:
+        OSError: The file system refuses; a folder that was copied in part is removed.
+    """
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        if source.is_dir():
+            _copy_folder(source, target)
+        else:
+            _copy_file(source, target)
+            source.unlink()
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    if target.exists() and any(target.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(target))
+    try:
+        target.mkdir(exist_ok=True)
+        for path in sorted(source.rglob("*"), key=lambda path: (path.is_file(), path.parent == source, path)):
+            goal = target / path.relative_to(source)
+            goal.mkdir() if path.is_dir() else _copy_file(path, goal)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    shutil.rmtree(source)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with source.open("rb") as content, target.open("wb") as copy:
+        shutil.copyfileobj(content, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 @contextmanager
@@ -26,7 +72,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        move(temporary, path)
 
 
 @contextmanager
@@ -44,7 +90,7 @@ def arriving(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            temporary.replace(path)
+            move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,18 +1,24 @@
-"""A file of events, one JSON object per line, that stays small and can be read while it is written."""
+"""A file of events, one JSON object per line, that stays small and can be read while it is written.
+
+Where nothing can be appended to a file (a mounted object store), the events are objects with numbers instead, as
+``events.jsonl.00000002`` after ``events.jsonl``.
+"""
 
 import contextlib
 import fcntl
+import glob
 import json
 import logging
 import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
+from mirrorspark.storage import abilities
 from mirrorspark.storage.credentials import clean
 
 Event = dict[str, Any]
@@ -40,6 +46,9 @@ class EventFile:
     file has ``LARGEST_BYTES``, without what this process writes for MLflow alone. All other events are written. A disk
     error is reported once; the caller goes on, and :class:`EventTail` still gets the events.
 
+    Where nothing can be appended, samples wait for the next event of another kind, for ``SAMPLE_SECONDS`` at most, and
+    become one object with it.
+
     Args:
         path: The file, created by the first event; None keeps the events in memory.
         capacity: Number of events kept in memory for a tail when they cannot be written; the oldest are dropped first.
@@ -66,6 +75,8 @@ class EventFile:
         self._due: dict[tuple[object, ...], float] = {}
         self._descriptor: int | None = None
         self._close: Callable[[], object] = _nothing
+        self._appends = True
+        self._waiting, self._stored_at = b"", -SAMPLE_SECONDS
         self._is_torn = False
         self._bytes = 0
         self._is_full = False
@@ -96,9 +107,17 @@ class EventFile:
         # Called without the lock, because the callback may append.
         self.when_appended()
 
+    @property
+    def is_appending(self) -> bool:
+        """True if the file is open for further events, so that no objects follow."""
+        return self._descriptor is not None
+
     def close(self) -> None:
         """Close the file; a later event opens it again."""
         with self._lock:
+            if self._waiting and self.path is not None:
+                with contextlib.suppress(OSError):  # samples
+                    self._store(self.path)
             self._close()
             self._descriptor = None
 
@@ -129,16 +148,11 @@ class EventFile:
         return True
 
     def _write(self, path: Path, line: bytes, kind: str) -> None:
+        if self._descriptor is None and self._appends:
+            self._descriptor = self._open(path)
         if self._descriptor is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            self._close = weakref.finalize(self, os.close, self._descriptor)
-            if self._locks:
-                # Another process has it, or the file system has no locks.
-                with contextlib.suppress(OSError):
-                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._is_torn = _ends_within_a_line(self._descriptor)
-            self._bytes = os.fstat(self._descriptor).st_size
+            self._collect(path, line, is_sample=kind in SAMPLED or kind == "log")
+            return
         line = b"\n" + line if self._is_torn else line
         self._is_torn = True
         written = os.write(self._descriptor, line)
@@ -147,6 +161,69 @@ class EventFile:
         if written < len(line):
             raise OSError("the disk took a part of a line")
         self._is_torn = False
+
+    def _open(self, path: Path) -> int | None:
+        """Open the file for appending; None where nothing can be appended."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._appends = abilities.can_append(path.parent)
+        if not self._appends:
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._close = weakref.finalize(self, os.close, descriptor)
+        if self._locks:
+            # Another process has it, or the file system has no locks.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._is_torn = _ends_within_a_line(descriptor)
+        self._bytes = os.fstat(descriptor).st_size
+        return descriptor
+
+    def _collect(self, path: Path, line: bytes, *, is_sample: bool) -> None:
+        self._waiting += line
+        if is_sample and self._clock() - self._stored_at < SAMPLE_SECONDS:
+            return
+        try:
+            self._store(path)
+        except OSError:
+            self._waiting = self._waiting.removesuffix(line)
+            raise
+
+    def _store(self, path: Path) -> None:
+        """Write the lines that wait as the next object."""
+        files = files_of(path)
+        number = 2 if files in ([], [path]) else int(files[-1].suffix[1:]) + 1
+        target = path.with_name(f"{path.name}.{number:08d}") if files else path
+        try:
+            with target.open("xb") as file:
+                file.write(self._waiting)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
+        self._bytes += len(self._waiting)
+        self._waiting, self._stored_at = b"", self._clock()
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that hold the events at ``path`` in their order: one, and objects where nothing is appended."""
+    objects = sorted(path.parent.glob(f"{glob.escape(path.name)}.{'[0-9]' * 8}"))
+    return [path, *objects] if path.exists() else objects
+
+
+def remove(path: Path) -> None:
+    """Remove a file of events, and its objects."""
+    for file in reversed(files_of(path)):
+        file.unlink()
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file of events, and of its objects.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    for file in files_of(path) or [path]:
+        with file.open("rb") as opened:
+            yield from opened
 
 
 class EventTail:
@@ -159,6 +236,7 @@ class EventTail:
         """Read nothing yet."""
         self._events = events
         self._file: BinaryIO | None = None
+        self._opened: Path | None = None
         self._position = 0
         self._is_closed = False
 
@@ -190,16 +268,31 @@ class EventTail:
     def _line(self) -> bytes | None:
         if self._is_closed:
             return None
-        if self._file is None:
-            if self._events.path is None or not self._events.path.exists():
+        if self._file is None and not self._open_next():
+            return None
+        while self._file is not None:
+            line = self._file.readline()
+            if line.endswith(b"\n"):
+                self._position += len(line)
+                return line
+            self._file.seek(-len(line), os.SEEK_CUR)  # the rest of the line may follow
+            if not self._open_next():
                 return None
-            self._file = self._events.path.open("rb")
-        line = self._file.readline()
-        if line.endswith(b"\n"):
             self._position += len(line)
-            return line
-        self._file.seek(self._position)  # the rest of the line may follow
         return None
+
+    def _open_next(self) -> bool:
+        """Open the first file, or the object after the one that is open; return whether there is one."""
+        path = self._events.path
+        if path is None or (self._opened is not None and self._events.is_appending):
+            return False
+        files = (file for file in files_of(path) if self._opened is None or file > self._opened)
+        if (following := next(files, None)) is None:
+            return False
+        if self._file is not None:
+            self._file.close()
+        self._file, self._opened = following.open("rb"), following
+        return True
 
 
 def _ends_within_a_line(descriptor: int) -> bool:

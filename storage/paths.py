@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.storage.atomic_file import arriving, replaced
+from mirrorspark.storage.atomic_file import arriving, move, replaced
 
 # The longest name of a file that Linux takes.
 _NAME_BYTES = 255
@@ -295,7 +295,7 @@ class StoragePath:
     def rename(self, target: "StoragePath") -> None:
         """Rename a file or folder on the same store.
 
-        On a disk this is one step. An object store copies file by file and then deletes, so a crash may leave both.
+        On a disk this is one step. Without renames files are copied, then deleted, so a crash may leave both.
 
         Raises:
             FileNotFoundError: There is no such file or folder.
@@ -303,7 +303,7 @@ class StoragePath:
         """
         if self.is_local:
             target.parent.make_folder()
-            self.local.replace(target.local)
+            move(self.local, target.local)
             return
         store, path = self._open_store()
         _, target_path = target._open_store()

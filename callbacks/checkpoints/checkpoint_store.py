@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mirrorspark.callbacks.checkpoints.checksums import CRC32, KINDS
 from mirrorspark.clear_error import ClearError, one_visible_line
-from mirrorspark.storage import StorageError, StoragePath
+from mirrorspark.storage import StorageError, StoragePath, abilities
 
 Location = str | Path | StoragePath
 
@@ -247,7 +247,8 @@ class ObjectStore:
 def open_store(location: Location) -> LocalStore | ObjectStore:
     """Return the store at ``location``."""
     directory = StoragePath.of(location)
-    return LocalStore(directory) if directory.is_local else ObjectStore(directory)
+    is_folder = directory.is_local and abilities.can_rename(directory.local)
+    return LocalStore(directory) if is_folder else ObjectStore(directory)
 
 
 def store_error(directory: Location, error: Exception, last_good: str | None = None) -> CheckpointStoreError:

@@ -26,7 +26,7 @@ from mirrorspark.callbacks.mlflow.metric_replay import (
 )
 from mirrorspark.callbacks.mlflow.metric_requests import RunCall, Target, first_line, start_run
 from mirrorspark.callbacks.mlflow.tracking_store import absolute_store, store_client
-from mirrorspark.storage import EventFile, without_credentials
+from mirrorspark.storage import EventFile, event_file, without_credentials
 
 _LONGEST_RETRY_SECONDS = 60.0
 
@@ -187,7 +187,7 @@ class MetricBuffer:
         if self._is_own_log:
             self._log.close()
             if self._log.path is not None and self._log.path.exists() and not self._is_left:
-                self._log.path.unlink()
+                event_file.remove(self._log.path)
         at_exit.unregister(self.close)
         if self.left_behind is not None:
             logger.warning(

@@ -37,7 +37,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
 )
 from mirrorspark.callbacks.mlflow.tracking_store import is_same_store, limit_requests, store_client
 from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, WORK_PREFIX, named
-from mirrorspark.storage import FOR_MLFLOW, Event, EventFile, EventTail, lock_state, without_credentials
+from mirrorspark.storage import FOR_MLFLOW, Event, EventFile, EventTail, event_file, lock_state, without_credentials
 
 # The run of the log, metrics and calls that no other event contains, and the position that MLflow has acknowledged.
 _RUN, _METRICS, _CALL, _SENT = (f"{FOR_MLFLOW}{kind}" for kind in ("run", "metrics", "call", "sent"))
@@ -352,7 +352,7 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None, k
         while sender.read():
             sender.send(client, run_id)
         if sender.is_only_for_mlflow and not keeps_file:
-            path.unlink()
+            event_file.remove(path)
     return Replayed(run_id, sender.sent, sender.present, sender.calls_sent)
 
 
@@ -393,14 +393,13 @@ class LogContent:
 def read_log(path: Path) -> LogContent:
     """Return the content of the log at ``path``; damaged lines are skipped with a warning."""
     content = LogContent()
-    with path.open("rb") as file:
-        for line in file:
-            if not any(kind.encode() in line[:80] for kind in (_RUN, _SENT, _CALL)):
-                continue
-            try:
-                content.add(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                logger.warning("Skipped a damaged line of %s: %r", path, line[:80])
+    for line in event_file.lines_of(path):
+        if not any(kind.encode() in line[:80] for kind in (_RUN, _SENT, _CALL)):
+            continue
+        try:
+            content.add(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            logger.warning("Skipped a damaged line of %s: %r", path, line[:80])
     return content
 
 

@@ -1,7 +1,8 @@
-"""Claims of writes on object stores, by which another process ends a write whose owner was taken for dead.
+"""Claims of writes on stores without renames, by which another process ends a write whose owner was taken for dead.
 
 On a disk that process renames the staging folder, and an owner that goes on finds nothing: these functions create
-nothing there, and every write is open and unclaimed. An object store cannot rename, and changes one object at a time.
+nothing there, and every write is open and unclaimed. An object store, mounted or not, cannot rename, and changes one
+object at a time.
 So both sides write first and look second, and one of them sees the other:
 
 - The owner creates ``open`` before anything else. It begins and commits its journal, and each time looks for a claim.
@@ -16,7 +17,7 @@ not offer it, so two recoverers and a commit between the readings of both would 
 """
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.staging import is_open
+from mirrorspark.storage.publish.staging import is_open, renames
 
 _CLAIMED = "claimed"
 _OUTCOME = "outcome"
@@ -26,13 +27,13 @@ _TAKEN_BACK = b"taken back"
 
 def claim(staging: StoragePath) -> None:
     """Announce that this process is going to end another's write, before looking at how far it got."""
-    if not staging.is_local:
+    if not renames(staging):
         (staging / _CLAIMED).write_bytes(b"")
 
 
 def is_claimed(staging: StoragePath) -> bool:
     """Return whether another process is ending the write."""
-    return not staging.is_local and (staging / _CLAIMED).is_file()
+    return not renames(staging) and (staging / _CLAIMED).is_file()
 
 
 def is_lost(staging: StoragePath) -> bool:
@@ -43,13 +44,13 @@ def is_lost(staging: StoragePath) -> bool:
 
 def record_outcome(staging: StoragePath, *, is_finished: bool) -> None:
     """Record how a claimed write ends, for the owner may still change its journal."""
-    if not staging.is_local:
+    if not renames(staging):
         (staging / _OUTCOME).write_bytes(_FINISHED if is_finished else _TAKEN_BACK)
 
 
 def recorded_outcome(staging: StoragePath) -> bool | None:
     """Return whether a claimed write is to be finished, or None if that is undecided."""
-    if staging.is_local:
+    if renames(staging):
         return None
     try:
         return (staging / _OUTCOME).read_bytes() == _FINISHED

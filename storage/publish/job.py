@@ -2,9 +2,9 @@
 
 Tasks write below a staging folder that readers ignore. When all of them have reported, the driver publishes the files
 that they named; leftovers of killed, failed or speculative tasks are deleted with the staging folder. On a disk a new
-folder is renamed to the target in one step. Where that is impossible (an object store, a mount point, an append to
-existing data) the files are moved one by one under a journal, whose commit makes all of them visible at once. A publish
-that fails before its commit is taken back; after its commit it is finished.
+folder is renamed to the target in one step. Where that is impossible (a store without renames, a mount point, an append
+to existing data) the files are moved one by one under a journal, whose commit makes all of them visible at once. A
+publish that fails before its commit is taken back; after its commit it is finished.
 """
 
 import errno
@@ -20,6 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.storage.abilities import can_rename
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.lease import TIMING, Holder, Lease, LeaseLostError, Timing
 from mirrorspark.storage.paths import StoragePath
@@ -498,12 +499,11 @@ def _earlier_write(target: StoragePath, name: str, owner: Holder) -> Staging | N
 
 def _takes_name_at_once(target: StoragePath, mode: SaveMode) -> bool:
     """Return whether a new folder can be renamed to the target, so that all files appear in one step."""
-    if not target.is_local or target.local.is_mount():
+    if not target.is_local or target.local.is_mount() or not can_rename(target.local):
         return False
     parent = target.parent.local
-    if parent.exists() and not os.access(parent, os.W_OK):
-        return False
-    return mode is SaveMode.OVERWRITE or not holds_data(target)
+    is_writable = not parent.exists() or os.access(parent, os.W_OK)
+    return is_writable and (mode is SaveMode.OVERWRITE or not holds_data(target))
 
 
 def _visible_files(target: StoragePath) -> list[str]:

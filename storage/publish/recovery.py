@@ -12,7 +12,7 @@ from mirrorspark.storage.lease import TIMING, Heartbeat, Holder, Lease, Timing, 
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.claims import claim, record_outcome
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Check, Journal
-from mirrorspark.storage.publish.staging import ATTEMPTS_FOLDER, FORMER_FOLDER, LEASE_FILE, Staging, stagings
+from mirrorspark.storage.publish.staging import ATTEMPTS_FOLDER, FORMER_FOLDER, LEASE_FILE, Staging, renames, stagings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -126,9 +126,9 @@ def clear(staging: Staging) -> None:
         staging.remove()
         return
     # On a disk only one process can rename the folder; on an object store every step is safe to repeat.
-    claimed = staging.renamed() if staging.folder.is_local else staging
+    claimed = staging.renamed() if renames(staging.folder) else staging
     try:
-        if staging.folder.is_local:
+        if claimed is not staging:
             staging.folder.rename(claimed.folder)
         # Before its files are removed, so that an owner that goes on and misses them knows why.
         claim(claimed.folder)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.storage.abilities import can_rename
 from mirrorspark.storage.lease import Heartbeat, Holder, lease_content
 from mirrorspark.storage.paths import StoragePath, leads_out
 
@@ -27,8 +28,10 @@ FORMER_FOLDER = "former"
 LEASE_FILE = "lease.json"
 
 OPEN_FILE = "open"
-"""Empty file in the staging folder of an object store, without which what the folder holds does not count."""
+"""Empty file in the staging folder of a store without renames, without which what the folder holds does not count."""
 
+# End of the id of a write on a file system that cannot rename.
+_COPIES_MARK = "+"
 # Part of the name of a staging folder whose write is over and whose content can be deleted.
 _OVER_MARK = "~"
 
@@ -49,7 +52,8 @@ class Staging:
     @classmethod
     def of(cls, target: StoragePath, write_id: str, *, is_beside: bool) -> "Staging":
         """Return the staging folder of the write with that id, next to the target or below it."""
-        name = f"{STAGING_PREFIX}{write_id}"
+        copies = target.is_local and not can_rename(target.local)
+        name = f"{STAGING_PREFIX}{write_id}{_COPIES_MARK if copies else ''}"
         return cls(target.parent / f"{name}.{target.name}" if is_beside else target / name, target)
 
     @property
@@ -90,7 +94,7 @@ class Staging:
         try:
             # Spark ends the tasks of a failed write some time after it reports the failure. Renaming keeps them from
             # adding files to the folder while it is deleted. If the deletion is cut off, the next write completes it.
-            if self.folder.is_local and not self.is_over:
+            if renames(self.folder) and not self.is_over:
                 over = self.renamed(f"{self.write_id}{_OVER_MARK}")
                 self.folder.rename(over.folder)
             close_write(over.folder)
@@ -107,21 +111,26 @@ class Staging:
         return Staging.of(self.target, f"{write_id}{uuid4().hex[:8]}", is_beside=self.is_beside)
 
 
+def renames(staging: StoragePath) -> bool:
+    """Return whether the staging folder can be renamed; else its files are copied, as on an object store."""
+    return staging.is_local and not staging.name.endswith(_COPIES_MARK)
+
+
 def open_write(staging: StoragePath) -> None:
     """Make the files of a new staging folder count."""
-    if not staging.is_local:
+    if not renames(staging):
         (staging / OPEN_FILE).write_bytes(b"")
 
 
 def close_write(staging: StoragePath) -> None:
     """Make everything in a staging folder void, even if a process writes to it later."""
-    if not staging.is_local:
+    if not renames(staging):
         (staging / OPEN_FILE).delete()
 
 
 def is_open(staging: StoragePath) -> bool:
     """Return whether the content of a staging folder counts."""
-    return staging.is_local or (staging / OPEN_FILE).is_file()
+    return renames(staging) or (staging / OPEN_FILE).is_file()
 
 
 def stagings(target: StoragePath) -> list[Staging]:

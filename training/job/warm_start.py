@@ -177,7 +177,7 @@ def _copy(model: PinnedModel, target: Path, identity: str) -> None:
         # Without the flush, a power loss may leave the new name with empty files.
         for path in (partial, *partial.rglob("*")):
             StoragePath.of(path).flush_to_disk()
-        partial.rename(target)
+        atomic_file.move(partial, target)
         StoragePath.of(target.parent).flush_to_disk()
     finally:
         shutil.rmtree(partial, ignore_errors=True)

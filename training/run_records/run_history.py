@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.storage import FOR_MLFLOW
+from mirrorspark.storage import FOR_MLFLOW, event_file
 from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE, SUMMARY_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import Driver, RunState, driver_of
@@ -329,8 +329,7 @@ def _mtime(path: Path) -> float:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
-            yield from (line for line in file if not _FOR_MLFLOW.search(line, 0, 80))
+        yield from (line for line in event_file.lines_of(path) if not _FOR_MLFLOW.search(line, 0, 80))
     except OSError:
         return
 

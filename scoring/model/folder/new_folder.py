@@ -46,4 +46,4 @@ def new_model_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file.folder_beside(target) as whole:
         yield whole
-        whole.rename(target)
+        atomic_file.move(whole, target)

@@ -540,16 +540,16 @@ def test_the_settings_that_take_the_slots_are_named(
         (
             {"append": "Operation not supported", "locks": "No locks available"},
             "warn",
-            "no append (Operation not supported): events of a run stay in memory, so MLflow misses those that it has "
-            "not got when the driver is killed; a sweep needs another --output; no locks (No locks available): a "
+            "no append (Operation not supported): events of a run become numbered files; a sweep needs another "
+            "--output; no locks (No locks available): a "
             "driver that has died",
         ),
         ({"SQLite": "disk I/O error", "SQLite with WAL": "same"}, "warn", "give MLflow's store another place"),
         (
-            {"renames of folders": "Operation not supported"},
-            "FAIL",
-            "no renames of folders (Operation not supported), and a run appears by them; give a folder on a disk, or "
-            "on NFS, as --output",
+            dict.fromkeys(("renames of folders", "renames onto folders"), "Function not implemented"),
+            "warn",
+            "has no renames of folders (Function not implemented): files appear one by one, those that readers look "
+            "for last",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from mirrorspark.callbacks.checkpoints import checksums, commit, retention
 from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError
 from mirrorspark.callbacks.checkpoints.fencing import Permit
 from tests.unit.callbacks.committed_files import publish_files
+from tests.unit.storage.writes import without_renames
 
 
 def publish(directory: Path, step: int, *, content: str = "weights", auc: float | None = None) -> Path:
@@ -74,6 +75,22 @@ def test_checksums_are_known_before_the_last_look_at_the_fence(
         store, {"ckpt.index": "index", "ckpt.data": "weights"}, step=10, epoch=1, permit=Permit(store, 1, None)
     )
     assert order == ["checksum", "checksum", "fence", "fence"]
+
+
+def test_without_renames_the_marker_commits_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T8: on a volume of Databricks, as on an object store."""
+    without_renames(monkeypatch)
+    for step in (10, 20):
+        publish(tmp_path, step)
+    latest = commit.latest_committed(tmp_path)
+    assert latest is not None
+    assert latest.step == 20
+    Path(f"{latest.prefix}.index").write_text("inDex")
+    again = commit.latest_committed(tmp_path)
+    assert again is not None
+    assert again.step == 10
+    (tmp_path / "step-00000020" / commit.MARKER).unlink()
+    assert [one.step for one in commit.committed(tmp_path)] == [10]
 
 
 def test_the_marker_is_json_that_any_reader_takes(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mirrorspark.storage import atomic_file
 from mirrorspark.storage.atomic_file import folder_beside, write_atomically, write_when_changed
 from mirrorspark.storage.paths import StoragePath
+from tests.unit.storage.writes import without_renames
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -92,3 +94,35 @@ def test_a_copy_that_fails_leaves_neither_a_part_nor_a_temporary_file(tmp_path: 
     with pytest.raises(IsADirectoryError):
         StoragePath.of(tmp_path / "source").download(tmp_path / "target")
     assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+
+
+def test_without_renames_a_new_folder_is_copied_with_its_uppermost_files_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_renames(monkeypatch)
+    order: list[str] = []
+    copy = atomic_file._copy_file
+
+    def noted(source: Path, target: Path) -> None:
+        order.append(str(target.relative_to(tmp_path)))
+        copy(source, target)
+
+    monkeypatch.setattr(atomic_file, "_copy_file", noted)
+    with atomic_file.folder_beside(tmp_path / "model") as whole:
+        (whole / "variables").mkdir()
+        for name in ("a.json", "variables/z", "model.json"):
+            (whole / name).write_text(name)
+        atomic_file.move(whole, tmp_path / "model")
+    assert order == ["model/variables/z", "model/a.json", "model/model.json"]
+    assert (tmp_path / "model" / "variables" / "z").read_text() == "variables/z"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with atomic_file.folder_beside(tmp_path / "model") as other, pytest.raises(OSError, match="not empty"):
+        atomic_file.move(other, tmp_path / "model")
+
+
+def test_without_renames_a_file_is_replaced_by_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_renames(monkeypatch)
+    for text in ("old", "new"):
+        write_atomically(tmp_path / "state.json", text)
+    assert (tmp_path / "state.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]

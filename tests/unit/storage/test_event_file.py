@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.storage import event_file, lock_state
+from mirrorspark.storage import abilities, event_file, lock_state
 from mirrorspark.storage.event_file import Event, EventFile, EventTail
 
 
@@ -169,3 +169,41 @@ def test_secrets_do_not_reach_the_file(path: Path, monkeypatch: pytest.MonkeyPat
     text = path.read_text()
     assert not [secret for secret in ("s3cret", "t0ken", "k3y-of") if secret in text]
     assert "http://host refused ***" in text
+
+
+def test_where_nothing_is_appended_events_become_numbered_files_that_are_read_as_one(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T8: a mounted object store; a driver that is killed has lost samples of ten seconds at most."""
+    monkeypatch.setattr(abilities, "can_append", lambda folder: False)
+    events, tail = EventFile(path, clock=clock), EventTail(EventFile(path))
+    assert tail.read() is None
+    events.append({"event": "attempt"})
+    assert (tail.read(), tail.read()) == ({"event": "attempt"}, None)
+    for clock.now, number in ((1, 0), (6, 1)):
+        events.append({"event": "progress", "rank": number})
+    assert tail.read() is None
+    events.append({"event": "epoch_end", "rank": 0})
+    # The driver is killed here; the next one goes on.
+    resumed = EventFile(path, clock=clock)
+    resumed.append({"event": "attempt", "attempt": 2})
+    resumed.append({"event": "progress", "rank": 9})
+    resumed.close()
+    kinds = ["progress", "progress", "epoch_end", "attempt", "progress"]
+    assert [event["event"] for event in read(tail)] == kinds
+    names = [path.name, *(f"{path.name}.0000000{number}" for number in (2, 3, 4))]
+    assert [file.name for file in event_file.files_of(path)] == names
+    lines = [json.loads(line)["event"] for line in event_file.lines_of(path)]
+    assert lines == ["attempt", *kinds]
+    assert tail.position == sum(file.stat().st_size for file in event_file.files_of(path))
+    event_file.remove(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_of_events_that_another_disk_began_goes_on_in_numbered_ones(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text('{"event": "attempt"}\n{"event": "cut o')
+    monkeypatch.setattr(abilities, "can_append", lambda folder: False)
+    EventFile(path).append({"event": "restart"})
+    assert [event["event"] for event in read(EventTail(EventFile(path)))] == ["attempt", "restart"]

@@ -19,7 +19,20 @@ from mirrorspark.storage.publish import (
     holds_data,
     is_hidden,
 )
-from tests.unit.storage.writes import begin, fail_at, in_place, names_in, visible, write, written
+from mirrorspark.storage.publish.recovery import recover
+from tests.unit.storage.writes import (
+    FakeTime,
+    begin,
+    fail_at,
+    in_place,
+    kill_owner_elsewhere,
+    listed,
+    names_in,
+    visible,
+    without_renames,
+    write,
+    written,
+)
 
 
 def test_nothing_is_visible_before_publish_and_all_of_it_after(tmp_path: Path) -> None:
@@ -54,6 +67,47 @@ def test_mode_error_refuses_data_that_came_while_it_wrote(tmp_path: Path) -> Non
         late.publish(files)
 
     assert visible(tmp_path / "t") == {"part-0": b"first"}
+
+
+def test_without_renames_files_are_copied_and_appear_by_the_commit_of_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T8: on a volume of Databricks nothing is lost, nor seen in part by our own readers."""
+    without_renames(monkeypatch)
+    target = tmp_path / "t"
+    job = begin(target, "error")
+    files = write(job, {"part-0": b"a", "day=3/part-1": b"b"})
+    assert listed(target) == {}
+    job.publish(files)
+    written(target, "append", {"part-2": b"c"})
+    assert visible(target) == {"part-0": b"a", "day=3/part-1": b"b", "part-2": b"c"}
+    job = begin(target, "overwrite")
+    files = write(job, {"part-8": b"x", "part-9": b"y"})
+    with monkeypatch.context() as broken:
+        fail_at(broken, "rename", "part-9", OSError(28, "No space left on device"))
+        with pytest.raises(OSError, match="No space"):
+            job.publish(files)
+    job.abort()
+    assert visible(target) == listed(target) == {"part-0": b"a", "day=3/part-1": b"b", "part-2": b"c"}
+    written(target, "overwrite", {"part-9": b"new"})
+    assert visible(target) == {"part-9": b"new"}
+    assert names_in(tmp_path) == ["t"]
+    assert names_in(target) == [SUCCESS_FILE, "part-9"]
+
+
+def test_without_renames_the_write_of_a_dead_owner_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_renames(monkeypatch)
+    target = tmp_path / "t"
+    written(target, "error", {"part-0": b"a"})
+    dead = begin(target, "append")
+    files = write(dead, {"part-1": b"of a dead write"})
+    kill_owner_elsewhere(dead)
+    recover(StoragePath.of(target), timing=FakeTime().timing)
+    assert names_in(target) == [SUCCESS_FILE, "part-0"]
+    with pytest.raises(FileNotFoundError, match="removed before it was published"):
+        dead.publish(files)
 
 
 def test_an_empty_folder_may_be_written_to(tmp_path: Path) -> None:

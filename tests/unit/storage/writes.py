@@ -1,6 +1,7 @@
 """Writes as tasks and drivers make them, and their deaths."""
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Mapping
@@ -91,6 +92,16 @@ def kill_owner_elsewhere(job: WriteJob) -> StoragePath:
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have an overwrite do what it does at a mount point."""
     monkeypatch.setattr(job_module, "_takes_name_at_once", lambda target, mode: False)
+
+
+def without_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the disk refuse to rename, as a mounted object store does."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    for name in ("rename", "replace", "link"):
+        monkeypatch.setattr(os, name, refuse)
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, method: str, name: str, error: BaseException) -> None:

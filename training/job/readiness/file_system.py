@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mirrorspark.storage import abilities
-from mirrorspark.training.job.readiness.checks import Check, failure, warning
+from mirrorspark.training.job.readiness.checks import Check, warning
 
 _NAME = "file system"
 
-# Without these no run can be written.
-_NEEDED: tuple[abilities.Ability, ...] = ("renames of files", "renames of folders")
 # The work of a run without each of the others.
 _INSTEAD: Mapping[abilities.Ability, str] = {
-    "append": "events of a run stay in memory, so MLflow misses those that it has not got when the driver is killed; a "
-    "sweep needs another --output",
+    "append": "events of a run become numbered files; a sweep needs another --output",
     "random writes": "files are written from begin to end",
+    "renames of files": "files are copied to their places",
+    "renames of folders": "files appear one by one, those that readers look for last",
     "renames onto folders": "a folder is moved away first",
     "hard links": "files are copied, which takes more time and room",
     "locks": "a driver that has died is known by its file, which is then unchanged for a minute",
@@ -31,15 +30,9 @@ def check_file_system(folder: Path) -> Check | None:
         return None
     if not missing:
         return Check(_NAME, True, "appends, renames, links and locks files, and keeps SQLite")
-    needed = [f"no {name} ({missing[name]})" for name in _NEEDED if name in missing]
-    if needed:
-        return failure(
-            _NAME,
-            f"{folder} has {', '.join(needed)}, and a run appears by them; give a folder on a disk, or on NFS, as "
-            f"--output",
-        )
-    # WAL needs all that SQLite needs.
-    shown = [name for name in missing if name != "SQLite with WAL" or "SQLite" not in missing]
+    # These need all that the others need.
+    implied = {"SQLite with WAL": "SQLite", "renames onto folders": "renames of folders"}
+    shown = [name for name in missing if implied.get(name) not in missing]
     return warning(
         _NAME, f"{folder} has " + "; ".join(f"no {name} ({missing[name]}): {_INSTEAD[name]}" for name in shown)
     )
