@@ -184,7 +184,7 @@ qualname=alembic
 def test_a_new_store_does_not_set_up_the_loggers_of_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As that of MLflow 3.0 does, which then logs each step of a migration, and drops the handlers of a notebook."""
+    """Its own set-up, in MLflow 3.0, logs each step of a migration, and drops the handlers of a notebook."""
     (tmp_path / "alembic.ini").write_text(ALEMBIC_INI)
     migrate = mlflow_tables._upgrade_db
 
