@@ -1,4 +1,4 @@
-"""The verdict on a trained model: its metrics and pictures beside those of baselines."""
+"""The verdict on a trained model: its metrics and pictures next to those of baselines."""
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ def evaluate(
     choice: Choice | None,
     on_progress: OnProgress,
 ) -> evaluate_run.BaselineComparison:
-    """Return the metrics of a model beside those of its baselines, which are fitted here.
+    """Return the metrics of a model next to those of its baselines, which are fitted here.
 
     Args:
         job: The training.

@@ -184,7 +184,7 @@ qualname=alembic
 def test_a_new_store_does_not_set_up_the_loggers_of_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As that of MLflow 3.0 does, which then logs each step of a migration, and drops the handlers of a notebook."""
+    """Shows no step of a migration, and keeps the handlers of a notebook, which MLflow 3.0 would replace."""
     (tmp_path / "alembic.ini").write_text(ALEMBIC_INI)
 
     def as_in_mlflow_3_0(engine: Any) -> None:
