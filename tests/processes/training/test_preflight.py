@@ -457,8 +457,9 @@ class FakeSpark:
         folders: dict[str, StoragePath],
         gpus_per_worker: int,
         gpu_resource_name: str,
+        events: str,
     ) -> list[Check]:
-        assert (java, gpu_resource_name) == (17, "gpu")
+        assert (java, gpu_resource_name, events) == (17, "gpu", "auto")
         self.asked.append((workers, folders, gpus_per_worker))
         return [Check("executors", True, "asked")]
 

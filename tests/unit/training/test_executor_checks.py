@@ -165,7 +165,7 @@ _FILES = "files in the output folder (410 ms for a message and its answer)"
     [
         ({}, True, f"{_TCP}; {_FILES} would do, too", False),
         (_NO_FILES, True, _TCP, False),
-        (_SILENT, True, f"by {_FILES}: worker 1 (10.0.0.5) cannot reach the driver's event channel at 10.0", True),
+        (_SILENT, True, f"by {_FILES}: 10.0.0.1:5000 is out of reach of worker 1 (10.0.0.5)", True),
         (_SILENT, False, f"by {_FILES}: as asked by --events", True),
         (_SILENT | _NO_FILES, True, "worker 1 (10.0.0.5) cannot reach the driver's event channel at 10.0.0.1", None),
         (_SILENT | _NO_FILES, False, "worker 0 (10.0.0.4), worker 1 (10.0.0.5) and the driver exchange no fil", None),

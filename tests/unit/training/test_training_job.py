@@ -174,6 +174,22 @@ def test_the_supervisor_has_the_budgets_and_limits_of_the_configuration(new_conf
     assert (supervisor.elastic, supervisor.slots(), supervisor.has_begun) == (config.elastic, 3, True)
 
 
+def test_a_cluster_whose_workers_cannot_reach_the_driver_gets_a_channel_of_files_and_a_line(tmp_path: Path) -> None:
+    lines: list[str] = []
+    folder = SimpleNamespace(has_begun=True, channel=tmp_path / "channel")
+    records: Any = SimpleNamespace(folder=folder, on_event=None, view=SimpleNamespace(log=lines.append))
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(master="spark://host:7077"))
+    program: Any = SimpleNamespace(elastic=None, budgets=None, limits=None, may_grow=None)
+    cluster = Cluster(spark, lambda: 2, events_by_files=True)
+    supervisor = Job(program, cluster, records, launch=cast(Any, len)).supervisor()
+    with supervisor.open_server(supervisor.host, lambda _: None, supervisor.advertised) as server:
+        assert str(server.address.folder).startswith(f"{folder.channel}/")
+    assert not folder.channel.exists()
+    assert lines == [
+        f"the workers' events reach this program by files in {folder.channel}, about a second late",
+    ]
+
+
 def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
     new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

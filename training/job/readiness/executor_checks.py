@@ -128,14 +128,14 @@ def check_executors(
     except SPARK_ERRORS as error:
         return [*checks, failure("executors", _job_problem(error))]
     except DriverAddressError as error:
-        return [*checks, failure(_EVENTS, str(error))]
+        return [*checks, failure("events", str(error))]
     except OSError as error:
         # Python's own text repeats the address; errors of the resolver have negative numbers.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         return [
             *checks,
             failure(
-                _EVENTS,
+                "events",
                 f"the driver cannot listen on {session.bind_address()} ({reason}); set "
                 f"spark.driver.bindAddress to an interface of this machine",
             ),
@@ -281,15 +281,15 @@ def check_event_channel(found: Findings) -> Check:
         return Check(_EVENTS, True, detail, values=values)
     silent = [answer for answer in answers if answer.event_seconds is None]
     names = ", ".join(map(_worker, silent[:3])) + (f" and {len(silent) - 3} more" if len(silent) > 3 else "")
-    unreached = f"{names} cannot reach the driver's event channel at {address}"
     if _BY_FILES in values:
-        return Check(_EVENTS, True, f"by {files}: {unreached if address else 'as asked by --events'}", values=values)
+        why = f"{address} is out of reach of {names}" if address else "as asked by --events"
+        return Check(_EVENTS, True, f"by {files}: {why}", values=values)
     if address is None:
-        return failure(_EVENTS, f"{names} and the driver exchange no {files}; use --events auto or direct")
+        return failure("events", f"{names} and the driver exchange no {files}; use --events auto or direct")
     return failure(
-        _EVENTS,
-        f"{unreached}; open TCP from the executors to the driver, set spark.driver.host to an address that they "
-        f"reach, or share the output folder with --events auto",
+        "events",
+        f"{names} cannot reach the driver's event channel at {address}; open TCP from the executors to the driver, set "
+        f"spark.driver.host to an address that they reach, or share the output folder with --events auto",
     )
 
 
