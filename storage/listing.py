@@ -26,6 +26,7 @@ from mirrorspark.storage.publish import (
     WriteInProgressError,
     is_hidden,
     is_open,
+    renames,
     stagings,
 )
 
@@ -229,7 +230,7 @@ def _warn_of_foreign_journal(staging: StoragePath) -> None:
 
 def _was_publishing(staging: StoragePath, found: set[StoragePath]) -> bool:
     """Return whether a write that has no journal now was open, and had one or has been closed, as of the listing."""
-    was_open = staging.is_local or staging / OPEN_FILE in found
+    was_open = renames(staging) or staging / OPEN_FILE in found
     return was_open and (staging / JOURNAL_FILE in found or not is_open(staging))
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UnsafeJournalError,
         is_hidden,
         is_open,
+        renames,
         stagings,
     )
 else:
@@ -49,6 +50,7 @@ __all__ = [
     "is_hidden",
     "is_open",
     "living",
+    "renames",
     "stagings",
     "state_of",
 ]

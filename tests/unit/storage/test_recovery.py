@@ -32,15 +32,18 @@ from tests.unit.storage.writes import (
     listed,
     names_in,
     visible,
+    without_renames,
     write,
     written,
 )
 
 
-@pytest.fixture(params=["local", "memory"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
-    """Return a folder that does not exist yet on a disk or an object store."""
-    return StoragePath.of(tmp_path / "t" if request.param == "local" else f"memory://store/{uuid4().hex}/t")
+@pytest.fixture(params=["local", "mounted", "memory"])
+def target(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoragePath:
+    """Return a folder that does not exist yet on a disk, a disk without renames, or an object store."""
+    if request.param == "mounted":
+        without_renames(monkeypatch)
+    return StoragePath.of(f"memory://store/{uuid4().hex}/t" if request.param == "memory" else tmp_path / "t")
 
 
 @pytest.mark.parametrize("mode", ["error", "append", "overwrite"])
