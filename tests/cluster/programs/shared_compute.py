@@ -32,8 +32,8 @@ TABLE_BYTES = 128 * 2**20
 _USER = 65534
 _SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
 _DERBY = "jdbc:derby:memory:main;create=true"
-# Folders of the installation are bound read-only. What hides them from other users (/root) is replaced by an empty one,
-# and so is the folder for temporary files: the client has another than the server.
+# Folders of the installation are bound read-only. A folder that hides them from other users (/root) is
+# replaced by an empty one, as is the folder for temporary files: the client has another than the server.
 _IN_NAMESPACE = """
 set -e
 user=$1 scratch=$2 own=$3 installed=$4 emptied=$5
