@@ -189,8 +189,14 @@ def test_the_next_attempt_removes_the_files_of_a_killed_chief(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, scratch = tmp_path / "store", tmp_path / "scratch"
+    remove = shutil.rmtree
+
+    def leave_scratch(path: str | Path, **options: Any) -> None:
+        if not Path(path).is_relative_to(scratch):
+            remove(path, **options)
+
     with monkeypatch.context() as killed:
-        killed.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+        killed.setattr(shutil, "rmtree", leave_scratch)
         fit(new_model(), new_dataset(), [ChiefCheckpoint(store, monitor=None, scratch_dir=scratch)], epochs=1)
     assert len(list(scratch.iterdir())) == 1
     (store / ".staging-killed").mkdir()

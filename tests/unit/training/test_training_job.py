@@ -174,6 +174,7 @@ def test_the_supervisor_has_the_budgets_and_limits_of_the_configuration(new_conf
     assert (supervisor.elastic, supervisor.slots(), supervisor.has_begun) == (config.elastic, 3, True)
 
 
+@pytest.mark.process
 def test_a_cluster_whose_workers_cannot_reach_the_driver_gets_a_channel_of_files_and_a_line(tmp_path: Path) -> None:
     lines: list[str] = []
     folder = SimpleNamespace(has_begun=True, channel=tmp_path / "channel")
