@@ -51,8 +51,10 @@ done
 for folder in $installed; do mount -o remount,bind,ro "$folder"; done
 exec setpriv --reuid="$user" --regid="$user" --clear-groups --no-new-privs "$@"
 """
-# A network of the task's own has no way out, and the loopback by which workers of one machine reach each other.
+# A network of the task's own has no way out, and the loopback by which workers of one machine reach each other. The
+# function of a stream's batches is no task: its process is a client of the server.
 _TASK = """#!/bin/sh
+case "$*" in *pyspark.sql.connect.streaming*) exec {python} "$@" ;; esac
 exec unshare --user --map-current-user --keep-caps --net sh -c '
 ip link set lo up
 exec setpriv --inh-caps=-all --ambient-caps=-all "$@"' sh {python} "$@"
