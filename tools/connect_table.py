@@ -9,10 +9,8 @@ from tests.cluster.programs.connect_calls import CONTRACTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "platforms.md"
 
-_BEGIN = "| subject | calls | classic | Spark Connect | shared compute |\n|---|---|---|---|---|\n"
+_BEGIN = "| subject | calls | classic | Spark Connect |\n|---|---|---|---|\n"
 _SAME = "the same results"
-# Classes that take DataFrames.
-_STAGES = ("TrainedModel", "TrainingEstimator")
 # Calls with a difference.
 _REMARKS = {
     "Counters": "on a cluster they need `spark.mirrorspark.sharedFolder`, a folder that client and tasks share",
@@ -23,23 +21,14 @@ _REMARKS = {
 def table() -> str:
     """Return the table."""
     tested = {name for one in CONTRACTS.values() for name in one.names}
-    rows: dict[tuple[str, str, str], list[str]] = {}
+    rows: dict[tuple[str, str], list[str]] = {}
     for subject, names in ms.SUBJECTS.items():
         for name in names:
-            if name in (*_REMARKS, *_STAGES) or (name in tested and inspect.isfunction(getattr(ms, name))):
-                words = subject, _REMARKS.get(name, _SAME), _on_shared_compute(name)
-                rows.setdefault(words, []).append(f"`{name}`")
+            if name in _REMARKS or (name in tested and inspect.isfunction(getattr(ms, name))):
+                rows.setdefault((subject, _REMARKS.get(name, _SAME)), []).append(f"`{name}`")
     return _BEGIN + "".join(
-        f"| {subject} | {', '.join(names)} | yes | {over_connect} | {shared} |\n"
-        for (subject, over_connect, shared), names in rows.items()
+        f"| {subject} | {', '.join(names)} | yes | {words} |\n" for (subject, words), names in rows.items()
     )
-
-
-def _on_shared_compute(name: str) -> str:
-    needs_network = {one.needs_network for one in CONTRACTS.values() if name in one.names}
-    if needs_network == {True}:
-        return "refused: tasks do not reach the client"
-    return "with `local_mode=True`" if True in needs_network else _SAME
 
 
 def not_listed() -> list[str]:

@@ -3,13 +3,12 @@
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +19,9 @@ import pytest
 from benchmarks.connect_server import own_connect_server
 from mirrorspark.scoring.package import package_model
 from mirrorspark.spark_session import versions
-from mirrorspark.storage import abilities
 from tests.cluster.conftest import wait_until
 from tests.cluster.programs import connect_calls
 from tests.cluster.programs.connect_calls import CONTRACTS, Contract, Inputs, in_order
-from tests.cluster.programs.shared_compute import SharedCompute, shared_compute, why_not
 from tests.conftest import PATIENCE
 from tests.unit.scoring.encoders import save_image_encoder, save_onnx_encoder
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
@@ -70,11 +67,6 @@ def write_trained_models(folder: Path) -> None:
     pq.write_table(FLIGHTS, folder / "flights.parquet")
     export_flights(folder / "flights", 1)
     export_movies(folder / "movies", scann=False)
-    from tests.unit.recommending import test_item_index as shelves  # it imports TensorFlow
-
-    fitted = shelves.fitted_to(shelves.items_table(range(40)))
-    shelves.export(folder / "shelves", shelves.built(fitted), fitted, shelves.SAMPLE)
-    pq.write_table(shelves.items_table(range(41)), folder / "items.parquet")
     save_onnx_encoder(folder / "encoder" / "model.onnx")
     save_image_encoder(folder / "images")
 
@@ -82,15 +74,14 @@ def write_trained_models(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_inputs(tmp_path_factory.mktemp("inputs") / "given")
-    if {"trained_model", "recommend", "refresh_index", "embed_text", "embed_images"} & asked(request, "inputs"):
+    if {"trained_model", "recommend", "embed_text", "embed_images"} & asked(request):
         write_trained_models(folder)
     return folder
 
 
-def asked(request: pytest.FixtureRequest, fixture: str) -> set[str]:
-    """Return the calls that are tested with a fixture."""
-    items = [item for item in request.session.items if {"name", fixture} <= {*getattr(item, "fixturenames", ())}]
-    return {item.callspec.params["name"] for item in items}
+def asked(request: pytest.FixtureRequest) -> set[str]:
+    """Return the calls that are tested."""
+    return {item.callspec.params["name"] for item in request.session.items if "name" in item.fixturenames}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +89,7 @@ def over_connect(
     request: pytest.FixtureRequest, connect_url: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Any]:
     """Return the outcome of each call that is tested, by one client for all of them."""
-    names = [name for name in CONTRACTS if name in asked(request, "over_connect")]
+    names = [name for name in CONTRACTS if name in asked(request)]
     return outcomes_of(connect_url, inputs, tmp_path_factory.mktemp("over connect"), names)
 
 
@@ -129,114 +120,6 @@ def test_a_call_over_connect_has_the_result_of_a_classic_session(
     name: str, spark: "SparkSession", over_connect: Mapping[str, Any], inputs: Path, tmp_path: Path
 ) -> None:
     assert_same(over_connect[name], CONTRACTS[name].run(spark, Inputs(inputs, tmp_path)))
-
-
-@pytest.fixture(scope="module")
-def compute() -> Iterator[SharedCompute]:
-    """Yield a stand-in for Databricks' shared compute."""
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
-    with shared_compute() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def on_shared_compute(
-    request: pytest.FixtureRequest, compute: SharedCompute, inputs: Path
-) -> tuple[Path, Mapping[str, Any]]:
-    """Return the inputs and the outcome of each call that is tested on the stand-in, by one client for all of them."""
-    names = [name for name in CONTRACTS if name in asked(request, "on_shared_compute")]
-    given = shutil.copytree(inputs, compute.folder / "given")
-    arguments = ["-m", connect_calls.__name__, compute.url, str(given), str(compute.volume), *names]
-    done = compute.run(arguments, timeout=PATIENCE * 900)
-    assert done.returncode == 0, done.stdout
-    outcomes: Mapping[str, Any] = pickle.loads((compute.volume / "outcomes.pickle").read_bytes())  # noqa: S301
-    return given, outcomes
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_of(one)) for name, one in CONTRACTS.items() if not one.needs_retries]
-)
-def test_a_call_on_shared_compute_has_the_result_of_a_classic_session_or_says_that_tasks_have_no_network(
-    name: str, spark: "SparkSession", on_shared_compute: tuple[Path, Mapping[str, Any]], tmp_path: Path
-) -> None:
-    given, outcomes = on_shared_compute
-    if CONTRACTS[name].needs_network:
-        has_result, said = outcomes[name]
-        assert not has_result
-        assert "cannot reach the driver's event channel" in said
-    else:
-        assert_same(outcomes[name], CONTRACTS[name].run(spark, Inputs(given, tmp_path)))
-
-
-_FORBIDDEN = """
-import os, socket, sys
-from pathlib import Path
-import pyarrow as pa
-from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
-import mirrorspark as ms
-from mirrorspark.spark_session import session_of
-from mirrorspark.storage import abilities
-
-url, volume, given = sys.argv[1:]
-spark = SparkSession.builder.remote(url).getOrCreate()
-port = int(url.rpartition(":")[2])
-
-def tried(batches):
-    for _ in batches:
-        answers = [str(os.getuid()), os.environ.get("OF_THE_SERVER", "no variable")]
-        for place in (("127.0.0.1", port), ("10.0.0.1", 80)):
-            try:
-                socket.create_connection(place, 5)
-            except OSError as error:
-                answers.append(error.strerror)
-        for file, mode in ((Path(ms.__file__), "ab"), (Path(volume, "old"), "ab")):
-            try:
-                file.open(mode)
-            except OSError as error:
-                answers.append(error.strerror)
-        yield pa.RecordBatch.from_pydict({"answer": answers})
-
-Path(volume, "old").write_text("old")
-print([row.answer for row in spark.range(0, 1, 1, 1).mapInArrow(tried, "answer string").collect()])
-print(sorted(abilities.missing_abilities(Path(volume))))
-print(session_of(spark).is_local, hasattr(spark, "sparkContext"))
-
-spark.sql("CREATE NAMESPACE main.default")
-ms.read_table(spark, given + "/rows").drop("when").writeTo("main.default.rows").create()
-scores = ms.score(ms.read_table(spark, "main.default.rows"), given + "/one", keys="id")
-scores.writeTo("main.default.scores").create()
-print(ms.read_table(spark, "main.default.scores").where("score > 0").count())
-
-rows = pa.table({"x": pa.array(range(18 * 2**20))})
-try:
-    spark.createDataFrame(rows).count()
-except PySparkException as error:
-    print(error.getCondition())
-print(session_of(spark).table_of(rows).count())
-"""
-
-
-@pytest.mark.full
-@pytest.mark.timeout(600)
-def test_the_stand_in_for_shared_compute_forbids_what_shared_compute_forbids(
-    compute: SharedCompute, inputs: Path
-) -> None:
-    given = shutil.copytree(inputs, compute.folder / "tables")
-    done = compute.run(["-c", _FORBIDDEN, compute.url, str(compute.volume), str(given)], timeout=PATIENCE * 500)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines() == [
-        "['65534', 'no variable', 'Connection refused', 'Network is unreachable', 'Read-only file system', "
-        "'Operation not supported']",
-        str(sorted(get_args(abilities.Ability))),
-        "False False",
-        str(ROWS),
-        "LOCAL_RELATION_SIZE_LIMIT_EXCEEDED",
-        str(18 * 2**20),
-    ]
 
 
 @pytest.mark.full

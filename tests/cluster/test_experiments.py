@@ -353,7 +353,7 @@ def test_logs_without_a_column_or_with_another_type_are_refused(spark: "SparkSes
         attribute_actions(first, actions(spark), window=datetime.timedelta(0))
     with pytest.raises(ExperimentError, match="table of actions lacks column 'value'"):
         attribute_actions(first, actions(spark).drop("value"), window=DAY)
-    with pytest.raises(ExperimentError, match="no column 'revenue' for the metric"):
+    with pytest.raises(ExperimentError, match="no column 'revenue' of the metric"):
         variant_results(first, metric="revenue")
 
 

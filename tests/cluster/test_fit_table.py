@@ -24,7 +24,7 @@ from mirrorspark.data_pipelines.features.infer import NoKeyError
 from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.configuration.config import ConfigError
-from mirrorspark.training.results.evaluation.evaluate_run import baseline_rows, baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
 from mirrorspark.training.results.evaluation.model_choice import Choice
 from mirrorspark.training.results.export import ExportPlan, export
 

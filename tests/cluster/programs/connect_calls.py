@@ -68,27 +68,23 @@ class Contract:
         run: The call.
         names: The names.
         is_small: It is among the usual tests.
-        needs_retries: The first task ends its process, and only a cluster runs it again.
-        needs_network: Its tasks reach the client, so shared compute refuses it.
+    needs_retries: The first task ends its process, and only a cluster runs it again.
     """
 
     run: Call
     names: tuple[str, ...]
     is_small: bool = False
     needs_retries: bool = False
-    needs_network: bool = False
 
 
 CONTRACTS: dict[str, Contract] = {}
 
 
-def contract(
-    *names: str, small: bool = False, needs_retries: bool = False, needs_network: bool = False
-) -> Callable[[Call], Call]:
+def contract(*names: str, small: bool = False, needs_retries: bool = False) -> Callable[[Call], Call]:
     """Add a call to the table under its function's name."""
 
     def add(call: Call) -> Call:
-        CONTRACTS[call.__name__] = Contract(call, names, small, needs_retries, needs_network)
+        CONTRACTS[call.__name__] = Contract(call, names, small, needs_retries)
         return call
 
     return add
@@ -482,7 +478,7 @@ def progress_and_cancelling(spark: "SparkSession", given: Inputs) -> Any:
     return ended, totals
 
 
-@contract("fit", "FitResult", small=True, needs_network=True)
+@contract("fit", "FitResult", small=True)
 def fit(spark: "SparkSession", given: Inputs) -> Any:
     rows = ms.read_table(spark, given.rows).drop("when")
     result = ms.fit(rows, "late", workers=2, epochs=1, baseline="none", output=given.output, spark=spark)
@@ -496,7 +492,7 @@ def fit_in_local_mode(spark: "SparkSession", given: Inputs) -> Any:
     return result.metrics, in_order(result.score(rows))
 
 
-@contract("train", "load_dataset", "TrainingConfig", "Trained", needs_network=True)
+@contract("train", "load_dataset", "TrainingConfig", "Trained")
 def train(spark: "SparkSession", given: Inputs) -> Any:
     df = ms.default_split(ms.read_table(spark, given.rows).drop("when"), [KEY], label="late")
     spec = ms.default_spec(df.drop("split"), "late", keys=[KEY])
@@ -506,27 +502,7 @@ def train(spark: "SparkSession", given: Inputs) -> Any:
     return {split: dict(values) for split, values in trained.verdict.metrics.items()}
 
 
-@contract("TrainingEstimator", "TrainedModel")
-def estimator(spark: "SparkSession", given: Inputs) -> Any:
-    rows = ms.read_table(spark, given.rows).drop("when")
-    settings = {"workers": 1, "local_mode": True, "epochs": 1, "shards": 1, "baseline": "none"}
-    fitted = ms.TrainingEstimator(label="late", output=str(given.output), **settings).fit(rows)
-    fitted.save(str(given.output / "stage"))
-    loaded = ms.TrainedModel.load(str(given.output / "stage"))
-    return tuple(in_order(model.transform(rows).select(KEY, "score")) for model in (fitted, loaded))
-
-
-@contract("refresh_index")
-def refresh_index(spark: "SparkSession", given: Inputs) -> Any:
-    items = spark.read.parquet(str(given.folder / "items.parquet")).where("sku != 'm1'")
-    found = ms.refresh_index(given.model("shelves"), items, given.output / "new", least_recall=0.1)
-    users = spark.createDataFrame(
-        [("u0", ["m2"], ["m2", "m3"]), ("nobody", [], None)], "user string, history array<string>, seen array<string>"
-    )
-    return sorted(found.recalls), in_order(ms.recommend(users, found.folder, keys="user", k=4), "user")
-
-
-@contract("run_train_fn", needs_network=True)
+@contract("run_train_fn")
 def run_train_fn(spark: "SparkSession", given: Inputs) -> Any:
     def add_ranks(factor: int) -> list[str]:
         from pyspark import BarrierTaskContext
@@ -539,7 +515,7 @@ def run_train_fn(spark: "SparkSession", given: Inputs) -> Any:
     return spread.result, len(spread.attempts)
 
 
-@contract("train_fleet", "TrainedFleet", needs_network=True)
+@contract("train_fleet", "TrainedFleet")
 def train_fleet(spark: "SparkSession", given: Inputs) -> Any:
     rows = ms.read_table(spark, given.rows).selectExpr("id", "x", "y", "late", "1 - late AS early")
     trained = ms.train_fleet(
