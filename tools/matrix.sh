@@ -19,7 +19,9 @@ for name in "$@"; do
     python=$(sed -n '1s/^# python //p' "$file")
     if [ ! "$environment/made" -nt "$file" ] || [ ! "$environment/made" -nt setup.cfg ]; then
         .venv/bin/uv venv --quiet --clear --python "$python" "$environment"
-        .venv/bin/uv pip install --quiet --python "$environment/bin/python" --constraint "$file" --editable ".[train,keras,fleet,serve,local,demo,dev]"
+        sed -n 's/^# override //p' "$file" >"$environment/overrides"
+        .venv/bin/uv pip install --quiet --python "$environment/bin/python" --constraint "$file" \
+            --override "$environment/overrides" --editable ".[train,keras,fleet,serve,local,demo,dev]"
         touch "$environment/made"
     fi
     echo "$name: $("$environment/bin/python" -c "

@@ -168,14 +168,6 @@ def test_a_part_of_the_extra_train_that_is_missing_is_named(
     assert (check.status, check.detail[: len(message)]) == (status, message)
 
 
-def test_a_pandas_that_training_has_not_seen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = preflight.version
-    monkeypatch.setattr(preflight, "version", lambda name: "3.1.1" if name == "pandas" else plain(name))
-    check = checked(tmp_path, "pandas")
-    assert check.status == "warn"
-    assert check.detail.startswith("pandas 3.1.1 has been run with scoring alone, not with conversion and training; ")
-
-
 def test_keras_3_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
         raise PackageNotFoundError(package)

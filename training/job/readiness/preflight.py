@@ -62,7 +62,6 @@ TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
 # Ends of the ranges in setup.cfg, which an installation next to the packages of a platform does not check.
 OLDEST = {"pyspark": "4.0", "mlflow": "3.0"}
 _LIMITS = {("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed"}
-_UNTRIED_PANDAS = "3.0"
 # The extra that training needs with all that it brings, and the modules of it without which nothing trains.
 _TRAINING = ("data", "train")
 _NEEDED = ("numba", "pandas", "spark_tensorflow_distributor")
@@ -82,7 +81,7 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     writable = _output(output)
     file_system = check_file_system(_existing(output)) if writable.passed else None
     has_java = starts_java(master)
-    checks = [_session(master), _java() if has_java else None, _packages(), _pandas(), _parts(), _keras()]
+    checks = [_session(master), _java() if has_java else None, _packages(), _parts(), _keras()]
     checks += [_recommenders(), writable, file_system, _tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
     if has_java and not is_local(master or "local") and SparkSession.getActiveSession() is None:
@@ -225,21 +224,6 @@ def _packages() -> Check:
     ]
     versions = ", ".join(f"{package} {number}" for package, number in found.items())
     return Check("packages", True, "".join([versions, *limits]))
-
-
-def _pandas() -> Check | None:
-    """Return the check of pandas; None for a version with which all has been run."""
-    try:
-        found = version("pandas")
-    except PackageNotFoundError:
-        return None  # which _parts() says
-    if _numbers(found) < _numbers(_UNTRIED_PANDAS):
-        return None
-    return warning(
-        "pandas",
-        f"pandas {found} has been run with scoring alone, not with conversion and training; with an error run: "
-        f'pip install "pandas<{_UNTRIED_PANDAS.partition(".")[0]}"',
-    )
 
 
 def _parts() -> Check | None:
