@@ -18,7 +18,7 @@ QUICK = ("lookup_rows",)
 SCALE = 0.002
 # A run that is killed has to be there for a while; others need a whole batch, or tokens that occur ten times.
 LARGER = {"starts": 0.05, "train_kills": 0.1, "train_models": 0.1, "growth": 0.02, "train_end_to_end": 0.02}
-LARGER |= {"train_fleet": 0.02, "train_local_updates": 0.02}
+LARGER |= {"train_fleet": 0.02, "train_local_updates": 0.02, "score_parity": 0.02}
 SECONDS = 900
 
 
