@@ -39,7 +39,7 @@ def missing_abilities(folder: Path, abilities: tuple[Ability, ...] | None = None
         OSError: Nothing can be written to it.
     """
     missing: dict[Ability, str] = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".abilities-test-", ignore_cleanup_errors=True) as scratch:
+    with _scratch_in(folder) as scratch:
         for ability in abilities or tuple(_TRIALS):
             place = Path(scratch, ability.replace(" ", "-"))
             place.mkdir()
@@ -73,7 +73,7 @@ def _renames(folder: Path) -> bool:
 
 
 def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".abilities-test-", ignore_cleanup_errors=True) as scratch:
+    with _scratch_in(folder) as scratch:
         try:
             trial(Path(scratch))
         except OSError as error:
@@ -81,6 +81,10 @@ def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
                 raise
             return False
     return True
+
+
+def _scratch_in(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=folder, prefix=".abilities-test-", ignore_cleanup_errors=True)
 
 
 def _append(place: Path) -> None:
