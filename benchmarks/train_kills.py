@@ -39,6 +39,7 @@ from benchmarks.train_work import (
 from mirrorspark.testing import faults
 
 KILLS = 20
+"""Runs in which a rank is killed, in three or more rounds; in fewer, seven each."""
 EPOCHS = 6
 SEED = 1
 EXECUTOR = "executor JVM killed"
@@ -94,8 +95,9 @@ class Kill:
 
 def run(options: Options) -> Report:
     """Kill one rank in each of twenty runs, and executors and drivers of a cluster as there are rounds."""
+    count = min(KILLS, 7 * options.rounds)
     dataset = in_new_process(numbers_dataset, options, options.rows)
-    ranks = in_new_process(_killed_ranks, dataset, options.scratch)
+    ranks = in_new_process(_killed_ranks, dataset, options.scratch, count)
     others = _killed_on_a_cluster(dataset, options.scratch / "on-a-cluster", options.rounds)
     equal = in_new_process(_with_equal_weights, [*ranks, *others])
     setting = f"{WORKERS} workers, {EPOCHS} epochs, a checkpoint every 50 steps."
@@ -107,11 +109,11 @@ def run(options: Options) -> Report:
         f"has ended."
     )
     tables = (
-        kill_table(f"{KILLS} runs, each killed once", ranks, equal, local_note),
+        kill_table(f"{count} runs, each killed once", ranks, equal, local_note),
         kill_table("Runs on a standalone cluster, each killed once", others, equal, cluster_note),
     )
     marks = (
-        Mark("runs that ended with the weights of the unbroken one", _count(ranks, equal), float(KILLS)),
+        Mark("runs that ended with the weights of the unbroken one", _count(ranks, equal), float(count)),
         Mark("time lost per kill, s, median", median(kill.lost_seconds for kill in ranks), 15.0, "at most"),
         *(
             Mark(
@@ -122,7 +124,7 @@ def run(options: Options) -> Report:
             for what in (EXECUTOR, DRIVER)
         ),
     )
-    rounds = f"{KILLS} kills of ranks, {options.rounds} of executors and of drivers"
+    rounds = f"{count} kills of ranks, {options.rounds} of executors and of drivers"
     return Report(BENCHMARK.name, BENCHMARK.question, tables, marks, conditions={"seed": f"{SEED}", "rounds": rounds})
 
 
@@ -200,14 +202,14 @@ def _count(kills: Sequence[Kill], equal: Collection[Kill]) -> float:
     return float(sum(kill in equal for kill in kills))
 
 
-def _killed_ranks(dataset: Path, scratch: Path) -> list[Kill]:
-    """Kill ranks of a local session."""
+def _killed_ranks(dataset: Path, scratch: Path, count: int) -> list[Kill]:
+    """Kill a rank in each of ``count`` runs of a local session."""
     draw = random.Random(SEED)
     session = usual_session()
     _trained(session, dataset, scratch / "warm-up")
     base = _trained(session, dataset, scratch / "unbroken")
     kills = []
-    for number in range(KILLS):
+    for number in range(count):
         rank, (when, after) = draw.randrange(WORKERS), drawn_moment(draw, base.epoch_seconds)
         output = scratch / f"killed-{number}"
         with faults.kill(output, rank, after):

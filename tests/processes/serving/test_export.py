@@ -66,11 +66,11 @@ print(json.dumps({"config": json_format.MessageToDict(config), "scores": scores}
 CONTAINER = """
 import sys
 from mlflow.pyfunc import load_model, scoring_server
-from mirrorspark.serving.http_server import listening, server
+from mirrorspark.serving.http_server import ConnectionLimits, listening, server
 listener = listening("127.0.0.1", 0)
 app = scoring_server.init(load_model(sys.argv[1]))
 print(listener.getsockname()[1], flush=True)
-server(app).run(sockets=[listener])
+server(app, ConnectionLimits(30)).run(sockets=[listener])
 """
 
 
