@@ -1,7 +1,6 @@
 """Totals that tasks add to without a Spark context: files in a folder that the tasks and this process share."""
 
 import copy
-import hmac
 import pickle
 import secrets
 import weakref
@@ -13,14 +12,13 @@ from typing import Any, Generic, TypeVar
 from pyspark import TaskContext
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.storage import StoragePath
+from mirrorspark.storage import StoragePath, signed_content
 
 T = TypeVar("T")
 
 _BEGUN = "begun"
 _TERMS = ".terms"
-_DIGEST = "sha256"
-_DIGEST_BYTES = 32
+_KEY_BYTES = 32
 
 
 class ForeignTermsError(ClearError, ValueError):
@@ -55,7 +53,7 @@ class SharedTotal(Generic[T]):
     def begin(cls, folder: StoragePath, zero: T, merge: Callable[[T, T], T]) -> "SharedTotal[T]":
         """Return the total of this process."""
         (folder / _BEGUN).write_bytes(b"")
-        total = cls(folder, zero, merge, secrets.token_bytes(_DIGEST_BYTES))
+        total = cls(folder, zero, merge, secrets.token_bytes(_KEY_BYTES))
         weakref.finalize(total, folder.delete)
         return total
 
@@ -98,22 +96,18 @@ class SharedTotal(Generic[T]):
         else:
             terms.additions, terms.sum = terms.additions + 1, self.merge(terms.sum, term)
         content = pickle.dumps(terms)
-        (self.folder / terms.name).write_bytes(self._signature(terms.name, content) + content)
+        # The name counts, too: a copy under another one would be added again.
+        (self.folder / terms.name).write_bytes(signed_content.signed(content, terms.name, self.key))
 
     def _read(self, file: StoragePath) -> "_Terms[T]":
-        content = file.read_bytes()
-        signature, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if not hmac.compare_digest(signature, self._signature(file.name, content)):
+        content = signed_content.verified(file.read_bytes(), file.name, self.key)
+        if content is None:
             raise ForeignTermsError(
                 f"{file} does not have the signature of a task of this session, and is not read; let nobody else write "
                 "to the folder that tasks and this program share, and run again"
             )
         terms: _Terms[T] = pickle.loads(content)  # noqa: S301 - the signature is that of our own tasks
         return terms
-
-    def _signature(self, name: str, content: bytes) -> bytes:
-        # The name counts, too: a copy under another one would be added again.
-        return hmac.digest(self.key, name.encode() + b"\0" + content, _DIGEST)
 
 
 @dataclass

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         lakes,
         listing,
         out_of_memory,
+        signed_content,
         terminal_text,
     )
     from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, one_line, without_credentials
@@ -88,6 +89,7 @@ __all__ = [
     "read_text",
     "renewed",
     "running_seconds",
+    "signed_content",
     "terminal_text",
     "without_credentials",
 ]

@@ -9,7 +9,6 @@ cut ends a connection: the client opens another one, and sends again what was no
 """
 
 import contextlib
-import hmac
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from mirrorspark.storage import signed_content
 from mirrorspark.training.protocol.messages.events import EventAddress
 from mirrorspark.training.protocol.messages.handshake import HANDSHAKE_SECONDS
 
@@ -38,8 +38,6 @@ LOST_SECONDS = 10.0
 """Time in which a message becomes whole. Mounted stores show files out of order for some seconds."""
 
 _MESSAGE_BYTES = 1 << 20
-_DIGEST = "sha256"
-_DIGEST_BYTES = 32
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9]{8})")
 
 logger = logging.getLogger(__name__)
@@ -225,7 +223,7 @@ def write_message(folder: Path, stream: str, number: int, token: str, content: b
         OSError: The folder is missing, or refuses.
     """
     file = _file(folder, stream, number)
-    file.write_bytes(_signature(file, token, content) + content)
+    file.write_bytes(signed_content.signed(content, _signed_name(file), token.encode()))
 
 
 def read_message(folder: Path, stream: str, number: int, token: str) -> bytes | None:
@@ -233,11 +231,10 @@ def read_message(folder: Path, stream: str, number: int, token: str) -> bytes | 
     file = _file(folder, stream, number)
     try:
         with file.open("rb") as opened:
-            found = opened.read(_DIGEST_BYTES + _MESSAGE_BYTES)
+            found = opened.read(signed_content.SIGNATURE_BYTES + _MESSAGE_BYTES)
     except OSError:  # of a mounted store, for a moment
         return None
-    signature, content = found[:_DIGEST_BYTES], found[_DIGEST_BYTES:]
-    return content if hmac.compare_digest(signature, _signature(file, token, content)) else None
+    return signed_content.verified(found, _signed_name(file), token.encode())
 
 
 def remove_message(folder: Path, stream: str, number: int) -> None:
@@ -253,6 +250,6 @@ def _file(folder: Path, stream: str, number: int) -> Path:
     return folder / f"{stream}-{number:08}"
 
 
-def _signature(file: Path, token: str, content: bytes) -> bytes:
+def _signed_name(file: Path) -> str:
     # With the folder: a message to the driver is none to its client.
-    return hmac.digest(token.encode(), f"{file.parent.name}/{file.name}\0".encode() + content, _DIGEST)
+    return f"{file.parent.name}/{file.name}"
