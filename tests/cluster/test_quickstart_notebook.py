@@ -12,10 +12,12 @@ import jupyter_client
 import mlflow
 import nbclient
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
+from benchmarks.connect_server import own_connect_server
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,6 +28,7 @@ RECOMMENDER = REPOSITORY / "notebooks" / "recommender.ipynb"
 TFRS = REPOSITORY / "notebooks" / "tfrs.ipynb"
 FLEET = REPOSITORY / "notebooks" / "fleet.ipynb"
 LIFECYCLE = REPOSITORY / "notebooks" / "lifecycle.ipynb"
+DATABRICKS = REPOSITORY / "notebooks" / "databricks.ipynb"
 
 CELL_TIMEOUT_SECONDS = 240
 EPOCHS = 4
@@ -90,6 +93,25 @@ def test_a_table_is_fitted_in_one_call_and_compared_with_another_model(tmp_path:
     assert "models:/late-flights/2" in pages[-2]
     assert "late-flights/2" in pages[-1]
     assert len(list(tmp_path.glob("mirrorspark-output/runs/*/report.html"))) == 2
+
+
+@pytest.mark.full
+@pytest.mark.timeout(800)
+def test_over_spark_connect_a_table_of_the_catalog_gets_a_model_in_sql_and_a_table_of_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H2, H15: the notebook for Databricks, by a client without Java."""
+    (tmp_path / "server").mkdir()
+    with own_connect_server("local[2]", tmp_path / "server") as url:
+        monkeypatch.setenv("SPARK_REMOTE", url)
+        monkeypatch.setenv("PATH", "/usr/bin:/bin")
+        monkeypatch.delenv("JAVA_HOME")
+        executed = run_notebook(tmp_path, DATABRICKS)
+    result, by_carrier, best = shown(executed)
+    assert "models:/late/1" in result
+    expected, seen = np.reshape(cells(by_carrier), (-1, 2)).T
+    assert np.corrcoef(expected, seen)[0, 1] > 0.8
+    assert "late/1" in best
 
 
 @pytest.mark.full
@@ -208,7 +230,7 @@ def test_three_weeks_of_a_shop_end_with_the_good_model_in_production(tmp_path: P
 
 @pytest.mark.parametrize(
     ("path", "images"),
-    [(OWN_MODEL, 5), (KERAS3, 0), (RECOMMENDER, 1), (TFRS, 0), (FLEET, 0), (LIFECYCLE, 0)],
+    [(OWN_MODEL, 5), (KERAS3, 0), (RECOMMENDER, 1), (TFRS, 0), (FLEET, 0), (LIFECYCLE, 0), (DATABRICKS, 2)],
     ids=lambda given: str(given)[-20:],
 )
 def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:

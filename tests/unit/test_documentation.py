@@ -236,6 +236,12 @@ def test_the_table_of_calls_over_spark_connect_is_that_of_the_calls_that_are_tes
     assert tool["not_listed"]() == []
 
 
+def test_the_source_file_for_databricks_is_that_of_the_notebook() -> None:
+    written = runpy.run_path(str(REPOSITORY / "tools" / "databricks_source.py"))["source"]()
+    found = (REPOSITORY / "notebooks" / "databricks.py").read_text(encoding="utf-8")
+    assert found == written, "run python tools/databricks_source.py"
+
+
 def test_security_lists_every_listener() -> None:
     code = [path for package in (*PACKAGES, "pages", "src") for path in (REPOSITORY / package).rglob("*.py")]
 
