@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyspark
 from pyspark.sql import DataFrame
 
 from mirrorspark.data_pipelines.dataset import (
@@ -341,8 +342,9 @@ class _Conversion:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries whose behaviour the shards and the model depend on."""
-    packages = ("mirrorspark", "pyspark", "pyarrow", "numpy")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    # Not by its package, of which there are two.
+    found = {"python": platform.python_version(), "mirrorspark": version("mirrorspark"), "pyspark": pyspark.__version__}
+    return found | {package: version(package) for package in ("pyarrow", "numpy")}
 
 
 def check_columns(

@@ -53,6 +53,11 @@ class ClassicSession(Session):
         return is_local(self.master)
 
     @property
+    def has_own_packages(self) -> bool:
+        """True in a local session, whose tasks are children of this process."""
+        return self.is_local
+
+    @property
     def default_parallelism(self) -> int:
         """Spark's own number: all cores of the executors, unless the user sets another."""
         return self._context.defaultParallelism

@@ -63,6 +63,11 @@ class ConnectSession(JobsOverConnect):
         session: Any = self._spark  # the stub is that of a classic session
         return f"sc://{session.client._builder.endpoint}"
 
+    @property
+    def has_own_packages(self) -> bool:
+        """False: the server has its own, even on this machine."""
+        return False
+
     @functools.cached_property
     def is_local(self) -> bool:
         """True if the server runs the tasks itself, and reads the files of this process."""

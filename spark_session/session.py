@@ -116,10 +116,15 @@ class Session:
 
     @property
     def is_local(self) -> bool:
-        """True if the driver is the only executor, so that tasks have its files and packages.
+        """True if the driver is the only executor, so that tasks have its files.
 
         ``local-cluster[...]`` does not count, because it has separate executors.
         """
+        self._refuse("master")
+
+    @property
+    def has_own_packages(self) -> bool:
+        """True if tasks run with the interpreter and the packages of this process."""
         self._refuse("master")
 
     @property

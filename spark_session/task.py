@@ -102,7 +102,11 @@ def archive_folder(name: str) -> Path:
     """Return the folder of an archive that the driver has sent (:meth:`spark_session.session.Session.send_archive`)."""
     from pyspark import SparkFiles  # which tasks have, and a client of Spark Connect lacks
 
-    return Path(SparkFiles.get(name))
+    folder = Path(SparkFiles.get(name))
+    if not folder.exists():
+        # Spark plans a stream of Spark Connect outside its session, so the task's root is that of all sessions.
+        folder = next(folder.parent.glob(f"*/{name}"), folder)
+    return folder
 
 
 def files_folder() -> Path:

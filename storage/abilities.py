@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from mirrorspark.storage.atomic_file import REFUSALS
-
 Ability = Literal[
     "append",
     "random writes",
@@ -24,6 +22,9 @@ Ability = Literal[
     "SQLite",
     "SQLite with WAL",
 ]
+
+# A file system gives these errors for what it cannot do at all.
+REFUSALS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP})
 
 _OLD, _NEW = b"old", b"new"
 
@@ -61,15 +62,24 @@ def can_append(folder: Path) -> bool:
 
 def can_rename(path: Path) -> bool:
     """Return whether files and folders can be renamed at a path that need not exist; so too if that cannot be tried."""
+    return _has_at(path, _rename_folder)
+
+
+def can_hold_sqlite(path: Path) -> bool:
+    """Return whether SQLite can write at a path that need not exist; so too if that cannot be tried."""
+    return _has_at(path, _sqlite)
+
+
+def _has_at(path: Path, trial: Callable[[Path], None]) -> bool:
     try:
-        return _renames(next(folder for folder in (path, *path.parents) if folder.is_dir()))
+        return _has_once(next(folder for folder in (path, *path.parents) if folder.is_dir()), trial)
     except OSError:
         return True
 
 
 @lru_cache(maxsize=1000)
-def _renames(folder: Path) -> bool:
-    return _has(folder, _rename_folder)
+def _has_once(folder: Path, trial: Callable[[Path], None]) -> bool:
+    return _has(folder, trial)
 
 
 def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
@@ -79,6 +89,10 @@ def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
+            return False
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
             return False
     return True
 

@@ -6,20 +6,20 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-# A file system gives these errors for what it cannot do at all.
-REFUSALS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP})
+from mirrorspark.storage.abilities import REFUSALS, can_rename
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder, or copy it where the file system has no renames, such as a mounted object store.
+    """Rename a file or folder; copy it to another file system, or to one without renames, as a mounted object store.
 
     A file that is copied replaces another, and appears when it is closed, as such stores do it. In a folder that is
     copied the uppermost files appear last, in the order of their names.
@@ -30,7 +30,7 @@ def move(source: Path, target: Path) -> None:
     try:
         source.replace(target)
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.errno not in {*REFUSALS, errno.EXDEV}:
             raise
         if source.is_dir():
             _copy_folder(source, target)
@@ -44,7 +44,8 @@ def _copy_folder(source: Path, target: Path) -> None:
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(target))
     try:
         target.mkdir(exist_ok=True)
-        for path in sorted(source.rglob("*"), key=lambda path: (path.is_file(), path.parent == source, path)):
+        paths = [*source.rglob("*")]
+        for path in sorted(paths, key=lambda path: (path.is_file(), path.is_file() and path.parent == source, path)):
             goal = target / path.relative_to(source)
             goal.mkdir() if path.is_dir() else _copy_file(path, goal)
     except BaseException:
@@ -115,14 +116,30 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Yield a new, empty folder next to ``path``, which is removed at the end unless it has been renamed.
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends, and is removed if the block raises.
 
-    As with :func:`temporary_beside`, the next call for the same ``path`` removes the leftovers of a killed process.
+    It is next to ``path``, or on a local disk where ``path`` has no renames, which libraries may need to write files.
+    The next call for the same ``path`` removes the leftovers of a killed process.
 
     Raises:
-        OSError: The folder cannot be created.
+        OSError: The folder cannot be created, or ``path`` is not empty.
     """
+    with _folder_beside(path) if can_rename(path) else _local_folder(path.name) as whole:
+        yield whole
+        move(whole, path)
+
+
+@contextmanager
+def _local_folder(name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, name)
+        folder.mkdir()
+        yield folder
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
     _remove_abandoned(path)
     temporary, descriptor = _locked_folder(path)
     try:

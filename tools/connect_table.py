@@ -9,8 +9,10 @@ from tests.cluster.programs.connect_calls import CONTRACTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "platforms.md"
 
-_BEGIN = "| subject | calls | classic | Spark Connect |\n|---|---|---|---|\n"
+_BEGIN = "| subject | calls | classic | Spark Connect, on shared compute, too |\n|---|---|---|---|\n"
 _SAME = "the same results"
+# Classes that take DataFrames.
+_STAGES = ("TrainedModel", "TrainingEstimator")
 # Calls with a difference.
 _REMARKS = {
     "Counters": "on a cluster they need `spark.mirrorspark.sharedFolder`, a folder that client and tasks share",
@@ -24,7 +26,7 @@ def table() -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for subject, names in ms.SUBJECTS.items():
         for name in names:
-            if name in _REMARKS or (name in tested and inspect.isfunction(getattr(ms, name))):
+            if name in (*_REMARKS, *_STAGES) or (name in tested and inspect.isfunction(getattr(ms, name))):
                 rows.setdefault((subject, _REMARKS.get(name, _SAME)), []).append(f"`{name}`")
     return _BEGIN + "".join(
         f"| {subject} | {', '.join(names)} | yes | {words} |\n" for (subject, words), names in rows.items()

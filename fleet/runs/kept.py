@@ -14,7 +14,7 @@ from mirrorspark.fleet.runs.ledger import Ledger, LedgerError, is_same_ledger, l
 from mirrorspark.fleet.runs.microbatch import Manifest, published_manifests
 from mirrorspark.fleet.runs.plan import RUN_FOLDER, RunPlan
 from mirrorspark.scoring import ScoringError
-from mirrorspark.storage import Location, StoragePath
+from mirrorspark.storage import Location, StoragePath, abilities
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -130,9 +130,12 @@ def ledger_of_run(ledger: str | Path | None, target: StoragePath, plan: RunPlan)
 def _location(ledger: str | Path | None, target: StoragePath, plan: RunPlan | None) -> str | Path:
     if ledger is None and plan is not None and plan.ledger:
         raise LedgerError(f"{plan.run} has its ledger at {plan.ledger}; give that address, with its password")
-    if ledger is None and not target.is_local:
+    if ledger is not None:
+        return ledger
+    file = target / RUN_FOLDER / _LEDGER_FILE
+    if not file.is_local or not (file.exists() or abilities.can_hold_sqlite(file.local)):
         raise LedgerError(f"SQLite cannot be on {target}; give a ledger: a local file, or postgresql://host/database")
-    return ledger if ledger is not None else target.local / RUN_FOLDER / _LEDGER_FILE
+    return file.local
 
 
 def _own_ledger(plan: RunPlan, target: StoragePath) -> str:

@@ -1,5 +1,6 @@
 """Functions of a model as signatures of a SavedModel, with the parts of the model that they need."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import plain_name
 from mirrorspark.models import keras3
+from mirrorspark.storage import abilities, atomic_file
 
 
 def state(model: Any) -> list[Any]:
@@ -37,4 +39,10 @@ def concrete(function: Callable[[Mapping[str, tf.Tensor]], Any], specs: Mapping[
 def save_functions(module: tf.Module, signatures: Mapping[str, Any], folder: Path) -> None:
     """Write concrete functions by name, and the parts of ``module`` that they need, as a SavedModel."""
     options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
-    tf.saved_model.save(module, str(folder), signatures=signatures, options=options)
+    if abilities.can_rename(folder):
+        tf.saved_model.save(module, str(folder), signatures=signatures, options=options)
+        return
+    # TensorFlow renames what it has written.
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic_file.new_folder(folder) as whole:
+        tf.saved_model.save(module, str(whole), signatures=signatures, options=options)

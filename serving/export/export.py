@@ -204,8 +204,8 @@ def _publish(
     signature: str | None,
     rows: pa.Table | None,
 ) -> None:
-    """Write the folder of a version under another name, and rename it when the disk has it."""
-    with atomic_file.folder_beside(target) as whole:
+    """Write the folder of a version, which appears when the disk has it."""
+    with atomic_file.new_folder(target) as whole:
         backend: protocol.Backend
         records = 0
         if signature is None:
@@ -231,7 +231,6 @@ def _publish(
         (whole / EXPORT_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
         for path in [*whole.rglob("*"), whole]:
             StoragePath.of(path).flush_to_disk()
-        whole.rename(target)
     StoragePath.of(target.parent).flush_to_disk()
 
 

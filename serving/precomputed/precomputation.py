@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from mirrorspark.serving.precomputed.store_file import (
     seal,
 )
 from mirrorspark.spark_session import SPARK_ERRORS, first_line, on_running_session, task_message, versions
-from mirrorspark.storage import Location, StoragePath, atomic_file, lakes, meant
+from mirrorspark.storage import Location, StoragePath, abilities, atomic_file, lakes, meant
 from mirrorspark.storage.publish import SaveMode
 
 # Rows that are Python objects at a time, because these take many times the memory of Arrow.
@@ -333,9 +334,20 @@ def _check_place(store: StoragePath, mode: SaveMode) -> None:
 def _atomic_file(store: StoragePath, mode: SaveMode) -> Iterator[Path]:
     """Yield the path of a temporary file, which becomes ``store`` at the end, or is removed if the block raises."""
     store.parent.make_folder()
-    with atomic_file.temporary_beside(store.local) as partial:
+    with _writable_by_sqlite(store.local) as partial:
         yield partial
         StoragePath.of(partial).flush_to_disk()
         _check_place(store, mode)
-        partial.rename(store.local)
+        atomic_file.move(partial, store.local)
         store.parent.flush_to_disk()
+
+
+@contextmanager
+def _writable_by_sqlite(store: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file next to ``store``, or on a local disk where SQLite cannot write there."""
+    if abilities.can_hold_sqlite(store):
+        with atomic_file.temporary_beside(store) as file:
+            yield file
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch, store.name)

@@ -3,28 +3,34 @@
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyspark
 import pytest
 
 from benchmarks.connect_server import own_connect_server
 from mirrorspark.scoring.package import package_model
 from mirrorspark.spark_session import versions
+from mirrorspark.storage import abilities
 from tests.cluster.conftest import wait_until
 from tests.cluster.programs import connect_calls
 from tests.cluster.programs.connect_calls import CONTRACTS, Contract, Inputs, in_order
+from tests.cluster.programs.shared_compute import SharedCompute, shared_compute, why_not
 from tests.conftest import PATIENCE
 from tests.unit.scoring.encoders import save_image_encoder, save_onnx_encoder
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
+from tools import weight
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -67,6 +73,11 @@ def write_trained_models(folder: Path) -> None:
     pq.write_table(FLIGHTS, folder / "flights.parquet")
     export_flights(folder / "flights", 1)
     export_movies(folder / "movies", scann=False)
+    from tests.unit.recommending import test_item_index as shelves  # it imports TensorFlow
+
+    fitted = shelves.fitted_to(shelves.items_table(range(40)))
+    shelves.export(folder / "shelves", shelves.built(fitted), fitted, shelves.SAMPLE)
+    pq.write_table(shelves.items_table(range(41)), folder / "items.parquet")
     save_onnx_encoder(folder / "encoder" / "model.onnx")
     save_image_encoder(folder / "images")
 
@@ -74,14 +85,15 @@ def write_trained_models(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_inputs(tmp_path_factory.mktemp("inputs") / "given")
-    if {"trained_model", "recommend", "embed_text", "embed_images"} & asked(request):
+    if {"trained_model", "recommend", "refresh_index", "embed_text", "embed_images"} & asked(request, "inputs"):
         write_trained_models(folder)
     return folder
 
 
-def asked(request: pytest.FixtureRequest) -> set[str]:
-    """Return the calls that are tested."""
-    return {item.callspec.params["name"] for item in request.session.items if "name" in item.fixturenames}
+def asked(request: pytest.FixtureRequest, fixture: str) -> set[str]:
+    """Return the calls that are tested with a fixture."""
+    items = [item for item in request.session.items if {"name", fixture} <= {*getattr(item, "fixturenames", ())}]
+    return {item.callspec.params["name"] for item in items}
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +101,17 @@ def over_connect(
     request: pytest.FixtureRequest, connect_url: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Any]:
     """Return the outcome of each call that is tested, by one client for all of them."""
-    names = [name for name in CONTRACTS if name in asked(request)]
+    names = [name for name in CONTRACTS if name in asked(request, "over_connect")]
     return outcomes_of(connect_url, inputs, tmp_path_factory.mktemp("over connect"), names)
 
 
-def outcomes_of(url: str, inputs: Path, output: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    """Run calls in a client that has no Java, and return their outcomes."""
-    program = [sys.executable, "-m", connect_calls.__name__, url, str(inputs), str(output), *names]
-    environment = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"} | {"PATH": "/usr/bin:/bin"}
+def outcomes_of(
+    url: str, inputs: Path, output: Path, names: Sequence[str], python: str = sys.executable
+) -> Mapping[str, Any]:
+    """Run calls in a client that has no Java, and return their outcomes; another Python has its own packages."""
+    program = [python, "-m", connect_calls.__name__, url, str(inputs), str(output), *names]
+    hidden = {"JAVA_HOME"} if python == sys.executable else {"JAVA_HOME", "PYTHONPATH", "VIRTUAL_ENV"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"PATH": "/usr/bin:/bin"}
     subprocess.run(program, check=True, cwd=REPOSITORY, env=environment, timeout=PATIENCE * 280)
     outcomes: Mapping[str, Any] = pickle.loads((output / "outcomes.pickle").read_bytes())  # noqa: S301 - our own
     return outcomes
@@ -123,11 +138,132 @@ def test_a_call_over_connect_has_the_result_of_a_classic_session(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_client_with_pyspark_client_in_place_of_pyspark_has_the_results_of_a_classic_session(
+    spark: "SparkSession", connect_url: str, inputs: Path, tmp_path: Path
+) -> None:
+    """H15: it has no JVM, and may be of an earlier version than the server."""
+    major, minor = map(int, pyspark.__version__.split(".")[:2])
+    same = [f"{package}=={version(package)}" for package in ("tensorflow", "tf-keras", "pyarrow", "numpy", "pandas")]
+    wheel = weight.requirement(weight.built(tmp_path), "train,keras,score")
+    client = weight.Environment.made(tmp_path / "client", wheel, f"pyspark-client<{major}.{minor + 1}", "mlflow", *same)
+    assert not {"pyspark", "py4j"} & client.versions.keys()
+    names = [name for name, one in CONTRACTS.items() if one.is_small]
+    (tmp_path / "output").mkdir()
+    found = outcomes_of(connect_url, inputs, tmp_path / "output", names, client.python)
+    for name in names:
+        assert_same(found[name], CONTRACTS[name].run(spark, Inputs(inputs, tmp_path / name)))
+
+
+@pytest.fixture(scope="module")
+def compute() -> Iterator[SharedCompute]:
+    """Yield a stand-in for Databricks' shared compute."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with shared_compute() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def on_shared_compute(
+    request: pytest.FixtureRequest, compute: SharedCompute, inputs: Path
+) -> tuple[Path, Mapping[str, Any]]:
+    """Return the inputs and the outcome of each call that is tested on the stand-in, by one client for all of them."""
+    names = [name for name in CONTRACTS if name in asked(request, "on_shared_compute")]
+    given = shutil.copytree(inputs, compute.folder / "given")
+    arguments = ["-m", connect_calls.__name__, compute.url, str(given), str(compute.volume), *names]
+    done = compute.run(arguments, timeout=PATIENCE * 900)
+    assert done.returncode == 0, done.stdout
+    outcomes: Mapping[str, Any] = pickle.loads((compute.volume / "outcomes.pickle").read_bytes())  # noqa: S301
+    return given, outcomes
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_of(one)) for name, one in CONTRACTS.items() if not one.needs_retries]
+)
+def test_a_call_on_shared_compute_has_the_result_of_a_classic_session(
+    name: str, spark: "SparkSession", on_shared_compute: tuple[Path, Mapping[str, Any]], tmp_path: Path
+) -> None:
+    given, outcomes = on_shared_compute
+    assert_same(outcomes[name], CONTRACTS[name].run(spark, Inputs(given, tmp_path)))
+
+
+_FORBIDDEN = """
+import os, socket, sys
+from pathlib import Path
+import pyarrow as pa
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+import mirrorspark as ms
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import abilities
+
+url, volume, given = sys.argv[1:]
+spark = SparkSession.builder.remote(url).getOrCreate()
+port = int(url.rpartition(":")[2])
+
+def tried(batches):
+    for _ in batches:
+        answers = [str(os.getuid()), os.environ.get("OF_THE_SERVER", "no variable")]
+        for place in (("127.0.0.1", port), ("10.0.0.1", 80)):
+            try:
+                socket.create_connection(place, 5)
+            except OSError as error:
+                answers.append(error.strerror)
+        for file, mode in ((Path(ms.__file__), "ab"), (Path(volume, "old"), "ab")):
+            try:
+                file.open(mode)
+            except OSError as error:
+                answers.append(error.strerror)
+        yield pa.RecordBatch.from_pydict({"answer": answers})
+
+Path(volume, "old").write_text("old")
+print([row.answer for row in spark.range(0, 1, 1, 1).mapInArrow(tried, "answer string").collect()])
+print(sorted(abilities.missing_abilities(Path(volume))))
+print(session_of(spark).is_local, hasattr(spark, "sparkContext"))
+
+spark.sql("CREATE NAMESPACE main.default")
+ms.read_table(spark, given + "/rows").drop("when").writeTo("main.default.rows").create()
+scores = ms.score(ms.read_table(spark, "main.default.rows"), given + "/one", keys="id")
+scores.writeTo("main.default.scores").create()
+print(ms.read_table(spark, "main.default.scores").where("score > 0").count())
+
+rows = pa.table({"x": [b"0" * 1024] * (144 * 1024)})
+try:
+    spark.createDataFrame(rows).count()
+except PySparkException as error:
+    print(error.getCondition())
+print(session_of(spark).table_of(rows).count())
+"""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_the_stand_in_for_shared_compute_forbids_what_shared_compute_forbids(
+    compute: SharedCompute, inputs: Path
+) -> None:
+    given = shutil.copytree(inputs, compute.folder / "tables")
+    done = compute.run(["-c", _FORBIDDEN, compute.url, str(compute.volume), str(given)], timeout=PATIENCE * 500)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines() == [
+        "['65534', 'no variable', 'Connection refused', 'Network is unreachable', 'Permission denied', "
+        "'Operation not supported']",
+        str(sorted(get_args(abilities.Ability))),
+        "False False",
+        str(ROWS),
+        "LOCAL_RELATION_SIZE_LIMIT_EXCEEDED",
+        str(144 * 1024),
+    ]
+
+
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_executors_of_a_cluster_get_models_from_the_client_and_run_the_task_of_a_killed_process_again(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
-    names = ["killed_task", "lake_table", "score", "sql", "score_files", "groups", "score_fleet"]
+    names = ["killed_task", "lake_table", "score", "sql", "score_files", "groups", "stream", "score_fleet"]
     inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
     output.mkdir()
     killed = tmp_path / "killed"

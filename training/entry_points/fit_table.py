@@ -303,8 +303,10 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking"
 
     Raises:
         ConfigError: A setting is wrong with one worker and with many: found before rows are converted.
+        PreflightError: MLflow's store cannot be used.
     """
-    from mirrorspark.training.run_records import Tracking  # MLflow takes a second
+    from mirrorspark.training.job.readiness import preflight  # as the next one it imports MLflow, which takes a second
+    from mirrorspark.training.run_records import Tracking
 
     try:
         config = default_config(spec, rows=0, slots=slots, **settings)
@@ -313,6 +315,7 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking"
     config.require_features(spec)
     tracking = Tracking.find(config)
     tracking.require_names(config.registry_name)
+    preflight.require([preflight.check_tracking(tracking.store)])
     return tracking
 
 

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from mirrorspark.callbacks.mlflow import MetricBuffer, metric_requests, share_view, tracking_store
 from mirrorspark.clear_error import ClearError
-from mirrorspark.storage import HIDDEN, EventFile, atomic_file, clean, is_secret_name, without_credentials
+from mirrorspark.storage import HIDDEN, EventFile, abilities, atomic_file, clean, is_secret_name, without_credentials
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading import Dataset
@@ -138,9 +138,7 @@ class TrackedRun:
             return self._continued(run_id)
         if self._outer is not None:
             return self._joined(self._outer, run_name)
-        # A database store would put artifacts into the working directory; a server has its own place for them.
-        location = (output.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-        self.experiment_id = metric_requests.experiment_of(self.client, experiment, location)
+        self.experiment_id = metric_requests.experiment_of(self.client, experiment, _artifacts(self.uri, output))
         return metric_requests.start_run(self.client, self._target(None, run_name))
 
     def _target(self, run_id: str | None, run_name: str) -> metric_requests.Target:
@@ -355,6 +353,19 @@ def deleted(experiment: str) -> str:
         f"the MLflow experiment '{experiment}' was deleted, and its name stays taken: restore it in MLflow (mlflow "
         f"experiments restore), or set experiment (experiment=, --experiment) to another name"
     )
+
+
+def _artifacts(store: str, output: Path) -> str | None:
+    """Return the URI of the folder for files of a new experiment; None where the store has a place for them.
+
+    A database would put them into the working directory. They go to the output folder, or next to SQLite's file where
+    that folder has no renames, which MLflow needs.
+    """
+    file = tracking_store.sqlite_file(store)
+    if not store.startswith("sqlite:"):
+        return None
+    folder = output if file is None or abilities.can_rename(output) else file.parent
+    return (folder.absolute() / "mlartifacts").as_uri()
 
 
 def _replay_command(log: EventFile) -> str:

@@ -44,6 +44,5 @@ def new_model_folder(target: Path) -> Iterator[Path]:
     """
     check_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file.folder_beside(target) as whole:
+    with atomic_file.new_folder(target) as whole:
         yield whole
-        atomic_file.move(whole, target)

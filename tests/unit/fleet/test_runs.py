@@ -45,6 +45,7 @@ from mirrorspark.storage.lease import LeaseLostError
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
 from tests.unit.fleet.test_ledger import ERROR, Clock, begin, states
+from tests.unit.storage.writes import without_sqlite
 
 TERMS = pd.DataFrame(
     [
@@ -665,6 +666,16 @@ def test_a_run_is_read_from_a_ledger_that_has_it_and_resumed_with_another_one_wi
     opened_ledger(own, target, elsewhere).close()
     names = [re.findall(r"with the ledger \S*/(.*), and not with its own, \S*/(.*);", one) for one in caplog.messages]
     assert names == [[("leger.db", "ledger.db")], [("ledger.db", "db")]]
+
+
+def test_a_folder_without_sqlite_needs_a_ledger_elsewhere(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, target = planned(files, many({"spring": 5})), StoragePath.of(tmp_path / "output")
+    without_sqlite(monkeypatch, tmp_path)
+    with pytest.raises(LedgerError, match=r"SQLite cannot be on .*/output; give a ledger: a local file, or postgres"):
+        opened_ledger(None, target, plan)
+    assert not (tmp_path / "output").exists()
 
 
 def test_plans_of_other_versions_are_read_with_defaults_or_refused_by_name(files: Path, tmp_path: Path) -> None:

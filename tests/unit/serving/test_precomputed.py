@@ -23,6 +23,7 @@ from mirrorspark.serving.precomputed.precomputation import encoded_batches, prec
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.serving.precomputed.store_file import DamagedStoreError, StoreError
 from mirrorspark.storage.paths import StorageError
+from tests.unit.storage.writes import without_renames, without_sqlite
 
 LISTS = pa.table(
     {
@@ -68,6 +69,20 @@ def test_every_value_comes_back_as_it_was_and_of_its_python_type(tmp_path: Path)
             assert repr(found) == repr(expected)
             assert found is not None
             assert not found.is_fallback
+
+
+def test_where_sqlite_cannot_write_a_store_is_copied_from_a_local_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volume").mkdir()
+    with monkeypatch.context() as patched:
+        without_sqlite(patched, tmp_path / "volume")
+        without_renames(patched)
+        for mode, score in (("error", 0.5), ("overwrite", 0.25)):
+            store = written(tmp_path / "volume", small(score), mode=mode)
+    with PrecomputedScores.open(store) as scores:
+        assert scores.get(1) == {"id": 1, "items": ["a"], "score": 0.25}
+    assert {file.name for file in store.parent.iterdir()} == {"rows.db", "rows.parquet"}
 
 
 def test_a_store_says_what_it_holds(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mirrorspark.storage import atomic_file
-from mirrorspark.storage.atomic_file import folder_beside, write_atomically, write_when_changed
+from mirrorspark.storage.atomic_file import new_folder, write_atomically, write_when_changed
 from mirrorspark.storage.paths import StoragePath
 from tests.unit.storage.writes import without_renames
 
@@ -54,17 +54,21 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_replaces_the_fil
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", f".other.json.{'0' * 32}"}
 
 
-def test_a_folder_beside_a_path_is_gone_at_the_end_and_so_is_that_of_a_killed_process_but_not_one_in_use(
+def test_a_new_folder_appears_at_the_end_and_what_a_killed_process_left_is_removed_but_not_one_in_use(
     tmp_path: Path,
 ) -> None:
     target, left = tmp_path / "3", tmp_path / f".3.{'0' * 32}"
     (left / "variables").mkdir(parents=True)
     (left / "variables" / "data").write_bytes(b"half")
-    with folder_beside(target) as first, folder_beside(target) as second:
-        assert {*tmp_path.iterdir()} == {first, second}
-        first.rename(target)
-        (second / "half").mkdir()
+    first, second = new_folder(target), new_folder(target)
+    (second.__enter__() / "half").mkdir()
+    with first as whole:
+        (whole / "data").write_bytes(b"whole")
+        assert len([*tmp_path.iterdir()]) == 2
+    with pytest.raises(OSError, match="not empty"):
+        second.__exit__(None, None, None)
     assert [*tmp_path.iterdir()] == [target]
+    assert [*target.iterdir()] == [target / "data"]
 
 
 @pytest.mark.parametrize("way", ["download", "upload"])
@@ -108,16 +112,16 @@ def test_without_renames_a_new_folder_is_copied_with_its_uppermost_files_last(
         copy(source, target)
 
     monkeypatch.setattr(atomic_file, "_copy_file", noted)
-    with atomic_file.folder_beside(tmp_path / "model") as whole:
-        (whole / "variables").mkdir()
-        for name in ("a.json", "variables/z", "model.json"):
+    with atomic_file.new_folder(tmp_path / "model") as whole:
+        assert not whole.is_relative_to(tmp_path)
+        (whole / "model" / "deep").mkdir(parents=True)
+        for name in ("a.json", "model/deep/z", "model.json"):
             (whole / name).write_text(name)
-        atomic_file.move(whole, tmp_path / "model")
-    assert order == ["model/variables/z", "model/a.json", "model/model.json"]
-    assert (tmp_path / "model" / "variables" / "z").read_text() == "variables/z"
+    assert order == ["model/model/deep/z", "model/a.json", "model/model.json"]
+    assert (tmp_path / "model" / "model" / "deep" / "z").read_text() == "model/deep/z"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    with atomic_file.folder_beside(tmp_path / "model") as other, pytest.raises(OSError, match="not empty"):
-        atomic_file.move(other, tmp_path / "model")
+    with pytest.raises(OSError, match="not empty"), atomic_file.new_folder(tmp_path / "model"):
+        pass
 
 
 def test_without_renames_a_file_is_replaced_by_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import os
+import sqlite3
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +104,18 @@ def without_renames(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("rename", "replace", "link"):
         monkeypatch.setattr(os, name, refuse)
+
+
+def without_sqlite(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have a folder refuse the files of SQLite, as a mounted object store does."""
+    connect = sqlite3.connect
+
+    def refuse(file: Any, *arguments: Any, **options: Any) -> sqlite3.Connection:
+        if Path(file).is_relative_to(folder):
+            raise sqlite3.OperationalError("disk I/O error")
+        return connect(file, *arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, method: str, name: str, error: BaseException) -> None:

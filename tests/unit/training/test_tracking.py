@@ -23,6 +23,7 @@ from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.run_records.sources import environment, git_commit, source_tags
 from mirrorspark.training.run_records.tracked_run import TrackedRun, TrackingError
 from mirrorspark.training.run_records.tracking import Tracking, store_of
+from tests.unit.storage.writes import without_renames
 
 OpenRun = Callable[..., TrackedRun]
 
@@ -167,6 +168,18 @@ def test_a_parameter_that_is_too_long_is_cut(open_run: OpenRun, client: MlflowCl
     tracked.log_params({"long": "x" * 10_000})
     tracked.finish("FINISHED")
     assert client.get_run(tracked.run_id).data.params["long"] == "x" * 6000
+
+
+def test_files_are_next_to_the_store_where_the_output_has_no_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volume").mkdir()
+    with monkeypatch.context() as patched:
+        without_renames(patched)
+        tracked = TrackedRun(own_store(tmp_path), "flights", tmp_path / "volume", None, "first")
+    tracked.log_document([{"attempt": 1}], "attempts.json")
+    tracked.finish("FINISHED")
+    assert len([*(tmp_path / "mlartifacts").rglob("attempts.json")]) == 1
 
 
 def test_tags_can_change(open_run: OpenRun, client: MlflowClient) -> None:

@@ -17,7 +17,7 @@ _INSTEAD: Mapping[abilities.Ability, str] = {
     "renames onto folders": "a folder is moved away first",
     "hard links": "files are copied, which takes more time and room",
     "locks": "a driver that has died is known by its file, which is then unchanged for a minute",
-    "SQLite": "give MLflow's store another place (--tracking-uri), and stores of precomputed rows a local disk",
+    "SQLite": "give MLflow's store (--tracking-uri) and the ledgers of fleets (--ledger) another place",
     "SQLite with WAL": "its other journal is used",
 }
 

@@ -45,7 +45,16 @@ from mirrorspark.training.job.readiness.executor_checks import (
 from mirrorspark.training.job.readiness.executor_probe import SHARED_PACKAGES, with_timeout
 from mirrorspark.training.job.readiness.file_system import check_file_system, why_no_sqlite
 
-__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "check_session", "events_by_files", "require"]
+__all__ = [
+    "Check",
+    "PreflightError",
+    "check_cluster",
+    "check_driver",
+    "check_session",
+    "check_tracking",
+    "events_by_files",
+    "require",
+]
 
 REACH_SECONDS = 3.0
 EXECUTORS_SECONDS = 20.0
@@ -82,7 +91,7 @@ def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> 
     file_system = check_file_system(_existing(output)) if writable.passed else None
     has_java = starts_java(master)
     checks = [_session(master), _java() if has_java else None, _packages(), _parts(), _keras()]
-    checks += [_recommenders(), writable, file_system, _tracking(tracking_uri)]
+    checks += [_recommenders(), writable, file_system, check_tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
     if has_java and not is_local(master or "local") and SparkSession.getActiveSession() is None:
         checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
@@ -162,7 +171,7 @@ def check_cluster(
                 return [*checks, refusal]
     except StorageError as error:
         return [*checks, failure("checkpoints", f"{error}; give another place as --checkpoints")]
-    if session.is_local and not asks_local:
+    if session.has_own_packages and not asks_local:
         # The check of the driver has written to the output.
         return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
     java = java_major_version()
@@ -329,7 +338,8 @@ def _existing(folder: Path) -> Path:
     return existing
 
 
-def _tracking(uri: str) -> Check:
+def check_tracking(uri: str) -> Check:
+    """Return the check that MLflow's store can be used."""
     # A URI may have a password, which must not reach a log; reachability does not depend on it.
     shown = without_credentials(uri)
     scheme = uri.partition(":")[0].lower() if ":" in uri else ""
