@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from databricks.sdk.service.jobs import JobSettings
 from packaging.requirements import Requirement
 
@@ -106,6 +107,11 @@ def test_the_jobs_have_only_fields_that_databricks_knows(folder: Path) -> None:
     job = json.loads((folder / "databricks_job.json").read_text())
 
     assert JobSettings.from_dict(job).as_dict() == job
+
+
+def test_the_bundle_has_the_weekly_job() -> None:
+    bundle = yaml.safe_load((WEEKLY / "databricks.yml").read_text())
+    assert bundle["resources"]["jobs"] == {"weekly": json.loads((WEEKLY / "databricks_job.json").read_text())}
 
 
 @pytest.mark.parametrize("folder", [FOLDER, WEEKLY])
