@@ -39,7 +39,7 @@ from benchmarks.train_work import (
 from mirrorspark.testing import faults
 
 KILLS = 20
-"""Runs in which a rank is killed, in three or more rounds; in fewer, seven each."""
+"""Most runs in which a rank is killed; seven per round."""
 EPOCHS = 6
 SEED = 1
 EXECUTOR = "executor JVM killed"
@@ -94,7 +94,7 @@ class Kill:
 
 
 def run(options: Options) -> Report:
-    """Kill one rank in each of twenty runs, and executors and drivers of a cluster as there are rounds."""
+    """Kill one rank in each of up to twenty runs, and executors and drivers of a cluster as there are rounds."""
     count = min(KILLS, 7 * options.rounds)
     dataset = in_new_process(numbers_dataset, options, options.rows)
     ranks = in_new_process(_killed_ranks, dataset, options.scratch, count)

@@ -342,7 +342,7 @@ class _Conversion:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries whose behaviour the shards and the model depend on."""
-    # Not by its package, of which there are two.
+    # `pyspark-client` has no distribution that is called pyspark.
     found = {"python": platform.python_version(), "mirrorspark": version("mirrorspark"), "pyspark": pyspark.__version__}
     return found | {package: version(package) for package in ("pyarrow", "numpy")}
 

@@ -53,7 +53,7 @@ class ClassicSession(Session):
         return is_local(self.master)
 
     @property
-    def has_own_packages(self) -> bool:
+    def tasks_share_packages(self) -> bool:
         """True in a local session, whose tasks are children of this process."""
         return self.is_local
 
@@ -143,14 +143,14 @@ class ClassicSession(Session):
         """Folder from which Spark's file server sends files."""
         return Path(SparkFiles.getRootDirectory())
 
-    def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
+    def send_archive(self, name: str, pack: Callable[[Path], None]) -> str:
         """Have Spark's file server send an archive once to every executor; no shared disk is needed."""
         context = self._context
-        if any(archive.endswith(f"#{name}") for archive in context.listArchives):
-            return
-        archive = self.files_folder / f"{name}.packed.zip"
-        pack(archive)
-        context.addArchive(f"{archive}#{name}")
+        if not any(archive.endswith(f"#{name}") for archive in context.listArchives):
+            archive = self.files_folder / f"{name}.packed.zip"
+            pack(archive)
+            context.addArchive(f"{archive}#{name}")
+        return name
 
     @property
     def task_environment(self) -> MutableMapping[str, str]:

@@ -55,6 +55,7 @@ class ConnectSession(JobsOverConnect):
         self._explaining = threading.Lock()
         self._sending = threading.Lock()
         self._sent: set[str] = set()  # archives; not a setting, which a server may refuse
+        self._suffix = secrets.token_hex(8)
         self._running: dict[str | None, Mapping[int, StageTasks]] = {}
 
     @property
@@ -64,8 +65,8 @@ class ConnectSession(JobsOverConnect):
         return f"sc://{session.client._builder.endpoint}"
 
     @property
-    def has_own_packages(self) -> bool:
-        """False: the server has its own, even on this machine."""
+    def tasks_share_packages(self) -> bool:
+        """False: tasks use the server's packages, even on this machine."""
         return False
 
     @functools.cached_property
@@ -123,16 +124,18 @@ class ConnectSession(JobsOverConnect):
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
 
-    def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
+    def send_archive(self, name: str, pack: Callable[[Path], None]) -> str:
         """Upload an archive to the server, which sends it to the executors for this session alone."""
+        # A task of a stream looks in the folders of all sessions.
+        name = f"{name}-{self._suffix}"
         with self._sending:  # two threads may score with one model
-            if name in self._sent:
-                return
-            archive = self.files_folder / f"{name}.packed.zip"
-            pack(archive)
-            self._spark.addArtifacts(f"{archive}#{name}", archive=True)
-            archive.unlink(missing_ok=True)
-            self._sent.add(name)
+            if name not in self._sent:
+                archive = self.files_folder / f"{name}.packed.zip"
+                pack(archive)
+                self._spark.addArtifacts(f"{archive}#{name}", archive=True)
+                archive.unlink(missing_ok=True)
+                self._sent.add(name)
+        return name
 
     def task_total(self, zero: T, merge: Callable[[T, T], T]) -> TaskTotal[T]:
         """Return a total in files, of the setting :data:`SHARED_FOLDER` unless tasks have this process's disk."""

@@ -123,7 +123,7 @@ class Session:
         self._refuse("master")
 
     @property
-    def has_own_packages(self) -> bool:
+    def tasks_share_packages(self) -> bool:
         """True if tasks run with the interpreter and the packages of this process."""
         self._refuse("master")
 
@@ -211,12 +211,15 @@ class Session:
         """The driver's folder for files that tasks get; it lasts as long as the application."""
         self._refuse("folder for files that tasks get")
 
-    def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
+    def send_archive(self, name: str, pack: Callable[[Path], None]) -> str:
         """Have every executor unpack an archive, once, unless one of this name was sent before.
 
         Args:
-            name: Name by which a task finds it with :func:`spark_session.archive_folder`.
+            name: Name of its content.
             pack: Writes the ZIP archive to a path.
+
+        Returns:
+            The name by which a task finds it with :func:`spark_session.archive_folder`.
         """
         self._refuse("archives for tasks")
 

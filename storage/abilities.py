@@ -61,25 +61,29 @@ def can_append(folder: Path) -> bool:
 
 
 def can_rename(path: Path) -> bool:
-    """Return whether files and folders can be renamed at a path that need not exist; so too if that cannot be tried."""
-    return _has_at(path, _rename_folder)
-
-
-def can_hold_sqlite(path: Path) -> bool:
-    """Return whether SQLite can write at a path that need not exist; so too if that cannot be tried."""
-    return _has_at(path, _sqlite)
-
-
-def _has_at(path: Path, trial: Callable[[Path], None]) -> bool:
+    """Return whether files and folders can be renamed at a path that need not exist; True if that cannot be tried."""
     try:
-        return _has_once(next(folder for folder in (path, *path.parents) if folder.is_dir()), trial)
+        return _renames(_existing(path))
     except OSError:
         return True
 
 
+def can_hold_sqlite(path: Path) -> bool:
+    """Return whether SQLite can write at a path that need not exist; True if that cannot be tried."""
+    try:
+        return _has(_existing(path), _sqlite)  # not cached: a reason may pass, such as too many open files
+    except OSError:
+        return True
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
 @lru_cache(maxsize=1000)
-def _has_once(folder: Path, trial: Callable[[Path], None]) -> bool:
-    return _has(folder, trial)
+def _renames(folder: Path) -> bool:
+    return _has(folder, _rename_folder)
 
 
 def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
@@ -87,7 +91,8 @@ def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
         try:
             trial(Path(scratch))
         except OSError as error:
-            if error.errno not in REFUSALS:
+            # Some layered file systems rename no folder even within one.
+            if error.errno not in {*REFUSALS, errno.EXDEV}:
                 raise
             return False
         except sqlite3.Error as error:

@@ -21,8 +21,8 @@ _ID = re.compile(r"[0-9a-f]{32}")
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder; copy it to another file system, or to one without renames, as a mounted object store.
 
-    A file that is copied replaces another, and appears when it is closed, as such stores do it. In a folder that is
-    copied the uppermost files appear last, in the order of their names.
+    Without renames a copy is not atomic: a file is written over the old one, and readers see it when it is closed, as
+    such stores do it. In a folder that is copied the uppermost files appear last, in the order of their names.
 
     Raises:
         OSError: The file system refuses; a folder that was copied in part is removed.
@@ -34,6 +34,11 @@ def move(source: Path, target: Path) -> None:
             raise
         if source.is_dir():
             _copy_folder(source, target)
+        elif error.errno == errno.EXDEV and can_rename(target):
+            with temporary_beside(target) as copy:
+                _copy_file(source, copy)
+                copy.replace(target)
+            source.unlink()
         else:
             _copy_file(source, target)
             source.unlink()
@@ -119,8 +124,9 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends, and is removed if the block raises.
 
-    It is next to ``path``, or on a local disk where ``path`` has no renames, which libraries may need to write files.
-    The next call for the same ``path`` removes the leftovers of a killed process.
+    It is next to ``path``, where the next call for the same ``path`` removes the leftovers of a killed process. Where
+    ``path`` has no renames, which libraries may need to write files, it is in the system's folder for temporary files,
+    and a process that is killed while it is copied leaves a part of it at ``path``.
 
     Raises:
         OSError: The folder cannot be created, or ``path`` is not empty.

@@ -26,7 +26,7 @@ def table() -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for subject, names in ms.SUBJECTS.items():
         for name in names:
-            if name in (*_REMARKS, *_STAGES) or (name in tested and inspect.isfunction(getattr(ms, name))):
+            if name in tested and (name in (*_REMARKS, *_STAGES) or inspect.isfunction(getattr(ms, name))):
                 rows.setdefault((subject, _REMARKS.get(name, _SAME)), []).append(f"`{name}`")
     return _BEGIN + "".join(
         f"| {subject} | {', '.join(names)} | yes | {words} |\n" for (subject, words), names in rows.items()

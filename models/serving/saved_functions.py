@@ -43,6 +43,7 @@ def save_functions(module: tf.Module, signatures: Mapping[str, Any], folder: Pat
         tf.saved_model.save(module, str(folder), signatures=signatures, options=options)
         return
     # TensorFlow renames what it has written.
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     with atomic_file.new_folder(folder) as whole:
         tf.saved_model.save(module, str(whole), signatures=signatures, options=options)

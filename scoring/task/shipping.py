@@ -57,7 +57,7 @@ def ship_all(spark: SparkSession, models: Sequence[PinnedModel]) -> Sequence[Shi
         return [ShippedModel(model.digest, model.label, path=str(model.path), archive=None) for model in models]
     folders = {model.digest: model.path for model in models}
     name = f"mirrorspark-models-{hashlib.sha256(''.join(sorted(folders)).encode()).hexdigest()}"
-    session.send_archive(name, partial(_pack, folders))
+    name = session.send_archive(name, partial(_pack, folders))
     return [ShippedModel(model.digest, model.label, path=None, archive=name) for model in models]
 
 

@@ -105,13 +105,17 @@ def over_connect(
     return outcomes_of(connect_url, inputs, tmp_path_factory.mktemp("over connect"), names)
 
 
+# Spark starts the Java of this folder, or fails.
+WITHOUT_JAVA = {"JAVA_HOME": "/nowhere", "PATH": "/usr/bin:/bin"}
+
+
 def outcomes_of(
     url: str, inputs: Path, output: Path, names: Sequence[str], python: str = sys.executable
 ) -> Mapping[str, Any]:
     """Run calls in a client that has no Java, and return their outcomes; another Python has its own packages."""
     program = [python, "-m", connect_calls.__name__, url, str(inputs), str(output), *names]
-    hidden = {"JAVA_HOME"} if python == sys.executable else {"JAVA_HOME", "PYTHONPATH", "VIRTUAL_ENV"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"PATH": "/usr/bin:/bin"}
+    hidden = set() if python == sys.executable else {"PYTHONPATH", "VIRTUAL_ENV"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | WITHOUT_JAVA
     subprocess.run(program, check=True, cwd=REPOSITORY, env=environment, timeout=PATIENCE * 280)
     outcomes: Mapping[str, Any] = pickle.loads((output / "outcomes.pickle").read_bytes())  # noqa: S301 - our own
     return outcomes
@@ -142,11 +146,12 @@ def test_a_call_over_connect_has_the_result_of_a_classic_session(
 def test_a_client_with_pyspark_client_in_place_of_pyspark_has_the_results_of_a_classic_session(
     spark: "SparkSession", connect_url: str, inputs: Path, tmp_path: Path
 ) -> None:
-    """H15: it has no JVM, and may be of an earlier version than the server."""
+    """H15: it has no JVM, and is of an earlier version than the server where there is one."""
     major, minor = map(int, pyspark.__version__.split(".")[:2])
     same = [f"{package}=={version(package)}" for package in ("tensorflow", "tf-keras", "pyarrow", "numpy", "pandas")]
     wheel = weight.requirement(weight.built(tmp_path), "train,keras,score")
-    client = weight.Environment.made(tmp_path / "client", wheel, f"pyspark-client<{major}.{minor + 1}", "mlflow", *same)
+    earlier = f"pyspark-client<{major}.{max(minor, 1)}"
+    client = weight.Environment.made(tmp_path / "client", wheel, earlier, "mlflow", *same)
     assert not {"pyspark", "py4j"} & client.versions.keys()
     names = [name for name, one in CONTRACTS.items() if one.is_small]
     (tmp_path / "output").mkdir()
@@ -160,8 +165,10 @@ def compute() -> Iterator[SharedCompute]:
     """Yield a stand-in for Databricks' shared compute."""
     if (reason := why_not()) is not None:
         pytest.skip(reason)
-    with shared_compute() as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OF_THE_SERVER", "which a user may not set")
+        with shared_compute() as running:
+            yield running
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +270,7 @@ def test_the_stand_in_for_shared_compute_forbids_what_shared_compute_forbids(
 def test_executors_of_a_cluster_get_models_from_the_client_and_run_the_task_of_a_killed_process_again(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
-    names = ["killed_task", "lake_table", "score", "sql", "score_files", "groups", "stream", "score_fleet"]
+    names = ["stream", "killed_task", "lake_table", "score", "sql", "score_files", "groups", "score_fleet"]
     inputs, output = write_inputs(tmp_path / "given"), tmp_path / "over connect"
     output.mkdir()
     killed = tmp_path / "killed"

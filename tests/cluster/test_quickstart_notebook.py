@@ -104,8 +104,7 @@ def test_over_spark_connect_a_table_of_the_catalog_gets_a_model_in_sql_and_a_tab
     (tmp_path / "server").mkdir()
     with own_connect_server("local[2]", tmp_path / "server") as url:
         monkeypatch.setenv("SPARK_REMOTE", url)
-        monkeypatch.setenv("PATH", "/usr/bin:/bin")
-        monkeypatch.delenv("JAVA_HOME")
+        monkeypatch.setenv("JAVA_HOME", "/nowhere")
         executed = run_notebook(tmp_path, DATABRICKS)
     result, by_carrier, best = shown(executed)
     assert "models:/late/1" in result

@@ -305,17 +305,18 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking"
         ConfigError: A setting is wrong with one worker and with many: found before rows are converted.
         PreflightError: MLflow's store cannot be used.
     """
-    from mirrorspark.training.job.readiness import preflight  # as the next one it imports MLflow, which takes a second
-    from mirrorspark.training.run_records import Tracking
+    # Both import MLflow, which takes a second.
+    from mirrorspark.training.job.readiness import preflight
+    from mirrorspark.training.run_records import Tracking, store_of
 
     try:
         config = default_config(spec, rows=0, slots=slots, **settings)
     except ConfigError:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
+    preflight.require([preflight.check_tracking(store_of(config))])
     tracking = Tracking.find(config)
     tracking.require_names(config.registry_name)
-    preflight.require([preflight.check_tracking(tracking.store)])
     return tracking
 
 

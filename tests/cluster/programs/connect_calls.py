@@ -108,7 +108,10 @@ def contents(folder: Path) -> Mapping[str, str]:
 
 
 def in_twelve_digits(value: Any) -> str:
-    """Return the text of a value, which knows no NaN, with the digits of sums that any number of tasks gives."""
+    """Return the ``repr`` of a value, in which a NaN equals a NaN, with floats cut to twelve digits.
+
+    The last digits of a sum depend on the number of tasks.
+    """
     return re.sub(r"\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.12g}", repr(value))
 
 

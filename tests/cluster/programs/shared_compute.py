@@ -80,7 +80,7 @@ class SharedCompute:
 
     def run(self, arguments: Sequence[str], *, timeout: float) -> "subprocess.CompletedProcess[str]":
         """Run a program of Python as the client's user, and return its end and all that it wrote."""
-        environment = _environment(self.folder) | {"PATH": "/usr/bin:/bin"}
+        environment = _environment(self.folder) | {"JAVA_HOME": "/nowhere", "PATH": "/usr/bin:/bin"}
         command = _as_user(self.folder, environment, [sys.executable, *arguments])
         output = subprocess.PIPE
         return subprocess.run(
@@ -168,8 +168,13 @@ def _server(folder: Path, slots: int) -> Iterator[str]:
             time.sleep(0.2)
         yield f"sc://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(60)
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -475,6 +475,13 @@ def test_too_few_slots_are_reported_before_spark_waits_for_more(monkeypatch: pyt
     assert "executors" not in checks
 
 
+def test_tasks_with_other_packages_are_asked_on_this_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of Spark Connect has a Python of its own."""
+    assert "executors" not in cluster(monkeypatch, 2, [2], master="local[2]")
+    monkeypatch.setattr(ClassicSession, "tasks_share_packages", False)
+    assert "executors" in cluster(monkeypatch, 2, [2], master="local[2]")
+
+
 def test_executors_that_are_still_on_their_way_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = cluster(monkeypatch, 2, [0, 1, 2])
     assert checks["slots"] == Check("slots", True, "2 on spark://host:7077")
@@ -537,7 +544,7 @@ def test_the_settings_that_take_the_slots_are_named(
             "--output; no locks (No locks available): a "
             "driver that has died",
         ),
-        ({"SQLite": "disk I/O error", "SQLite with WAL": "same"}, "warn", "give MLflow's store another place"),
+        ({"SQLite": "disk I/O error", "SQLite with WAL": "same"}, "warn", "give MLflow's store (--tracking-uri)"),
         (
             dict.fromkeys(("renames of folders", "renames onto folders"), "Function not implemented"),
             "warn",

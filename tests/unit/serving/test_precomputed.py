@@ -71,13 +71,15 @@ def test_every_value_comes_back_as_it_was_and_of_its_python_type(tmp_path: Path)
             assert not found.is_fallback
 
 
+@pytest.mark.parametrize("has_renames", [True, False])
 def test_where_sqlite_cannot_write_a_store_is_copied_from_a_local_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_renames: bool
 ) -> None:
     (tmp_path / "volume").mkdir()
     with monkeypatch.context() as patched:
         without_sqlite(patched, tmp_path / "volume")
-        without_renames(patched)
+        if not has_renames:
+            without_renames(patched)
         for mode, score in (("error", 0.5), ("overwrite", 0.25)):
             store = written(tmp_path / "volume", small(score), mode=mode)
     with PrecomputedScores.open(store) as scores:

@@ -138,6 +138,7 @@ def test_a_session_of_spark_connect_has_all_but_few_capabilities_and_is_remember
     session = session_of(client)
     assert isinstance(session, ConnectSession)
     assert session_of(client) is session
+    assert not session.tasks_share_packages
     own = vars(ConnectSession) | vars(JobsOverConnect)
     assert [name for name in CAPABILITIES if name not in own and name not in NOT_OVER_CONNECT] == ["has_context"]
     client.is_stopped = True
@@ -293,8 +294,10 @@ def test_two_threads_send_an_archive_once() -> None:
         path.write_text("x")
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: session.send_archive("model", pack), range(2)))
-    assert server.sent == ["x"]
+        names = {*pool.map(lambda _: session.send_archive("model", pack), range(2))}
+    names.add(ConnectSession(server).send_archive("model", pack))  # type: ignore[arg-type]
+    assert server.sent == ["x", "x"]
+    assert len(names) == 2, "one per session"
     assert list(server.settings) == ["spark.sql.session.localRelationCacheThreshold"], "a server may refuse others"
 
 
@@ -375,6 +378,8 @@ def test_a_plain_task_has_cores_and_properties_and_no_peers(monkeypatch: pytest.
     monkeypatch.setattr(SparkFiles, "_is_running_on_worker", True)
     monkeypatch.setattr(SparkFiles, "_root_directory", str(tmp_path))
     assert (task.files_folder(), task.archive_folder("models")) == (tmp_path, tmp_path / "models")
+    (tmp_path / "of-a-session" / "models").mkdir(parents=True)
+    assert task.archive_folder("models") == tmp_path / "of-a-session" / "models"
 
 
 class Barrier(BarrierTaskContext):

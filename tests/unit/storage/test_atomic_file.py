@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,21 @@ def test_without_renames_a_new_folder_is_copied_with_its_uppermost_files_last(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(OSError, match="not empty"), atomic_file.new_folder(tmp_path / "model"):
         pass
+
+
+def test_a_file_of_another_disk_replaces_one_while_that_is_read(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        source, target = Path(memory, "new"), tmp_path / "store.db"
+        if Path(memory).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("the temporary folder is in memory, too")
+        source.write_text("new")
+        target.write_text("old")
+        with target.open() as reader:
+            atomic_file.move(source, target)
+            assert reader.read() == "old"
+        assert not source.exists()
+    assert target.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
 
 
 def test_without_renames_a_file_is_replaced_by_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

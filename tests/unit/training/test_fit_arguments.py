@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.quality.splits import SplitError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -27,12 +28,13 @@ from mirrorspark.spark_session.errors import SparkStartError
 from mirrorspark.spark_session.stopped import StoppedSessionError
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
-from mirrorspark.training.entry_points import early_checks
+from mirrorspark.training.entry_points import early_checks, fit_table
 from mirrorspark.training.entry_points.estimator import TrainingEstimator
 from mirrorspark.training.entry_points.fit_table import fit
 from mirrorspark.training.entry_points.train_dataset import train
 from mirrorspark.training.job.readiness.checks import PreflightError
 from mirrorspark.training.results.fit_result import FitResult
+from tests.unit.storage.writes import without_sqlite
 from tests.unit.training.token_dataset import write_token_dataset
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -128,6 +130,16 @@ def test_settings_are_checked_for_the_inferred_label_before_a_session(tmp_path: 
     rows = pd.DataFrame({"town": ["here", "there", "here"] * 20, "late": [0, 1, 0] * 20})
     with pytest.raises(AssertionError, match="a session was started"):
         fit(rows, label="late", workers="1:3", output=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/runs.db")
+
+
+def test_a_store_that_cannot_be_used_is_refused_before_mlflow_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlflow.db").touch()
+    without_sqlite(monkeypatch, tmp_path)
+    spec = FeatureSpec.from_dict({"features": {"x": {"kind": "numeric"}}, "label": "late", "keys": "id"})
+    with pytest.raises(PreflightError, match="keeps no SQLite"):
+        fit_table._require_valid(spec, 1, name="late", output=str(tmp_path))
 
 
 def test_a_session_that_cannot_train_is_refused_before_anything_is_inferred(tmp_path: Path) -> None:

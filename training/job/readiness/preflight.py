@@ -171,7 +171,7 @@ def check_cluster(
                 return [*checks, refusal]
     except StorageError as error:
         return [*checks, failure("checkpoints", f"{error}; give another place as --checkpoints")]
-    if session.has_own_packages and not asks_local:
+    if session.tasks_share_packages and not asks_local:
         # The check of the driver has written to the output.
         return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
     java = java_major_version()
