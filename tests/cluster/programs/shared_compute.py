@@ -8,20 +8,16 @@ refuses. docs/databricks.md lists what is not forbidden.
 
 import os
 import shutil
-import signal
-import socket
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyspark
-
+from benchmarks.connect_server import SPARK_HOME, free_port, running_server, server_command
 from mirrorspark.spark_session import versions
 from tests.conftest import PATIENCE
 
@@ -30,7 +26,6 @@ TABLE_BYTES = 128 * 2**20
 """The largest table in memory that a client may send."""
 
 _USER = 65534
-_SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
 _DERBY = "jdbc:derby:memory:main;create=true"
 # Folders of the installation are bound read-only. A folder that hides them from other users (/root) is
 # replaced by an empty one, as is the folder for temporary files: the client has another than the server.
@@ -123,58 +118,27 @@ def shared_compute(slots: int = 2) -> Iterator[SharedCompute]:
 
 @contextmanager
 def _server(folder: Path, slots: int) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
-        "spark.connect.grpc.binding.address": "127.0.0.1",
-        "spark.connect.grpc.binding.port": port,
         "spark.driver.memory": "2g",
-        "spark.log.level": "ERROR",
         "spark.python.unix.domain.socket.dir": folder / "sockets",
         "spark.python.unix.domain.socket.enabled": "true",
         "spark.sql.catalog.main": "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog",
         "spark.sql.catalog.main.driver": "org.apache.derby.iapi.jdbc.AutoloadedDriver",
         "spark.sql.catalog.main.url": _DERBY,
         "spark.sql.session.localRelationSizeLimit": TABLE_BYTES,
-        "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": 8,
-        "spark.ui.enabled": "false",
     }
-    home = Path(pyspark.__file__).parent
-    command = [str(home / "bin" / "spark-submit"), "--master", f"local[{slots}]", "--class", _SERVER]
-    command += [word for name, value in settings.items() for word in ("--conf", f"{name}={value}")]
     environment = _environment(folder) | {
         "JAVA_HOME": os.environ["JAVA_HOME"],
         "PATH": os.environ["PATH"],
         "PYSPARK_PYTHON": str(folder / "python"),
-        "SPARK_HOME": str(home),
+        "SPARK_HOME": str(SPARK_HOME),
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            _as_user(folder, environment, [*command, "spark-internal"]),
-            cwd=folder / "home",
-            stdout=log,
-            stderr=log,
-            process_group=0,
-        )
-    try:
-        deadline = time.monotonic() + PATIENCE * 120
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert server.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "the server does not listen"
-            time.sleep(0.2)
-        yield f"sc://127.0.0.1:{port}"
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(60)
+    command = _as_user(folder, environment, server_command(f"local[{slots}]", port, settings))
+    with running_server(command, port, folder / "home", os.environ, seconds=PATIENCE * 120) as url:
+        yield url
 
 
 def _environment(folder: Path) -> dict[str, str]:
