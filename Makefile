@@ -8,7 +8,7 @@ EXPORT ?= all.zip
 # are cores, four at most; the others mostly wait, so more of them run side by side than there are cores.
 SIDE_BY_SIDE := --dist loadfile -n
 UNIT := tests/unit -m "not process" $(SIDE_BY_SIDE) logical --maxprocesses 4
-OTHERS := tests -m process $(SIDE_BY_SIDE) 3
+OTHERS := tests -m process $(SIDE_BY_SIDE) 4
 export PYTHON
 
 # The folders that mypy and the import linter look at stand in setup.cfg.
@@ -39,7 +39,7 @@ test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and 
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		tools/kernels.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
 
-test-matrix: setup  ## the core of the tests with other versions, in environments of tools/matrix, four minutes each (ARGS=lowest)
+test-matrix: setup  ## the core of the tests with other versions, in environments of tools/matrix, six to twelve minutes each (ARGS=lowest)
 	@tools/matrix.sh $(ARGS)
 
 unit: setup  ## the pure unit tests: no Java, no child processes, four to twelve minutes (ARGS="-k manifest")
