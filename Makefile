@@ -8,7 +8,7 @@ EXPORT ?= all.zip
 # are cores, four at most; the others mostly wait, so more of them run side by side than there are cores.
 SIDE_BY_SIDE := --dist loadfile -n
 UNIT := tests/unit -m "not process" $(SIDE_BY_SIDE) logical --maxprocesses 4
-OTHERS := tests -m process $(SIDE_BY_SIDE) 4
+OTHERS := tests -m process $(SIDE_BY_SIDE) 3
 export PYTHON
 
 # The folders that mypy and the import linter look at stand in setup.cfg.
