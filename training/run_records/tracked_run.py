@@ -361,9 +361,9 @@ def _artifacts(store: str, output: Path) -> str | None:
     A database would put them into the working directory. They go to the output folder, or next to SQLite's file where
     that folder has no renames, which MLflow needs.
     """
-    file = tracking_store.sqlite_file(store)
     if not store.startswith("sqlite:"):
         return None
+    file = tracking_store.sqlite_file(store)
     folder = output if file is None or abilities.can_rename(output) else file.parent
     return (folder.absolute() / "mlartifacts").as_uri()
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from mlflow.exceptions import MlflowException
 
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.storage import EventFile, abilities, without_credentials
+from mirrorspark.storage import EventFile, without_credentials
 from mirrorspark.training.configuration import ConfigError, MLflowRun
 from mirrorspark.training.run_records.tracked_run import OuterRun, TrackedRun, deleted
 
@@ -94,7 +94,7 @@ class Tracking:
         """
         file = tracking_store.sqlite_file(self.store)
         # MLflow would wait for a folder that it cannot write.
-        if file is not None and os.access(file.parent, os.W_OK) and abilities.can_hold_sqlite(file.parent):
+        if file is not None and os.access(file.parent, os.W_OK):
             with contextlib.suppress(MlflowException, OSError):
                 tracking_store.store_client(self.store, tracking_store.registry_of(self.store))
 

@@ -62,10 +62,12 @@ def test_a_new_folder_appears_at_the_end_and_what_a_killed_process_left_is_remov
     (left / "variables").mkdir(parents=True)
     (left / "variables" / "data").write_bytes(b"half")
     first, second = new_folder(target), new_folder(target)
-    (second.__enter__() / "half").mkdir()
+    other = second.__enter__()
+    (other / "half").mkdir()
     with first as whole:
         (whole / "data").write_bytes(b"whole")
-        assert len([*tmp_path.iterdir()]) == 2
+        assert {*tmp_path.iterdir()} == {whole, other}
+    assert {*tmp_path.iterdir()} == {target, other}
     with pytest.raises(OSError, match="not empty"):
         second.__exit__(None, None, None)
     assert [*tmp_path.iterdir()] == [target]
