@@ -183,26 +183,34 @@ def kill_within_an_epoch(
         where: Returns the store of the run's checkpoints.
     """
 
-    def is_saved(checkpoints: Location) -> bool:
-        newest = commit.latest_committed(checkpoints, verify=False)
-        return newest is not None and newest.epoch >= epoch and 0 < newest.step_in_epoch <= until
+    def is_due(newest: commit.CommittedCheckpoint) -> bool:
+        return newest.epoch >= epoch and 0 < newest.step_in_epoch <= until
 
     @contextlib.contextmanager
     def act(run: Run) -> Iterator[int]:
-        process, checkpoints = run.process(rank), where(run)
-
-        def is_stopped_in_time() -> bool:
-            if not is_saved(checkpoints):
-                return False
-            # While it stands still, the others get no further than the next step.
-            os.kill(process, signal.SIGSTOP)
-            if not is_saved(checkpoints):
-                os.kill(process, signal.SIGCONT)
-                return False
-            return True
-
-        wait_until(is_stopped_in_time, 60, "a checkpoint within an epoch")
+        process = run.process(rank)
+        stop_rank(process, where(run), is_due)
         os.kill(process, signal.SIGKILL)
         yield process
 
     return act
+
+
+def stop_rank(process: int, checkpoints: Location, is_due: Callable[[commit.CommittedCheckpoint], bool]) -> None:
+    """Send a rank SIGSTOP while the newest checkpoint is one that is due."""
+
+    def is_saved() -> bool:
+        newest = commit.latest_committed(checkpoints, verify=False)
+        return newest is not None and is_due(newest)
+
+    def is_stopped_in_time() -> bool:
+        if not is_saved():
+            return False
+        # While it stands still, the others get no further than the next step.
+        os.kill(process, signal.SIGSTOP)
+        if not is_saved():
+            os.kill(process, signal.SIGCONT)
+            return False
+        return True
+
+    wait_until(is_stopped_in_time, 60, "a checkpoint within an epoch")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -31,9 +33,10 @@ from mirrorspark.testing import faults
 from mirrorspark.testing.faults import Trigger
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.job.source_tables import recipe_table
+from mirrorspark.training.protocol.outcomes.timing import LEASE_SECONDS
 from mirrorspark.training.run import main
 from mirrorspark.training.run_records.run_state import read_state
-from tests.cluster.conftest import JOB_SECONDS, driver, kill_within_an_epoch, read_events
+from tests.cluster.conftest import JOB_SECONDS, Driver, driver, kill_within_an_epoch, read_events, stop_rank, wait_until
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -266,6 +269,56 @@ def test_over_spark_connect_a_killed_worker_costs_an_attempt_and_the_run_ends_as
     pd.testing.assert_frame_equal(
         found.scores.drop(columns="model_version"), unbroken.scores.drop(columns="model_version")
     )
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3 * JOB_SECONDS)
+def test_over_spark_connect_a_lost_client_and_ctrl_c_leave_no_task_and_the_run_ends_as_a_classic_one_bit_for_bit(
+    unbroken: Finished, spark: "SparkSession", connect_url: str, tmp_path: Path
+) -> None:
+    """T6, T8: the tasks of a killed client end with their lease, those of an interrupted one with a checkpoint."""
+    output, summary, log = unbroken.output, tmp_path / "summary.json", tmp_path / "log"
+    flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-explain", f"--summary={summary}"]
+    flags += ["--checkpoint-every-steps=10", "--steps-per-execution=10", f"--remote={connect_url}", "--events=folder"]
+    tracker = spark.sparkContext.statusTracker()
+
+    def stop_within_an_epoch(client: Driver, begun: float, after: int) -> int:
+        """Stop worker 1, else the training would be over within its lease; return its process."""
+        wait_until(lambda: client.process.poll() is not None or len(client.ranks(begun)) == 2, 240, "two workers")
+        assert client.process.poll() is None, log.read_text(encoding="utf-8")
+        process = client.ranks(begun)[1]
+        stop_rank(process, client.run / "checkpoints", lambda newest: newest.step > after and newest.step_in_epoch > 0)
+        return process
+
+    begun = time.time()
+    with driver([*flags, "--no-resume"], output, log) as lost:
+        stop_within_an_epoch(lost, begun, 0)
+        ranks, folder = lost.ranks(begun), lost.run
+        lost.process.kill()
+    wait_until(lambda: not tracker.getActiveStageIds(), LEASE_SECONDS + 15, "the end of the tasks", is_promised=True)
+    assert not any(map(psutil.pid_exists, ranks.values()))
+    left = commit.latest_committed(folder / "checkpoints")
+    assert left is not None
+
+    begun = time.time()
+    with driver(flags, output, log) as interrupted:
+        process = stop_within_an_epoch(interrupted, begun, left.step)
+        interrupted.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "stopping" in {e["event"] for e in interrupted.events(begun)}, 20, "the word of the signal")
+        os.kill(process, signal.SIGCONT)
+        status, last = interrupted.ended(60)
+    assert status == 130
+    assert re.fullmatch(r"mirrorspark: stopped at step [\d,]+ \(SIGINT\); the same command goes on", last)
+    wait_until(lambda: not tracker.getActiveStageIds(), 5, "the end of the tasks", is_promised=True)
+
+    with driver(flags, output, log) as last_client:
+        status, last = last_client.ended(JOB_SECONDS)
+    assert status == 0, last
+    found = Finished(json.loads(summary.read_text(encoding="utf-8")), output)
+    assert Path(found.summary["run_folder"]) == folder
+    assert not (folder / "channel").exists()
+    assert found.epochs_in_mlflow() == [1, 2, 3, 4]
+    assert weights_of(found.last_checkpoint) == weights_of(unbroken.last_checkpoint)
 
 
 @pytest.mark.timeout(JOB_SECONDS)
