@@ -182,6 +182,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts processes, lengthen limits, and choose: the usual tests, or with ``--full`` the long ones."""
     chosen = []
+    # A test that is asked for by its name runs.
+    named = tuple(name for argument in config.args if (name := argument.partition("::")[2]))
     for item in items:
         limit = item.get_closest_marker("timeout")
         seconds = float(limit.args[0] if limit else config.getini("timeout"))
@@ -191,13 +193,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("process")
         is_long = item.get_closest_marker("full") is not None
         is_property = hypothesis.is_hypothesis_test(getattr(item, "obj", None))
-        if (is_long or is_property or folder == "faults") if config.getoption("full") else not is_long:
+        is_named = item.nodeid.partition("::")[2].startswith(named)
+        if is_named or ((is_long or is_property or folder == "faults") if config.getoption("full") else not is_long):
             chosen.append(item)
-    # A test that is asked for by its name runs.
-    if not any("::" in argument for argument in config.args):
-        kept = set(chosen)
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = chosen
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
 
 def pytest_collection_finish() -> None:

@@ -5,10 +5,12 @@ set -eu
 cd "$(dirname "$0")/.."
 JAVA_HOME="$(tools/java.sh)"
 export JAVA_HOME
-# Data path, the main job with a kill, scoring in all ways, Spark Connect, MLflow's registry and loader.
+# Data path, the main job with a kill, scoring in all ways, Spark Connect, MLflow's registry and loader, and a notebook in
+# a user's run on an MLflow server.
 core="tests/cluster/test_tfrecord_source.py tests/cluster/test_main_job.py tests/cluster/test_scoring.py
 tests/cluster/test_score_files.py tests/cluster/test_missing_values.py tests/cluster/test_connect.py
-tests/unit/scoring/test_mlflow_model.py"
+tests/unit/scoring/test_mlflow_model.py
+tests/cluster/test_quickstart_notebook.py::test_in_a_users_run_a_table_of_the_catalog_gets_a_model_in_sql_and_a_table_of_scores[classic]"
 
 if [ $# -eq 0 ]; then
     for file in tools/matrix/*.txt; do set -- "$@" "$(basename "$file" .txt)"; done

@@ -1,11 +1,11 @@
 """The notebooks run from top to bottom, in kernels of their own, and leave what they say they leave."""
 
 import ast
+import contextlib
 import json
 import re
 import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import jupyter_client
@@ -16,9 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
+from nbformat.v4 import new_code_cell
 
 from benchmarks.connect_server import own_connect_server
 from mirrorspark.serving.precomputed.store import PrecomputedScores
+from mirrorspark.spark_session import versions
+from tests.mlflow_server import mlflow_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
@@ -97,19 +100,40 @@ def test_a_table_is_fitted_in_one_call_and_compared_with_another_model(tmp_path:
 
 @pytest.mark.full
 @pytest.mark.timeout(800)
-def test_over_spark_connect_a_table_of_the_catalog_gets_a_model_in_sql_and_a_table_of_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("session", ["connect", "classic"])
+def test_in_a_users_run_a_table_of_the_catalog_gets_a_model_in_sql_and_a_table_of_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: str
 ) -> None:
-    """H2, H15: the notebook for Databricks, by a client without Java."""
-    (tmp_path / "server").mkdir()
-    with own_connect_server("local[2]", tmp_path / "server") as url:
-        monkeypatch.setenv("SPARK_REMOTE", url)
-        monkeypatch.setenv("JAVA_HOME", "/nowhere")
-        executed = run_notebook(tmp_path, DATABRICKS)
-    result, by_carrier, best = shown(executed)
+    """H2, H15, L5: the notebook for Databricks, by a client without Java, and with Spark in a standard Jupyter."""
+    places = [tmp_path / name for name in ("spark", "mlflow", "notebook")]
+    for place in places:
+        place.mkdir()
+    spark, tracking, folder = places
+    with contextlib.ExitStack() as servers:
+        if session == "connect":
+            monkeypatch.setenv("SPARK_REMOTE", servers.enter_context(own_connect_server("local[2]", spark)))
+            monkeypatch.setenv("JAVA_HOME", "/nowhere")
+        database, artifacts = f"sqlite:///{tracking / 'store.db'}", str(tracking / "artifacts")
+        port = servers.enter_context(mlflow_server(tracking, database, artifacts))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        notebook = nbformat.read(DATABRICKS, as_version=4)
+        if not versions.HAS_ARROW_UDFS:
+            notebook.cells = [cell for cell in notebook.cells if "register_sql" not in cell.source]
+        begin, end = "import mlflow\nmlflow.start_run(run_name='mine')", "mlflow.end_run()"
+        notebook.cells = [new_code_cell(begin), *notebook.cells, new_code_cell(end)]
+        executed = execute(folder, notebook)
+
+        client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+        (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
+        assert {"val_auc", "test_auc"} <= set(run.data.metrics)
+        assert client.get_model_version_by_alias("late", "challenger").run_id == run.info.run_id
+    result, *by_carrier, best = shown(executed)
     assert "models:/late/1" in result
-    expected, seen = np.reshape(cells(by_carrier), (-1, 2)).T
-    assert np.corrcoef(expected, seen)[0, 1] > 0.8
+    assert len(by_carrier) == versions.HAS_ARROW_UDFS
+    for table in by_carrier:
+        expected, seen = np.reshape(cells(table), (-1, 2)).T
+        assert np.corrcoef(expected, seen)[0, 1] > 0.8
     assert "late/1" in best
 
 
@@ -187,7 +211,7 @@ def test_a_model_of_keras_3_learns_from_a_table_and_in_a_function(tmp_path: Path
 def test_a_fleet_is_scored_with_a_bad_model_resumed_and_an_audience_chosen(tmp_path: Path) -> None:
     """M6, M17: the ledger has the bad model and the second attempt, and the audience buys."""
     executed = run_notebook(tmp_path, FLEET)
-    with closing(sqlite3.connect(tmp_path / "weekly" / "_run" / "ledger.db")) as ledger:
+    with contextlib.closing(sqlite3.connect(tmp_path / "weekly" / "_run" / "ledger.db")) as ledger:
         assert ledger.execute("SELECT model, stage FROM fleet_errors").fetchall() == [("campaign13", "columns")]
         attempts = ledger.execute("SELECT microbatch, outcome FROM fleet_attempts ORDER BY microbatch").fetchall()
     assert attempts == [(number, "done") for number in (0, 1, 2, 3, 3, 4, 5)]
@@ -269,8 +293,12 @@ def cells(table: str) -> list[float]:
 
 
 def run_notebook(folder: Path, path: Path = NOTEBOOK) -> nbformat.NotebookNode:
+    """Execute the notebook of a file."""
+    return execute(folder, nbformat.read(path, as_version=4))
+
+
+def execute(folder: Path, notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Execute a notebook with this interpreter as its kernel and ``folder`` as its working directory."""
-    notebook = nbformat.read(path, as_version=4)
     kernels = folder / "kernels" / "this-python"
     kernels.mkdir(parents=True)
     spec = {
