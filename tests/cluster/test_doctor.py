@@ -43,6 +43,15 @@ def test_doctor_says_at_once_that_a_session_is_too_small(
     assert "FAIL slots         local[2] has 2 task slots for 3 workers" in capsys.readouterr().out
 
 
+@pytest.mark.full
+def test_clocks_are_compared_to_within_a_round_trip_by_files_too(spark: SparkSession, tmp_path: Path) -> None:
+    """Workers and driver have one clock here."""
+    checks = executor_checks.check_executors(spark, 2, 17, {"--output": StoragePath.of(tmp_path)}, events="folder")
+    found = {check.name: check for check in checks}
+    assert found["clocks"].passed, found["clocks"].detail
+    assert 0 < found["clocks"].values["seconds"] < found["events"].values["folder_seconds"] + 0.01
+
+
 def test_a_job_that_hangs_is_cancelled_and_told(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,10 +56,12 @@ def judged(
     gpus: int = 0,
     resource: str = "gpu",
     clocks: dict[int, float] | None = None,
+    clocks_by_files: dict[int, float] | None = None,
     unseen: frozenset[tuple[int, str]] = frozenset(),
     address: str | None = "10.0.0.1:5000",
 ) -> dict[str, Check]:
-    events = EventReport(address, {found.rank: 0.0 for found in answers} if clocks is None else clocks)
+    direct = {found.rank: 0.0 for found in answers} if clocks is None else clocks
+    events = EventReport(address, direct, clocks_by_files or {})
     found = Findings(VERSIONS, "17", {"--output": Store(FOLDER, "t")}, unseen, answers, events)
     return {check.name: check for check in evaluate(found, gpus, resource)}
 
@@ -214,7 +216,23 @@ def test_little_room_is_a_warning() -> None:
 def test_clocks_that_differ_are_a_warning(ahead: float, words: str) -> None:
     check = judged([answer(0), answer(1)], clocks={0: 0.001, 1: ahead})["clocks"]
     assert check.status == "warn"
-    assert check.detail.startswith(f"worker 1 is {words} the driver")
+    assert check.detail.startswith(f"worker 1 is at least {words} the driver")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "line"),
+    [
+        (0.5, "ok   clocks        within 910 ms of the driver's"),
+        (-1.3, "ok   clocks        within 1,300 ms of the driver's"),
+        (2.5, "warn clocks        worker 1 is at least 2.5 s ahead of the driver"),
+        (-2.0, "warn clocks        worker 1 is at least 1.6 s behind the driver"),
+    ],
+)
+def test_clocks_are_compared_by_files_as_exactly_as_a_round_trip_allows(ahead: float, line: str) -> None:
+    """The answers come after 0.41 s."""
+    answers = [answer(0, event_seconds=None), answer(1, event_seconds=None)]
+    check = judged(answers, clocks={}, clocks_by_files={0: -0.2, 1: ahead})["clocks"]
+    assert check.as_line().startswith(line)
 
 
 def test_a_worker_without_its_gpus_is_told() -> None:

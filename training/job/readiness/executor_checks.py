@@ -51,10 +51,12 @@ class EventReport:
     Attributes:
         address: ``host:port`` of the driver; None if no worker was to try it.
         clocks: Seconds by which each rank's clock is ahead of the driver's, by its fastest message.
+        clocks_by_files: The same by messages in files.
     """
 
     address: str | None
     clocks: Mapping[int, float]
+    clocks_by_files: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def check_executors(
     written = {option: store for option, store in stores.items() if option not in refused}
     writers = ("driver", *map(str, range(workers)))
     clocks: dict[int, float] = {}
+    clocks_by_files: dict[int, float] = {}
     try:
         with contextlib.ExitStack() as servers:
             direct = by_files = None
@@ -113,7 +116,7 @@ def check_executors(
             if events != "direct" and "--output" in written:
                 with contextlib.suppress(OSError):  # as the checks of the store say
                     folder = written["--output"].file("events").local
-                    by_files = servers.enter_context(FolderEventServer(folder, _unheard)).address
+                    by_files = servers.enter_context(FolderEventServer(folder, _listener(clocks_by_files))).address
             stored = tuple(written.values())
             question = ProbeRequest(secrets.token_hex(16), direct, stored, gpu_resource_name, by_files)
             body = portable(Probe(question))
@@ -124,7 +127,7 @@ def check_executors(
             for (option, store), theirs in zip(written.items(), answer.stores, strict=True)
             if theirs.reads_driver and theirs.error is None and not _sees(store, answer.rank)
         )
-        report = EventReport(f"{direct.host}:{direct.port}" if direct else None, clocks)
+        report = EventReport(f"{direct.host}:{direct.port}" if direct else None, clocks, clocks_by_files)
     except SPARK_ERRORS as error:
         return [*checks, failure("executors", _job_problem(error))]
     except DriverAddressError as error:
@@ -172,7 +175,7 @@ def evaluate(found: Findings, gpus_per_worker: int, gpu_resource_name: str = "gp
         check_event_channel(found),
         check_all_reduce(found.answers),
         check_disk(found.answers),
-        check_clocks(found.events),
+        check_clocks(found),
         check_gpus(found.answers, gpus_per_worker, gpu_resource_name),
     ]
     return [check for check in checks if check is not None]
@@ -345,20 +348,35 @@ def check_disk(answers: Sequence[ProbeResult]) -> Check:
     return Check("workers' disk", True, f"at least {detail}", values={"free_bytes": least.free_bytes})
 
 
-def check_clocks(events: EventReport) -> Check | None:
-    """Check the executors' clocks against the driver's."""
-    if not events.clocks:
+def check_clocks(found: Findings) -> Check | None:
+    """Check the executors' clocks against the driver's, as exactly as their messages allow it."""
+    ahead = {answer.rank: bounds for answer in found.answers if (bounds := _ahead(answer, found.events)) is not None}
+    if not ahead:
         return None
-    rank, ahead = max(events.clocks.items(), key=lambda entry: abs(entry[1]))
-    if abs(ahead) > CLOCK_SECONDS:
+    rank, (least, most) = max(ahead.items(), key=lambda entry: max(entry[1][0], -entry[1][1]))
+    if (certain := max(least, -most)) > CLOCK_SECONDS:
         return warning(
             "clocks",
-            f"worker {rank} is {abs(ahead):,.1f} s {'ahead of' if ahead > 0 else 'behind'} the driver, so the order of "
-            f"errors and events is uncertain; let NTP set the clocks",
+            f"worker {rank} is at least {certain:,.1f} s {'ahead of' if least > 0 else 'behind'} the driver, so the "
+            f"order of errors and events is uncertain; let NTP set the clocks",
         )
+    within = max(abs(bound) for bounds in ahead.values() for bound in bounds)
     return Check(
-        "clocks", True, f"within {max(1, round(abs(ahead) * 1e3)):,} ms of the driver's", values={"seconds": abs(ahead)}
+        "clocks", True, f"within {max(1, round(within * 1e3)):,} ms of the driver's", values={"seconds": within}
     )
+
+
+def _ahead(answer: ProbeResult, events: EventReport) -> tuple[float, float] | None:
+    """Return the least and the most seconds by which a worker's clock is ahead; None if no message has come.
+
+    The way of a message makes its sender's clock look late, and the fastest one takes no longer than a message with its
+    answer.
+    """
+    ways = ((events.clocks, answer.event_seconds), (events.clocks_by_files, answer.event_files_seconds))
+    for clocks, seconds in ways:
+        if answer.rank in clocks and seconds is not None:
+            return clocks[answer.rank], clocks[answer.rank] + seconds
+    return None
 
 
 def check_gpus(answers: Sequence[ProbeResult], per_worker: int, resource: str) -> Check | None:
@@ -418,10 +436,6 @@ def _sees(store: Store, rank: int) -> bool:
 
     with_timeout(ask, STORE_SECONDS)
     return bool(seen and seen[0])
-
-
-def _unheard(event: Mapping[str, object]) -> None:
-    """Leave a message out that came by files, whose delay would look like that of a clock."""
 
 
 def _listener(clocks: dict[int, float]) -> Callable[[Mapping[str, object]], None]:
