@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 from mirrorspark.data_pipelines import any_table, library_versions
 from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds, raw_columns
 from mirrorspark.data_pipelines.spark import task_bar
+from mirrorspark.distributions import library_version
 from mirrorspark.recommending.item_index.build import BuildPlan, RefreshError, build
 from mirrorspark.recommending.item_index.embed_items import embedded_items
 from mirrorspark.recommending.item_index.register import register
@@ -270,6 +270,10 @@ def _described(
         features_hash=fitted.hash,
         indexes=recalls,
         # The weights come from the vectors of the training's encoders, whatever has embedded the new items.
-        versions={**exported_with(directory.path).encoders, **library_versions(), "tensorflow": version("tensorflow")},
+        versions={
+            **exported_with(directory.path).encoders,
+            **library_versions(),
+            "tensorflow": library_version("tensorflow"),
+        },
         catalogue=asdict(catalogue),
     ).with_columns(fitted, folder)

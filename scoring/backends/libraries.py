@@ -5,9 +5,10 @@ import gc
 import importlib
 import sys
 from collections.abc import Iterator
-from importlib.metadata import requires, version
+from importlib.metadata import requires
 from typing import Any
 
+from mirrorspark.distributions import library_version
 from mirrorspark.extras import install_line
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 
@@ -47,9 +48,9 @@ def import_scann() -> None:
     except Exception as error:  # TensorFlow's own, of an operation or a symbol that it does not find
         needed = next((line for line in requires("scann") or [] if line.startswith("tensorflow")), "tensorflow")
         raise UnsupportedModelError(
-            f"the model holds a ScaNN index, and scann {version('scann')} does not load with TensorFlow "
-            f"{version('tensorflow')}; install {needed.partition(';')[0].strip()}, or search by another index of the "
-            f"model, such as exact"
+            f"the model holds a ScaNN index, and scann {library_version('scann')} does not load with TensorFlow "
+            f"{library_version('tensorflow')}; install {needed.partition(';')[0].strip()}, or search by another index "
+            f"of the model, such as exact"
         ) from error
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
+from mirrorspark.distributions import distribution_of, library_version
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import taken_as_vectors
 from mirrorspark.scoring.input import element_name, is_array
@@ -119,7 +120,8 @@ def input_example(file: Path, folder: Path) -> "pd.DataFrame":
 
 def _trained_requirements(folder: Path) -> list[str]:
     """Return the packages that MLflow needs to load an exported model: TensorFlow's version at the export."""
-    own = {"tensorflow": exported_with(folder).compared.get("tensorflow", version("tensorflow"))}
+    found = exported_with(folder).compared.get("tensorflow") or library_version("tensorflow")
+    own = {distribution_of("tensorflow"): found}
     return [f"{name}=={found}" for name, found in (own | {of: version(of) for of in ("numpy", "pandas")}).items()]
 
 

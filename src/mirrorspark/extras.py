@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.distributions import distribution_of, library_version
 
 # Modules by the extra that brings them; a test compares it with setup.cfg.
 _MODULES: Mapping[str, tuple[str, ...]] = {
@@ -81,11 +82,13 @@ def install_line(module: str) -> str:
     package = module.partition(".")[0]
     if package == "tf_keras":
         with suppress(PackageNotFoundError):
-            return keras_line(version("tensorflow"))
+            return keras_line(library_version("tensorflow"))
     return f'pip install "mirrorspark[{EXTRAS.get(package, "all")}]"'
 
 
 def keras_line(tensorflow: str) -> str:
     """Return the command that installs the tf-keras of a version of TensorFlow, which pip would replace otherwise."""
+    # tf-keras requires the distribution `tensorflow`, which pip would install over `tensorflow-cpu` or another build.
+    alone = "" if distribution_of("tensorflow") == "tensorflow" else "--no-deps "
     # In quotes: zsh takes the asterisk for one of its own.
-    return f'pip install "tf-keras=={".".join(tensorflow.split(".")[:2])}.*"'
+    return f'pip install {alone}"tf-keras=={".".join(tensorflow.split(".")[:2])}.*"'

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mirrorspark import extras
+from mirrorspark.distributions import distribution_of, library_version
 from mirrorspark.extras import EXTRAS, MissingPackageError, install_line, missing, needed
 from mirrorspark.lazy import lazy_exports
 
@@ -59,8 +60,27 @@ def test_the_keras_of_the_installed_tensorflow_is_named(
             raise PackageNotFoundError(package)
         return tensorflow
 
-    monkeypatch.setattr(extras, "version", version)
+    monkeypatch.setattr(extras, "library_version", version)
     assert install_line("tf_keras.layers") == line
+
+
+@pytest.mark.parametrize("distribution", ["tensorflow-cpu", "tf-nightly", "acme-tensorflow"])
+def test_another_build_of_tensorflow_counts_as_tensorflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str
+) -> None:
+    """#53: tf-keras requires ``tensorflow``, which pip would install over that build."""
+    for name, module in ((distribution, "tensorflow"), ("tensorflow-io", "tensorflow_io")):
+        folder = tmp_path / f"{name.replace('-', '_')}-2.20.1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.20.1\n")
+        (folder / "RECORD").write_text(f"{module}/include/a.h,,\n{module}/__init__.py,sha256=0,1\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert distribution_of("tensorflow") == distribution
+    assert library_version("tensorflow") == "2.20.1"
+    assert install_line("tf_keras") == 'pip install --no-deps "tf-keras==2.20.*"'
+    for absent in ("tf-keras", "scann"):
+        with pytest.raises(PackageNotFoundError):
+            library_version(absent)
 
 
 @pytest.mark.parametrize("name", ["numpy.no_such_module", "no_such_module", None])

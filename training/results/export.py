@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +28,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines import EXAMPLE_FILE, library_versions
 from mirrorspark.data_pipelines.dataset import FEATURES_FOLDER
 from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.distributions import library_version
 from mirrorspark.models import catalog, classical, own_model
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import encoder_versions, graph_encoders, save_features
@@ -349,7 +349,7 @@ def _better(
     )
     serving.save(serving.ScoringModule(boosted_trees, trees, dataset.features), folder / SAVED_MODEL_FOLDER)
     description = ModelDescription.load(folder)
-    versions = {**description.versions, "scikit-learn": version("scikit-learn")}
+    versions = {**description.versions, "scikit-learn": library_version("scikit-learn")}
     dataclasses.replace(description, architecture=catalog.BOOSTED_TREES, versions=versions).save(folder)
     return catalog.BOOSTED_TREES, chosen, traced(boosted_trees, trees)
 
@@ -386,7 +386,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
         outputs={**OUTPUTS[architecture.TASK], **(QUANTILES if getattr(model, "has_quantiles", False) else {})},
         versions=encoder_versions(folder, dataset.spec.embedded)
         | library_versions()
-        | {"tensorflow": _tensorflow_version()},
+        | {"tensorflow": library_version("tensorflow")},
         indexes=indexes,
         catalogue=catalogue,
     ).with_columns(dataset.features, folder).save(folder)
@@ -480,10 +480,6 @@ def has_scann() -> bool:
     except (ImportError, tf.errors.NotFoundError):
         return False
     return True
-
-
-def _tensorflow_version() -> str:
-    return version("tensorflow")
 
 
 if __name__ == "__main__":

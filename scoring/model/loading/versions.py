@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.distributions import library_of, library_version
 
 PYTHON = "python"
 
@@ -42,14 +43,6 @@ _COMPUTES_FLAVOR: Mapping[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow", "keras", "tf-keras"),
     "transformers": ("transformers", "torch", "tensorflow"),
 }
-# Libraries with several distributions; other distributions have the name of their library.
-_DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-cpu-aws", "tensorflow-rocm", "intel-tensorflow"),
-    "xgboost": ("xgboost", "xgboost-cpu"),
-}
-
-_LIBRARIES = {name: library for library, names in _DISTRIBUTIONS.items() for name in names}
 # Libraries that read models of older versions by design and compute nothing.
 _READS_OLDER = frozenset({"mlflow", "mlflow-skinny"})
 
@@ -141,10 +134,10 @@ def pinned_versions(folder: Path) -> Versions:
         folder: Folder of the file ``MLmodel``.
     """
     python = _PINNED_PYTHON.search(_text(folder / "python_env.yaml"))
-    pins = {_library(name): pin for name, pin in _PIN.findall(_text(folder / "requirements.txt"))}
+    pins = {library_of(name): pin for name, pin in _PIN.findall(_text(folder / "requirements.txt"))}
     flavors = _FLAVORS.search(_text(folder / "MLmodel"))
     names = _FLAVOR.findall(flavors[1]) if flavors else []
-    compared = {"numpy", *(library for name in names for library in _COMPUTES_FLAVOR.get(name, (_library(name),)))}
+    compared = {"numpy", *(library for name in names for library in _COMPUTES_FLAVOR.get(name, (library_of(name),)))}
     return Versions(
         ({PYTHON: python[1]} if python else {}) | {name: pin for name, pin in pins.items() if name in compared},
         {name: pin for name, pin in pins.items() if name not in compared | _READS_OLDER},
@@ -157,9 +150,8 @@ def installed_version(library: str) -> str | None:
     """Return the installed version of a library or of Python, or None."""
     if library == PYTHON:
         return platform.python_version()
-    for distribution in _DISTRIBUTIONS.get(library, (library,)):
-        with contextlib.suppress(PackageNotFoundError):
-            return version(distribution)
+    with contextlib.suppress(PackageNotFoundError):
+        return library_version(library)
     return None
 
 
@@ -190,12 +182,6 @@ def _warn_of_encoders(different: str) -> None:
         "that the scores are equal",
         different,
     )
-
-
-def _library(distribution: str) -> str:
-    """Return the library of a distribution, by its normalised name (PEP 503)."""
-    name = re.sub(r"[-_.]+", "-", distribution).lower()
-    return _LIBRARIES.get(name, name)
 
 
 def _text(file: Path) -> str:

@@ -143,7 +143,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
             raise PackageNotFoundError(package)
         return "2.20.0"
 
-    monkeypatch.setattr(preflight, "version", version)
+    monkeypatch.setattr(preflight, "library_version", version)
     check = checked(tmp_path, "packages")
     assert check == Check("packages", False, 'pyspark is not installed; run: pip install "mirrorspark[local]"')
 
@@ -172,7 +172,7 @@ def test_keras_3_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def version(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(preflight, "version", version)
+    monkeypatch.setattr(preflight, "library_version", version)
     assert checked(tmp_path, "keras").detail.endswith("; for your own of Keras 3 run: pip install keras")
 
 
@@ -192,7 +192,7 @@ def test_a_tensorflow_that_does_not_work_here_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorflow: str, keras: str, message: str | None
 ) -> None:
     versions = {"tensorflow": tensorflow, "tf-keras": keras}
-    monkeypatch.setattr(preflight, "version", lambda package: versions.get(package, "4.1.0"))
+    monkeypatch.setattr(preflight, "library_version", lambda package: versions.get(package, "4.1.0"))
     check = checked(tmp_path, "packages")
     assert (check.passed, check.detail) == (False, message) if message else check.passed
 
@@ -215,7 +215,7 @@ def test_versions_of_a_platform_are_refused_or_named_with_their_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, number: str, passed: bool, message: str
 ) -> None:
     versions = {"tensorflow": "2.20.0", "tf-keras": "2.20.1", package: number}
-    monkeypatch.setattr(preflight, "version", lambda name: versions.get(name, "4.1.0"))
+    monkeypatch.setattr(preflight, "library_version", lambda name: versions.get(name, "4.1.0"))
     check = checked(tmp_path, "packages")
     assert check.passed is passed
     assert check.detail.endswith(message)
@@ -266,7 +266,7 @@ def test_where_tensorflow_recommenders_fails_is_named(
             raise PackageNotFoundError(package)
         return versions[package]
 
-    monkeypatch.setattr(preflight, "version", found)
+    monkeypatch.setattr(preflight, "library_version", found)
     monkeypatch.setattr(preflight, "requires", lambda _: ["protobuf", 'tensorflow~=2.20.0; extra == "tf"'])
     assert preflight._recommenders() is None
     versions["tensorflow-recommenders"] = "0.7.7"

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ import psutil
 import pyarrow as pa
 
 import mirrorspark
+from mirrorspark.distributions import library_version
 from mirrorspark.spark_session import BarrierTask, barrier_task
 from mirrorspark.storage import StorageError, StoragePath
 from mirrorspark.training.protocol.messages import Admissions, EventAddress, EventClient, handshake
@@ -297,7 +298,7 @@ def fingerprint() -> dict[str, str]:
     found = {"python": ".".join(map(str, sys.version_info[:2]))}
     for package in (*SHARED_PACKAGES, "mirrorspark"):
         try:
-            found[package] = version(package)
+            found[package] = library_version(package)
         except PackageNotFoundError:
             # PySpark is there: as its client alone, which may be of an earlier version than the server.
             found[package] = UNKNOWN if package == "pyspark" else "missing"

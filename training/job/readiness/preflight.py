@@ -10,13 +10,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.distributions import library_version
 from mirrorspark.extras import EXTRAS, install_line, keras_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
@@ -250,11 +251,11 @@ def _parts() -> Check | None:
 
 def _version(package: str) -> str:
     try:
-        return version(package)
+        return library_version(package)
     except PackageNotFoundError:
         if package != "pyspark":
             raise
-        return version("pyspark-client")  # PySpark without its JVM, for sessions of Spark Connect
+        return library_version("pyspark-client")  # PySpark without its JVM, for sessions of Spark Connect
 
 
 def _minor(number: str) -> str:
@@ -270,7 +271,8 @@ def _keras() -> Check:
         return failure("keras", f"Python finds no module tf_keras; run: {install_line('tf_keras')}")
     # Workers set TF_USE_LEGACY_KERAS themselves, so its value here does not matter.
     try:
-        return Check("keras", True, f"workers train models of tf-keras, and your own of Keras {version('keras')}, too")
+        keras = library_version("keras")
+        return Check("keras", True, f"workers train models of tf-keras, and your own of Keras {keras}, too")
     except PackageNotFoundError:
         return Check("keras", True, "workers train models of tf-keras; for your own of Keras 3 run: pip install keras")
 
@@ -278,7 +280,7 @@ def _keras() -> Check:
 def _recommenders() -> Check | None:
     """Return the check of TensorFlow Recommenders, which retrieval models need; None if it is not installed."""
     try:
-        found, tensorflow = version("tensorflow-recommenders"), version("tensorflow")
+        found, tensorflow = library_version("tensorflow-recommenders"), library_version("tensorflow")
     except PackageNotFoundError:
         return None
     if os.environ.get("TF_USE_LEGACY_KERAS", "1") not in ("1", "true", "True"):
@@ -288,7 +290,7 @@ def _recommenders() -> Check | None:
             f"TF_USE_LEGACY_KERAS",
         )
     try:
-        scann, needs = version("scann"), requires("scann") or []
+        scann, needs = library_version("scann"), requires("scann") or []
     except PackageNotFoundError:
         return Check(_RECOMMENDERS, True, f"tensorflow-recommenders {found}, without ScaNN")
     of = next((line.group(1) for line in map(_TENSORFLOW_OF_SCANN.match, needs) if line), _minor(tensorflow))
