@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.storage import StoragePath, encoding_of, listing
 
 _HEAD_BYTES = 1 << 16
+_PART_BYTES = 1 << 20
 _FILES_AT_A_TIME = 16
 _MOST_DOCUMENT_BYTES = 64 << 20
 _DOCUMENTS_AT_A_TIME = 4
@@ -36,11 +38,22 @@ _NO_ROWS = re.compile(
     r'|\{\s*"schema"\s*:\s*\{\s*"fields"',
     re.DOTALL,
 )
+# Files of lines by their names: those of the two suffixes, and Spark's.
+_NAMED_LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$|^part-\d{5}", re.IGNORECASE)
 _TEXT_OR_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|\bNaN\b')
 
 
 class JsonError(ClearError, ValueError):
     """A JSON file that cannot be read right; the message names the file and the remedy."""
+
+
+class _Form(Enum):
+    """The form of a JSON file, as far as its head shows it."""
+
+    LINES = "an object in each line"
+    DOCUMENT = "one document"
+    LISTS = "one line with an object of lists of one length: a document of columns, or a row"
+    CUT = "one line with an object that is longer than the head"
 
 
 class Load(Protocol):
@@ -65,16 +78,14 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
     Raises:
         JsonError: A file is not JSON in UTF-8, has several documents or something else than rows.
     """
-    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        has_lines = list(pool.map(lambda file: _has_lines(file.path), files))
     by_form: dict[bool, list[listing.DataFile]] = defaultdict(list)
-    for file, form in zip(files, has_lines, strict=True):
-        by_form[form].append(file)
+    for file, has_lines in zip(files, _have_lines([file.path for file in files]), strict=True):
+        by_form[has_lines].append(file)
     found: dict[StoragePath, DataFrame] = {}
-    for form, own in by_form.items():
+    for has_lines, own in by_form.items():
         paths = [file.path for file in own]
-        schema = None if form else _schema_of_documents(spark, own)
-        frame = load("json", paths, schema=schema, multiLine=not form)
+        schema = None if has_lines else _schema_of_documents(spark, own)
+        frame = load("json", paths, schema=schema, multiLine=not has_lines)
         if _CORRUPT in frame.columns:
             raise JsonError(
                 f"{paths[0] if len(paths) == 1 else paths[0].parent} has lines or documents that are not JSON objects; "
@@ -83,7 +94,7 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
         if not frame.columns:
             raise JsonError(f"{paths[0]} has no rows; give the file or folder of a table")
         if any(isinstance(field.dataType, StringType) for field in frame.schema):
-            texts = load("text", paths, wholetext=not form)
+            texts = load("text", paths, wholetext=not has_lines)
             # Most texts are passed over by the first, cheap condition.
             if texts.where(F.contains("value", F.lit("NaN")) & F.col("value").rlike(r"[:,\[]\s*NaN\b")).take(1):
                 frame = _without_nan(texts)
@@ -115,8 +126,24 @@ def nan_as_null(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield batch.set_column(0, batch.schema.field(0), pa.array(texts, batch.schema.field(0).type))
 
 
-def _has_lines(path: StoragePath) -> bool:
-    """Return whether a file has an object in each line, rather than a document."""
+def _have_lines(paths: Sequence[StoragePath]) -> list[bool]:
+    """Return for each file whether it has an object in each line, rather than a document.
+
+    An object of lists of one length is a row if the file's name, or another file of the table, shows lines.
+    """
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        forms = list(pool.map(_form, paths))
+    cut = [place for place, form in enumerate(forms) if form is _Form.CUT]
+    with ThreadPoolExecutor(_DOCUMENTS_AT_A_TIME) as pool:
+        for place, form in zip(cut, pool.map(lambda place: _form_of_line(paths[place]), cut), strict=True):
+            forms[place] = form
+    if _Form.LINES not in forms and _Form.LISTS in forms:
+        raise JsonError(_of_lists(paths[forms.index(_Form.LISTS)]))
+    return [form is not _Form.DOCUMENT for form in forms]
+
+
+def _form(path: StoragePath) -> _Form:
+    """Return the form of a file, by its head."""
     head = _head(path)
     encoding = encoding_of(head)
     if not encoding.startswith("utf-8"):
@@ -132,22 +159,63 @@ def _has_lines(path: StoragePath) -> bool:
     first, line_break, rest = text.partition("\n")
     try:
         row = json.loads(first)
-        if isinstance(row, dict) and not rest.strip() and _is_of_columns(row):
-            raise JsonError(_of_columns(path))
-        return isinstance(row, dict)
     except json.JSONDecodeError:
         # A list, or an object over several lines; or a line that is longer than the head.
-        return not line_break and text.startswith("{")
+        return _Form.CUT if not line_break and text.startswith("{") else _Form.DOCUMENT
+    if not isinstance(row, dict):
+        return _Form.DOCUMENT
+    return _Form.LISTS if not rest.strip() and _is_of_columns(row, path) else _Form.LINES
 
 
-def _is_of_columns(document: dict[str, Any]) -> bool:
-    """Return whether an object has a list of equally many values, two or more, for each column of a table."""
+def _form_of_line(path: StoragePath) -> _Form:
+    """Return the form of a file whose first line is longer than the head."""
+    with path.open_read() as file:
+        codec = _codec(bytes(file.read(_HEAD_BYTES)))
+        file.seek(0)
+        text = _first_line(file if codec is None else pa.CompressedInputStream(file, codec))
+    first, _, rest = text.decode("utf-8-sig", errors="replace").lstrip().partition("\n")
+    if rest.strip():
+        return _Form.LINES
+    if len(text) > _MOST_DOCUMENT_BYTES:
+        raise JsonError(_too_large(path))
+    try:
+        return _Form.LISTS if _is_of_columns(json.loads(first), path) else _Form.LINES
+    except json.JSONDecodeError:
+        return _Form.LINES  # not JSON, which Spark finds out
+
+
+def _first_line(file: pa.NativeFile) -> bytes:
+    """Return the first line with something of what follows it, up to the most bytes of a document."""
+    found = bytearray()
+    while (part := file.read(_PART_BYTES)) and len(found) <= _MOST_DOCUMENT_BYTES:
+        found += part
+        if b"\n" in part:
+            found += file.read(_PART_BYTES)
+            break
+    return bytes(found)
+
+
+def _is_of_columns(document: dict[str, Any], path: StoragePath) -> bool:
+    """Return whether an object has a list of equally many values, two or more, for each column of a table.
+
+    A row may have such lists, too: the name of its file can show lines.
+    """
+    if _NAMED_LINES.search(path.name):
+        return False
     lengths = {len(one) if isinstance(one, list) else 0 for one in document.values()}
     return len(lengths) == 1 and max(lengths) > 1
 
 
 def _of_columns(path: StoragePath) -> str:
     return f"{path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)"
+
+
+def _of_lists(path: StoragePath) -> str:
+    return f"{_of_columns(path)}; if it is one row of lists, give it the suffix .jsonl"
+
+
+def _too_large(path: StoragePath) -> str:
+    return f"{path} has more than {_MOST_DOCUMENT_BYTES >> 20} MB in one document; write lines"
 
 
 def _head(path: StoragePath) -> bytes:
@@ -171,7 +239,7 @@ def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile])
         if file.bytes <= _MOST_DOCUMENT_BYTES:
             parsed.append(file.path)
         elif rows is not None or not _head(file.path).decode("utf-8-sig", errors="replace").lstrip().startswith("["):
-            raise JsonError(f"{file.path} has more than {_MOST_DOCUMENT_BYTES >> 20} MB in one document; write lines")
+            raise JsonError(_too_large(file.path))
     with ThreadPoolExecutor(_DOCUMENTS_AT_A_TIME) as pool:
         documents = pool.map(_document if rows is not None else _checked, parsed)
         for document in documents:
@@ -200,8 +268,8 @@ def _document(path: StoragePath) -> Any:
             f"{path} has several documents, the second after {end} characters; write each in a line of its own, "
             f"without commas, or all as one list"
         )
-    if isinstance(document, dict) and _is_of_columns(document):
-        raise JsonError(_of_columns(path))
+    if isinstance(document, dict) and _is_of_columns(document, path):
+        raise JsonError(_of_lists(path))
     if not all(isinstance(one, dict) for one in (document if isinstance(document, list) else [document])):
         raise JsonError(f"{path} has values that are not JSON objects; write an object for each row")
     return document

@@ -278,7 +278,11 @@ def _packed(codec: str, **columns: list[int]) -> bytes:
         ({"t.json": b'{"columns":["a"],"index":[0],"data":[[1]]}'}, "document of columns"),
         ({"t.json": b'{\n "0":{"a":1},"1":{"a":2}}'}, "document of columns"),
         ({"t.json": b'{"a":[1,2],"b":["x","y"]}'}, "document of columns; write rows"),
-        ({"t.json": b'{\n "a":[1,2]}'}, "document of columns; write rows"),
+        (
+            {"t.json": b'{\n "a":[1,2]}'},
+            "document of columns; write rows.*; if it is one row of lists, .* suffix .jsonl",
+        ),
+        ({"t.json": json.dumps({"a": [*range(20_000)]}).encode()}, "document of columns; write rows"),
         ({"t.json": b"[]"}, r"t\.json has no rows"),
         ({"t.jsonl": b'{"a":1,"A":2}\n'}, r"t\.jsonl has several columns or keys 'a', which may differ in case alone"),
         ({"t.csv": b"a,A\n1,2\n"}, r"t\.csv has several columns or keys 'a'"),
@@ -389,6 +393,18 @@ def test_json_may_be_lines_a_list_or_a_document(spark: "SparkSession", tmp_path:
     assert sorted(row.a for row in read_table(spark, tmp_path / "both").collect()) == [1, 1, 1.5, 2, 2, 2]
     (tmp_path / "semicolons.txt").write_text("a;b\n1;2\n")
     assert [tuple(row) for row in read_table(spark, tmp_path / "semicolons.txt", separator=";").collect()] == [(1, 2)]
+
+
+def test_a_row_of_lists_in_json_is_known_by_its_name_or_by_other_files(spark: "SparkSession", tmp_path: Path) -> None:
+    """#52: lists of one length may be the columns of a table, too."""
+    long, short = ({"seen": [*range(length)], "late": [0.5] * length} for length in (20_000, 2))
+    for name, row in (("one/t.jsonl.gz", short), ("spark/part-00000-5f.json", long), ("two/a.json", short)):
+        (tmp_path / name).parent.mkdir()
+        line = f"{json.dumps(row)}\n".encode()
+        (tmp_path / name).write_bytes(gzip.compress(line) if name.endswith(".gz") else line)
+    (tmp_path / "two" / "b.json").write_text("".join(f"{json.dumps(long)}\n" for _ in range(2)))
+    for folder, lengths in {"one": [2], "spark": [20_000], "two": [2, 20_000, 20_000]}.items():
+        assert sorted(len(row.seen) for row in read_table(spark, tmp_path / folder).collect()) == lengths, folder
 
 
 def test_nan_of_json_is_a_missing_value_in_every_column(spark: "SparkSession", tmp_path: Path) -> None:
