@@ -1,12 +1,8 @@
 """One table from files whose schemas differ: columns go by name, and have the widest type of all files."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import reduce
 
-import pyarrow as pa
-import pyarrow.orc
 from pyspark.sql import DataFrame
 from pyspark.sql.types import (
     DataType,
@@ -25,37 +21,10 @@ from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.storage import StoragePath
 
 _WHOLE = ("tinyint", "smallint", "int", "bigint")
-_FOOTERS_AT_A_TIME = 16
 
 
 class SchemasError(ClearError, ValueError):
     """Files of one table have a column in types that contradict; the message names them and the remedy."""
-
-
-class OrcError(ClearError, ValueError):
-    """A file that is not ORC; the message names it."""
-
-
-def by_orc_schema(paths: Sequence[StoragePath]) -> list[list[StoragePath]]:
-    """Return ORC files by their schemas: Spark takes the columns of one file for those of all.
-
-    Raises:
-        OrcError: A file is not an ORC file.
-    """
-    found: dict[str, list[StoragePath]] = defaultdict(list)
-    with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-        for path, schema in zip(paths, pool.map(_orc_schema, paths), strict=True):
-            found[schema].append(path)
-    return list(found.values())
-
-
-def _orc_schema(path: StoragePath) -> str:
-    """Return the columns of an ORC file and their types as a text, which is the same for files of one schema."""
-    try:
-        with path.open_read() as source:
-            return str(pyarrow.orc.ORCFile(source).schema.remove_metadata())
-    except (pa.ArrowException, OSError) as error:
-        raise OrcError(f"{path} is not an ORC file: {error}; leave it out") from error
 
 
 def with_folder_types(schema: StructType, folders: StructType) -> StructType:

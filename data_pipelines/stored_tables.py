@@ -11,15 +11,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.joined_files import (
-    OrcError,
-    SchemasError,
-    as_one,
-    by_orc_schema,
-    with_folder_types,
-)
+from mirrorspark.data_pipelines.joined_files import SchemasError, as_one, with_folder_types
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.memory_tables import TableError
+from mirrorspark.data_pipelines.orc_tables import OrcError, orc_frames
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
@@ -117,7 +112,9 @@ def read_stored(
         load = partial(_load, spark, base, folders, names)
         if kind == "json":
             return json_frames(spark, own, load)
-        return {found[0]: load(kind, found) for found in by_orc_schema([one.path for one in own])}
+        if kind == "orc":
+            return orc_frames(spark, [one.path for one in own], load)
+        return {own[0].path: load(kind, [one.path for one in own])}
 
     try:
         return _by_folders(files, read)

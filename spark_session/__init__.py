@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         task_cores,
         task_property,
     )
+    from mirrorspark.spark_session.time_zone import task_zone
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -103,6 +104,7 @@ __all__ = [
     "task_cores",
     "task_message",
     "task_property",
+    "task_zone",
     "user_settings",
     "versions",
     "why_unreachable",
