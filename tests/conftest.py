@@ -33,8 +33,6 @@ _WARM_WORKERS = (
 
 # Tests are short: a JVM that compiles quickly takes half of the time of one that compiles well.
 _QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-# The environment of a program whose Python workers start as users' do, without anything imported before.
-COLD_WORKERS = {"SPARK_SUBMIT_OPTS": _QUICK_JVM}
 
 # TensorFlow reads this one at import; with Keras 3 nothing here works, so a value from outside does not count.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -67,6 +65,11 @@ for name in (
     "MLFLOW_RUN_ID",
 ):
     os.environ.pop(name, None)
+
+
+def cold_workers() -> dict[str, str]:
+    """Return the environment of a program whose Python workers start as users' do, without anything imported before."""
+    return os.environ | {"SPARK_SUBMIT_OPTS": os.environ["SPARK_SUBMIT_OPTS"].replace(_WARM_WORKERS, "")}
 
 
 # How many examples a property is tried on. No deadline: kernels compile and machines are shared.
@@ -245,6 +248,15 @@ def fetched_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIRRORSPARK_MODEL_CACHE", str(tmp_path_factory.mktemp("fetched")))
         patch.delenv("MIRRORSPARK_OFFLINE", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spark_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tables of Spark's catalog out of the working directory, also those of programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("warehouse")
+        patch.setenv("SPARK_SUBMIT_OPTS", f"{os.environ['SPARK_SUBMIT_OPTS']} -Dspark.sql.warehouse.dir={folder}")
         yield
 
 

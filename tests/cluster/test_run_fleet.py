@@ -207,6 +207,7 @@ def test_a_report_has_speed_cost_failures_and_drift_as_tables_page_and_mlflow_ru
     given = {"fleet": models_of_which_three_are_bad, "failure_budget": 0.25, "paths": tmp_path / "moved.parquet"}
     run = begin(output, **given)
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store_client(store).create_experiment("fleets", (tmp_path / "artifacts").as_uri())
     shared = {"former": former, "experiment": "fleets", "tracking_uri": store}
     report = fleet_report(output, price_per_core_hour=0.36, **shared)
     totals = report.totals

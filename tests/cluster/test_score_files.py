@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from mirrorspark.scoring.run import main
 from mirrorspark.scoring.task.probe import Speed
 from mirrorspark.storage.lakes import LakeTableError
 from mirrorspark.storage.publish import TargetExistsError
-from tests.conftest import COLD_WORKERS, PATIENCE
+from tests.conftest import PATIENCE, cold_workers
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
 from tools.calls import traced
 
@@ -489,7 +488,7 @@ def test_the_command_scores_and_says_so(
     done = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env=os.environ | COLD_WORKERS,
+        env=cold_workers(),
         capture_output=True,
         text=True,
         timeout=PATIENCE * 200,

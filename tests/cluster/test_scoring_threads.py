@@ -1,7 +1,6 @@
 """S10: a model computes with the cores of its task, and its Python worker starts no threads beyond them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import COLD_WORKERS, PATIENCE
+from tests.conftest import PATIENCE, cold_workers
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,7 +26,7 @@ def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.cluster.programs.scoring_threads", *map(str, arguments)],
         cwd=REPOSITORY,
-        env={name: value for name, value in (os.environ | COLD_WORKERS).items() if name not in SAID},
+        env={name: value for name, value in cold_workers().items() if name not in SAID},
         capture_output=True,
         text=True,
         timeout=PATIENCE * 200,

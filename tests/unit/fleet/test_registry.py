@@ -33,7 +33,8 @@ def test_a_name_that_no_registry_takes_is_refused_first(name: str) -> None:
         register_fleet(many(1), name)
 
 
-def test_a_fleet_may_have_any_name_that_the_registry_takes(tmp_path: Path) -> None:
+def test_a_fleet_may_have_any_name_that_the_registry_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the place of MLflow's mlruns
     store, names = new_store(tmp_path), ["it's", 'a "b"', "'\\'", "a?b#c", "a@b", "x' OR name = 'y"]
     register_fleet(many(1), "it_s", tracking_uri=store)
     for name in names:

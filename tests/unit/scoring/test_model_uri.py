@@ -107,7 +107,7 @@ def test_the_last_of_a_runs_models_of_one_name_is_used(store: Store, tmp_path: P
     from mlflow import MlflowClient
 
     client = MlflowClient(store.uri)
-    run = client.create_run(client.create_experiment("several"))
+    run = client.create_run(client.create_experiment("several", (tmp_path / "artifacts").as_uri()))
     with pytest.raises(ModelNotFoundError, match="the run has no model"):
         resolve(f"runs:/{run.info.run_id}", store.uri)
     folders = []

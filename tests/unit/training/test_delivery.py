@@ -221,7 +221,7 @@ def test_the_description_of_a_users_run_stays_the_users(
 
 
 def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
-    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch, mlflow_store: str
+    job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch, mlflow_store: str, tmp_path: Path
 ) -> None:
     """L5: ``mlflow.autolog()`` is the user's, and goes on for the user's own models."""
     from sklearn.linear_model import LinearRegression
@@ -233,6 +233,7 @@ def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
     monkeypatch.setattr(delivery.evaluate_run, "compare_binary", fit)
     mlflow.set_tracking_uri(mlflow_store)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)  # so that it is taken back
+    mlflow.create_experiment("autologging", (tmp_path / "artifacts").as_uri())
     experiment = mlflow.set_experiment("autologging").experiment_id
     mlflow.sklearn.autolog(log_models=False, log_input_examples=False, log_model_signatures=False, silent=True)
     try:
