@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, one_line, without_credentials
     from mirrorspark.storage.event_file import FOR_MLFLOW, Event, EventFile, EventTail
+    from mirrorspark.storage.hadoop_uris import hadoop_path, hadoop_uri, literal_hadoop_uri
     from mirrorspark.storage.lease import (
         Holder,
         LeaseLostError,
@@ -39,10 +40,7 @@ if TYPE_CHECKING:
         StoragePath,
         StoredFile,
         StoreUnreachableError,
-        hadoop_path,
-        hadoop_uri,
         leads_out,
-        literal_hadoop_uri,
     )
     from mirrorspark.storage.text_file import encoding_of, read_text
 else:

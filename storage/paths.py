@@ -22,14 +22,13 @@ from mirrorspark.storage.atomic_file import arriving, move, replaced
 
 # The longest name of a file that Linux takes.
 _NAME_BYTES = 255
-_LOCAL_SCHEMES = ("", "file")
+LOCAL_SCHEMES = ("", "file")
 # Schemes that pyarrow serves itself; fsspec serves all others.
 _ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 _HADOOP_SPELLINGS = {"s3a": "s3", "s3n": "s3"}
 # At least two letters, because a Windows drive has one.
 _ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?!/)(?P<rest>.*)", re.DOTALL)
 _DENIED = re.compile(r"(access|permission).?denied|forbidden|\b403\b", re.IGNORECASE)
-_PATTERN_CHARACTERS = re.compile(r"[\\*?\[\]{}]")
 _COPY_BYTES = 8 * 2**20
 
 
@@ -88,8 +87,8 @@ class StoragePath:
         scheme, separator, rest = text.partition("://")
         if isinstance(location, Path) or not separator:
             return cls(str(_local_path(text).absolute()))
-        scheme = _HADOOP_SPELLINGS.get(scheme.lower(), scheme.lower())
-        if scheme in _LOCAL_SCHEMES:
+        scheme = known_scheme(scheme)
+        if scheme in LOCAL_SCHEMES:
             return cls(str(Path(unquote("/" + rest.lstrip("/"))).absolute()))
         if urlsplit(f"{scheme}://{rest}").password is not None:
             raise StorageError(f"a {scheme}:// location carries a password; put credentials into the environment")
@@ -394,37 +393,9 @@ Location = str | Path | StoragePath
 """A path argument in any accepted form."""
 
 
-def hadoop_uri(path: StoragePath, *given: Location) -> str:
-    """Return a path as a URI for Hadoop and Spark.
-
-    Args:
-        path: A location, or a path in it.
-        given: Locations as the user wrote them. Their scheme is kept: Hadoop, unlike us, distinguishes ``s3a`` and
-            ``s3``.
-    """
-    if path.is_local:
-        return f"file://{path.uri}"  # without a scheme Hadoop would look in its default file system
-    scheme, _, rest = path.uri.partition("://")
-    spellings = [str(location).partition("://")[0] for location in given]
-    spelled = next((one for one in spellings if _HADOOP_SPELLINGS.get(one.lower(), one.lower()) == scheme), scheme)
-    return f"{spelled}://{rest}"
-
-
-def literal_hadoop_uri(path: StoragePath, *given: Location) -> str:
-    """Return a path as in :func:`hadoop_uri`, with every character escaped that ``spark.read`` takes for a pattern."""
-    return _PATTERN_CHARACTERS.sub(r"\\\g<0>", hadoop_uri(path, *given))
-
-
-def hadoop_path(uri: str) -> StoragePath:
-    """Return the path for a URI from Hadoop: percent-encoded, with one slash or three if there is no host."""
-    scheme, _, rest = unquote(uri).partition(":")
-    scheme = _HADOOP_SPELLINGS.get(scheme.lower(), scheme.lower())
-    if rest.startswith("//") and not rest.startswith("///"):
-        return StoragePath(f"{scheme}:{rest}")
-    path = "/" + rest.lstrip("/")
-    if scheme == "dbfs":  # which Databricks mounts
-        return StoragePath(path if path.startswith("/Volumes/") else f"/dbfs{path}")
-    return StoragePath(path if scheme in _LOCAL_SCHEMES else f"{scheme}://{path}")
+def known_scheme(scheme: str) -> str:
+    """Return our spelling of a scheme: ``s3`` for Hadoop's ``s3a``."""
+    return _HADOOP_SPELLINGS.get(scheme.lower(), scheme.lower())
 
 
 def _local_path(text: str) -> Path:

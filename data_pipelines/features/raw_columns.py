@@ -150,52 +150,8 @@ def plain_column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def restored_type(found: pa.DataType, known: pa.DataType) -> pa.DataType:
-    """Return ``known`` for a type that pandas may give a column of that type where values are missing, else ``found``.
-
-    Whole numbers and booleans become floats there, and whole numbers decimals.
-    """
-    if _is_list(found) and _is_list(known):
-        return pa.list_(restored_type(found.value_type, known.value_type))
-    if pa.types.is_integer(known):
-        return pa.int64() if pa.types.is_floating(found) or pa.types.is_decimal(found) else found
-    return known if pa.types.is_floating(found) and pa.types.is_boolean(known) else found
-
-
-def restored_column(name: str, column: pa.Array, known: pa.DataType) -> pa.Array:
-    """Return a column in the type of :func:`restored_type`, in which NaN is null.
-
-    Raises:
-        ColumnError: A value is none of that type, such as 2.5 among whole numbers.
-    """
-    wanted = restored_type(column.type, known)
-    if wanted == column.type:
-        return column
-    if _is_list(column.type):
-        lists = column.cast(pa.list_(column.type.value_type))
-        lengths, values = list_lengths(lists), restored_column(name, lists.flatten(), known.value_type)
-        whole = _lists(lengths, values)
-        return pc.if_else(lists.is_valid(), whole, pa.scalar(None, whole.type)) if lists.null_count else whole
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    if pa.types.is_boolean(wanted):
-        is_right = pc.or_(pc.equal(column, 0.0), pc.equal(column, 1.0)).fill_null(True)
-        wrong = column.filter(pc.invert(is_right)).to_pylist()
-    else:
-        try:
-            return column.cast(wanted)
-        except pa.ArrowInvalid:
-            given = (value for value in column.to_pylist() if value is not None)
-            wrong = [value for value in given if not abs(value) < 2**63 or value != int(value)]
-    if wrong:
-        raise ColumnError(
-            f"column '{name}' has type {column.type} and the value {wrong[0]}; the model was trained with {known}: "
-            f"give such values, and null or NaN for missing ones"
-        )
-    return column.cast(wanted)
-
-
-def _is_list(column_type: pa.DataType) -> bool:
+def is_list(column_type: pa.DataType) -> bool:
+    """Return whether a type is one of lists, in any of Arrow's forms."""
     return any(check(column_type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
@@ -340,9 +296,7 @@ def _is_time(column_type: pa.DataType) -> bool:
 
 def _is_list_of(is_element: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
     def fits(column_type: pa.DataType) -> bool:
-        return _is_list(column_type) and (
-            pa.types.is_null(column_type.value_type) or is_element(column_type.value_type)
-        )
+        return is_list(column_type) and (pa.types.is_null(column_type.value_type) or is_element(column_type.value_type))
 
     return fits
 
@@ -379,7 +333,7 @@ def _as_times(column: pa.Array) -> pa.Array:
     times = lists.flatten()
     if pa.types.is_date32(times.type):
         times = times.cast(pa.int32())
-    return _lists(list_lengths(lists), times.cast(pa.int64()).fill_null(NO_TIME))
+    return lists_of(list_lengths(lists), times.cast(pa.int64()).fill_null(NO_TIME))
 
 
 def _has_elements(column: pa.Array) -> bool:
@@ -410,7 +364,7 @@ def _vector_parts(feature: Sparse, column: pa.Array) -> tuple[pa.ListArray, pa.L
         # Maps are lists of pairs, but Arrow's list functions do not take them.
         pairs = column.cast(pa.list_(_PAIR), safe=False)
         lengths, (indices, values) = list_lengths(pairs), pairs.flatten().flatten()
-        return _lists(lengths, indices), _lists(lengths, values)
+        return lists_of(lengths, indices), lists_of(lengths, values)
     return _spark_vector_parts(feature, column)
 
 
@@ -433,7 +387,7 @@ def _spark_vector_parts(feature: Sparse, column: pa.StructArray) -> tuple[pa.Lis
     kept = ~dense_entries | (flat != 0)
     rows = np.repeat(np.arange(len(lengths)), lengths)[kept]
     kept_lengths = np.bincount(rows, minlength=len(lengths))
-    return _lists(kept_lengths, pa.array(indices[kept])), _lists(kept_lengths, pa.array(flat[kept]))
+    return lists_of(kept_lengths, pa.array(indices[kept])), lists_of(kept_lengths, pa.array(flat[kept]))
 
 
 def _in_time_order(feature: Sequence, tokens: pa.ListArray, times: pa.ListArray) -> pa.ListArray:
@@ -441,13 +395,13 @@ def _in_time_order(feature: Sequence, tokens: pa.ListArray, times: pa.ListArray)
     _check_lengths(feature, tokens, times)
     lengths, flat_times = list_lengths(tokens), times.flatten().to_numpy(zero_copy_only=False)
     order = order_within_rows(flat_times, lengths)
-    return _lists(lengths, tokens.flatten() if order is None else tokens.flatten().take(pa.array(order)))
+    return lists_of(lengths, tokens.flatten() if order is None else tokens.flatten().take(pa.array(order)))
 
 
 def _entries(feature: Sparse, indices: pa.ListArray, values: pa.ListArray) -> pa.ListArray:
     """Return both lists as one list of entries."""
     _check_lengths(feature, indices, values)
-    return _lists(
+    return lists_of(
         list_lengths(indices), pa.StructArray.from_arrays([indices.flatten(), values.flatten()], fields=[*_ENTRY])
     )
 
@@ -523,6 +477,7 @@ def list_lengths(column: pa.ListArray) -> np.ndarray:
     return pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _lists(lengths: np.ndarray, values: pa.Array) -> pa.ListArray:
+def lists_of(lengths: np.ndarray, values: pa.Array) -> pa.ListArray:
+    """Return lists of the given lengths, none of them null."""
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(starts), values)

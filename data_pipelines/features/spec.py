@@ -12,11 +12,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mirrorspark.data_pipelines.features.checks import known_kind
 from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
@@ -33,8 +32,9 @@ from mirrorspark.data_pipelines.features.kinds import (
     repeated_names,
 )
 from mirrorspark.data_pipelines.features.names import refusal_of_name
+from mirrorspark.data_pipelines.features.plain_data import built, check_mapping, feature_from_dict, plain
 from mirrorspark.pages import heading_html, panel_html, rows_html
-from mirrorspark.storage import atomic_file, meant, read_text
+from mirrorspark.storage import atomic_file, read_text
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
@@ -48,8 +48,6 @@ USER_NAME = re.compile(
     r"(_?(id|ids|key|no|nr|num|number|name|idx|index|code|hash|uuid|guid))?|uid",
     re.IGNORECASE,
 )
-
-_KINDS: Mapping[str, type[Feature]] = {kind.kind: kind for kind in get_args(Feature)}
 
 
 @dataclass(frozen=True)
@@ -331,7 +329,7 @@ class FeatureSpec:
             "features": {
                 feature.name: {"kind": feature.kind}
                 | {
-                    key: list(value) if isinstance(value, tuple) else value
+                    key: plain(value)
                     for key, value in dataclasses.asdict(feature).items()
                     # Without `ngrams`, where there are none, specs from before there were any keep their hash.
                     if key != "name" and (key != "ngrams" or value is not None)
@@ -340,7 +338,7 @@ class FeatureSpec:
             },
             # Without `positive` and `rating`, where not used, specs from before there were any keep their hash.
             "label": {
-                name: _plain(value)
+                name: plain(value)
                 for name, value in dataclasses.asdict(self.label).items()
                 if name not in ("positive", "rating") or value is not None
             },
@@ -367,10 +365,10 @@ class FeatureSpec:
         if missing:
             raise FeatureSpecError(f"feature spec lacks {missing}; add them")
         features, label, keys = data["features"], data["label"], data["keys"]
-        _check_mapping("features", features)
+        check_mapping("features", features)
         return cls(
-            features=tuple(_feature_from_dict(name, options) for name, options in features.items()),
-            label=Label(label) if isinstance(label, str) else _build(Label, "label", label),
+            features=tuple(feature_from_dict(name, options) for name, options in features.items()),
+            label=Label(label) if isinstance(label, str) else built(Label, "label", label),
             keys=(keys,) if isinstance(keys, str) else tuple(keys),
             weight=data.get("weight"),
             exclude=data.get("exclude"),
@@ -402,7 +400,7 @@ class FeatureSpec:
             document = yaml.safe_load(read_text(Path(path)))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise FeatureSpecError(f"feature spec {path} cannot be read: {error}") from error
-        _check_mapping(f"feature spec {path}", document)
+        check_mapping(f"feature spec {path}", document)
         return cls.from_dict(document)
 
     def _edited(self) -> dict[str, Any]:
@@ -410,13 +408,13 @@ class FeatureSpec:
         features = {
             feature.name: {"kind": feature.kind}
             | {
-                each.name: _plain(getattr(feature, each.name))
+                each.name: plain(getattr(feature, each.name))
                 for each in dataclasses.fields(feature)
                 if each.name != "name" and getattr(feature, each.name) != each.default
             }
             for feature in self.features
         }
-        label = {name: _plain(value) for name, value in dataclasses.asdict(self.label).items() if value is not None}
+        label = {name: plain(value) for name, value in dataclasses.asdict(self.label).items() if value is not None}
         others = {name: getattr(self, name) for name in _OTHERS if getattr(self, name) is not None}
         items = {"items": self._items_dict(self.items._edited())} if self.items else {}
         return {"label": label, "keys": list(self.keys), **others, "features": features, **items}
@@ -464,41 +462,10 @@ class FeatureSpec:
 
 
 def _items_from_dict(items: Any) -> FeatureSpec:
-    _check_mapping("items", items)
+    check_mapping("items", items)
     if sorted(items) != ["features", "key"]:
         raise FeatureSpecError(f"items have the parts {sorted(items)}; give key and features")
-    _check_mapping("items: features", items["features"])
+    check_mapping("items: features", items["features"])
     return FeatureSpec.of_items(
-        items["key"], [_feature_from_dict(name, options) for name, options in items["features"].items()]
+        items["key"], [feature_from_dict(name, options) for name, options in items["features"].items()]
     )
-
-
-def _feature_from_dict(name: str, options: Any) -> Feature:
-    subject = f"feature '{name}'"
-    _check_mapping(subject, options)
-    kind = known_kind(subject, options.get("kind"), _KINDS)
-    given = {key: value for key, value in options.items() if key != "kind"}
-    feature: Feature = _build(_KINDS[kind], subject, {"name": name} | given)
-    return feature
-
-
-def _build(kind: Any, subject: str, options: Any) -> Any:
-    _check_mapping(subject, options)
-    known = [option.name for option in dataclasses.fields(kind)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise FeatureSpecError(f"{subject}: option {unknown} is unknown{meant(str(unknown[0]), known)}; use {known}")
-    try:
-        # YAML has lists only.
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
-    except TypeError as error:
-        raise FeatureSpecError(f"{subject}: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _check_mapping(subject: str, options: Any) -> None:
-    if not isinstance(options, Mapping):
-        raise FeatureSpecError(f"{subject} is {options!r}; give a mapping, for example {{kind: categorical}}")

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.input.column_types import COLUMN_TYPES, ELEMENT_TYPES, ElementType, element_name, is_array
+from mirrorspark.scoring.input.restored_columns import restored_column, restored_type
 from mirrorspark.storage import each_meant
 
 TokenFamily = Literal["boolean", "integer", "string"]
@@ -130,8 +131,8 @@ def as_trained(table: _Rows, types: Mapping[str, pa.DataType]) -> _Rows:
     """
     for name, known in types.items():
         place = table.schema.get_field_index(name)
-        if place >= 0 and raw_columns.restored_type(found := table.schema.field(place).type, known) != found:
-            column = raw_columns.restored_column(name, raw_columns.plain_column(table, name), known)
+        if place >= 0 and restored_type(found := table.schema.field(place).type, known) != found:
+            column = restored_column(name, raw_columns.plain_column(table, name), known)
             table = table.set_column(place, name, column)
     return table
 
@@ -302,7 +303,7 @@ class Column:
             return pa.nulls(len(column))
         known = pa.list_(self._kind.arrow) if self.is_array else self._kind.arrow
         if not self._fits(column.type) and self.decode is None:
-            column = raw_columns.restored_column(self.name, column, known)
+            column = restored_column(self.name, column, known)
         if not (pa.types.is_null(column.type) or self._fits(column.type)):
             raise raw_columns.ColumnError(
                 f"column '{self.name}' has type {column.type}, the model takes {self.type}; cast it in the query"

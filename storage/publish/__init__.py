@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.storage.publish.job import SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
+    from mirrorspark.storage.publish.job import WriteJob, WrittenFile
     from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
     from mirrorspark.storage.publish.recovery import (
         ForeignStagingError,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         living,
         state_of,
     )
+    from mirrorspark.storage.publish.save_modes import SaveMode, TargetExistsError, holds_data
     from mirrorspark.storage.publish.staging import (
         OPEN_FILE,
         STAGING_PREFIX,

@@ -14,12 +14,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from mirrorspark.clear_error import ClearError
 from mirrorspark.storage.abilities import can_rename
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.lease import TIMING, Holder, Lease, LeaseLostError, Timing
@@ -28,11 +26,11 @@ from mirrorspark.storage.publish.claims import is_claimed, is_lost
 from mirrorspark.storage.publish.journal import Journal, flush, in_parallel
 from mirrorspark.storage.publish.keeper import end_keeper, start_keeper
 from mirrorspark.storage.publish.recovery import is_foreign, recover, restore_former, settle
+from mirrorspark.storage.publish.save_modes import SaveMode, TargetExistsError, holds_data
 from mirrorspark.storage.publish.staging import (
     ATTEMPTS_FOLDER,
     FORMER_FOLDER,
     LEASE_FILE,
-    STAGING_PREFIX,
     SUCCESS_FILE,
     WHOLE_FOLDER,
     Staging,
@@ -46,43 +44,6 @@ from mirrorspark.storage.publish.staging import (
 _LOGGER = logging.getLogger(__name__)
 
 _GIVEN_UP_FILE = "given-up"
-
-
-class SaveMode(StrEnum):
-    """Treatment of existing data by a write, in Spark's words."""
-
-    ERROR = "error"
-    APPEND = "append"
-    OVERWRITE = "overwrite"
-    IGNORE = "ignore"
-
-    @classmethod
-    def of(cls, mode: str) -> "SaveMode":
-        """Return the mode with that name; ``errorifexists`` and ``default`` are aliases of ``error``.
-
-        Raises:
-            ValueError: There is no such mode.
-        """
-        name = mode.lower()
-        if name in ("errorifexists", "default"):
-            return cls.ERROR
-        if name not in [*cls]:
-            raise ValueError(f"mode {mode!r} is none of {', '.join(cls)}; choose one of them")
-        return cls(name)
-
-
-class TargetExistsError(ClearError, FileExistsError):
-    """The target has data, and the save mode does not allow changing it."""
-
-    def __init__(self, target: StoragePath) -> None:
-        super().__init__(
-            f"{target} exists already; use mode 'overwrite' to replace it, 'append' to add to it, or another path"
-        )
-        self.target = target
-
-    def __reduce__(self) -> tuple[type["TargetExistsError"], tuple[StoragePath]]:
-        """Pickle by the target: the message alone does not rebuild the error."""
-        return TargetExistsError, (self.target,)
 
 
 @dataclass(frozen=True)
@@ -471,18 +432,6 @@ def _check_lease(lease: Lease) -> None:
         raise LeaseLostError(
             f"{error}, and another write may have taken this one back: it is not published; write again"
         ) from error
-
-
-def holds_data(target: StoragePath) -> bool:
-    """Return whether ``target`` has data: anything except empty folders and the staging folders of writes."""
-    if target.is_file():
-        return True
-    if target.is_local:
-        return target.exists() and any(not entry.name.startswith(STAGING_PREFIX) for entry in target.local.iterdir())
-    # Folder by folder, so that the first file ends the listing.
-    return bool(target.files(recursive=False)) or any(
-        folder.files() for folder in target.folders() if not folder.name.startswith(STAGING_PREFIX)
-    )
 
 
 def _earlier_write(target: StoragePath, name: str, owner: Holder) -> Staging | None:

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
+from mirrorspark.storage.hadoop_uris import hadoop_path, hadoop_uri
 from mirrorspark.storage.lakes import LakeTableError, lake_around
 from mirrorspark.storage.listing import list_files
-from mirrorspark.storage.paths import StorageError, StoragePath, hadoop_path, hadoop_uri
+from mirrorspark.storage.paths import StorageError, StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
 
 
