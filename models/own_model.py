@@ -176,12 +176,18 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
         callbacks: Keras callbacks; each worker gets a copy of each.
 
     Raises:
-        ModelSettingsError: ``build`` cannot be called with the features, or something it uses cannot be pickled.
+        ModelSettingsError: ``build`` cannot be called with the features, something it uses cannot be pickled, or a
+            callback changes what a checkpoint saves.
     """
     name = getattr(build, "__qualname__", type(build).__name__)
     if not callable(build):
         raise ModelSettingsError(f"model {build!r} is not a function; give one from the features to a Keras model")
     _require_function_of_features(build, name)
+    if any(getattr(one, "swap_on_epoch", False) for one in callbacks):
+        raise ModelSettingsError(
+            "SwapEMAWeights(swap_on_epoch=True) would save averages as the weights from which a training resumes; "
+            "leave swap_on_epoch out: the averages are exported in any case"
+        )
     given = (build, tuple(callbacks))
     with _modules_by_value():
         try:

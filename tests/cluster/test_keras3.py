@@ -155,8 +155,12 @@ def test_the_kill_has_changed_no_bit(broken: ms.FitResult, spark: "SparkSession"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("build", [own_step(), None], ids=["own step", "uncompiled"])
-def test_other_kinds_of_models_learn(spark: "SparkSession", output: Path, build: Any) -> None:
+@pytest.mark.parametrize(
+    ("build", "precision"),
+    [(own_step(), "float32"), (None, "float32"), (None, "mixed_float16")],
+    ids=["own step", "uncompiled", "mixed precision"],
+)
+def test_other_kinds_of_models_learn(spark: "SparkSession", output: Path, build: Any, precision: str) -> None:
     def plain(features: Any) -> Any:
         inputs = ms.feature_inputs(features, keras)
         return keras.Model(inputs, keras.layers.Dense(1)(ms.feature_vector(features, inputs, 4)))
@@ -167,7 +171,7 @@ def test_other_kinds_of_models_learn(spark: "SparkSession", output: Path, build:
             self.compile(keras.optimizers.Adam(0.03), loss=keras.losses.BinaryCrossentropy(from_logits=True))
 
     of_kind = {"model": Compiled if build else plain, "monitor": "val_loss", "learning_rate": 0.03}
-    result = fit(spark, output, "own-step" if build else "uncompiled", **of_kind)
+    result = fit(spark, output, "own-step" if build else f"plain-{precision}", precision=precision, **of_kind)
     assert result.metrics["test"]["auc"] > 0.8
 
 

@@ -314,6 +314,13 @@ def test_what_cannot_be_a_model_is_refused_before_anything_starts(build: Any, ki
         own_model.own_model(build, kind)
 
 
+def test_averages_in_the_place_of_weights_are_refused() -> None:
+    """#53: a checkpoint of an epoch would have them, and the export the weights."""
+    with pytest.raises(ModelSettingsError, match=r"SwapEMAWeights\(swap_on_epoch=True\) would save averages as"):
+        own_model.own_model(logits, "binary", [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)])
+    own_model.own_model(logits, "binary", [keras.callbacks.SwapEMAWeights()])
+
+
 def test_what_is_no_model_of_keras_is_named() -> None:
     with pytest.raises(ModelSettingsError, match="returns int; return a model of Keras"):
         built(lambda features: 3)
