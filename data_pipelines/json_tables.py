@@ -51,6 +51,7 @@ class _Form(Enum):
     """The form of a JSON file, as far as its head shows it."""
 
     LINES = "an object in each line"
+    LINES_OF_LISTS = "an object in each line, the first with nothing but lists"
     DOCUMENT = "one document"
     LISTS = "one line with an object of lists of one length: a document of columns, or a row"
     CUT = "one line with an object that is longer than the head"
@@ -129,7 +130,8 @@ def nan_as_null(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _have_lines(paths: Sequence[StoragePath]) -> list[bool]:
     """Return for each file whether it has an object in each line, rather than a document.
 
-    An object of lists of one length is a row if the file's name, or another file of the table, shows lines.
+    An object of lists of one length is a row if the file's name shows lines, or if another file of the table has lines
+    of lists.
     """
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         forms = list(pool.map(_form, paths))
@@ -137,7 +139,7 @@ def _have_lines(paths: Sequence[StoragePath]) -> list[bool]:
     with ThreadPoolExecutor(_DOCUMENTS_AT_A_TIME) as pool:
         for place, form in zip(cut, pool.map(lambda place: _form_of_line(paths[place]), cut), strict=True):
             forms[place] = form
-    if _Form.LINES not in forms and _Form.LISTS in forms:
+    if _Form.LINES_OF_LISTS not in forms and _Form.LISTS in forms:
         raise JsonError(_of_lists(paths[forms.index(_Form.LISTS)]))
     return [form is not _Form.DOCUMENT for form in forms]
 
@@ -161,10 +163,16 @@ def _form(path: StoragePath) -> _Form:
         row = json.loads(first)
     except json.JSONDecodeError:
         # A list, or an object over several lines; or a line that is longer than the head.
-        return _Form.CUT if not line_break and text.startswith("{") else _Form.DOCUMENT
+        if line_break or not text.startswith("{"):
+            return _Form.DOCUMENT
+        return _Form.LINES if _NAMED_LINES.search(path.name) else _Form.CUT
     if not isinstance(row, dict):
         return _Form.DOCUMENT
-    return _Form.LISTS if not rest.strip() and _is_of_columns(row, path) else _Form.LINES
+    return _Form.LISTS if not rest.strip() and _is_of_columns(row, path) else _form_of_row(row)
+
+
+def _form_of_row(row: dict[str, Any]) -> _Form:
+    return _Form.LINES_OF_LISTS if row and all(isinstance(value, list) for value in row.values()) else _Form.LINES
 
 
 def _form_of_line(path: StoragePath) -> _Form:
@@ -174,12 +182,11 @@ def _form_of_line(path: StoragePath) -> _Form:
         file.seek(0)
         text = _first_line(file if codec is None else pa.CompressedInputStream(file, codec))
     first, _, rest = text.decode("utf-8-sig", errors="replace").lstrip().partition("\n")
-    if rest.strip():
-        return _Form.LINES
-    if len(text) > _MOST_DOCUMENT_BYTES:
+    if not rest.strip() and len(text) > _MOST_DOCUMENT_BYTES:
         raise JsonError(_too_large(path))
     try:
-        return _Form.LISTS if _is_of_columns(json.loads(first), path) else _Form.LINES
+        row = json.loads(first)
+        return _Form.LISTS if not rest.strip() and _is_of_columns(row, path) else _form_of_row(row)
     except json.JSONDecodeError:
         return _Form.LINES  # not JSON, which Spark finds out
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.orc
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import ArrayType, DataType, TimestampType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
@@ -80,14 +81,20 @@ def _has_no_zone(kind: pa.DataType) -> bool:
 
 
 def _with_wall_clocks(frame: DataFrame, columns: dict[str, pa.DataType], zone: str) -> DataFrame:
-    if not columns:
+    # A folder's value may have the name of a column of the file.
+    moments = {field.name for field in frame.schema if field.name in columns and _is_moment(field.dataType)}
+    if not moments:
         return frame
     return frame.select(
         *[
-            (_wall_clock(quoted(name), columns[name], zone) if name in columns else quoted(name)).alias(name)
+            (_wall_clock(quoted(name), columns[name], zone) if name in moments else quoted(name)).alias(name)
             for name in frame.columns
         ]
     )
+
+
+def _is_moment(kind: DataType) -> bool:
+    return _is_moment(kind.elementType) if isinstance(kind, ArrayType) else isinstance(kind, TimestampType)
 
 
 def _wall_clock(moment: Column, kind: pa.DataType, zone: str) -> Column:

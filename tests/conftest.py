@@ -186,7 +186,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what starts processes, lengthen limits, and choose: the usual tests, or with ``--full`` the long ones."""
     chosen = []
     # A test that is asked for by its name runs.
-    named = tuple(name for argument in config.args if (name := argument.partition("::")[2]))
+    named = [re.compile(rf".*{re.escape(argument)}(?:$|\[|::)") for argument in config.args if "::" in argument]
     for item in items:
         limit = item.get_closest_marker("timeout")
         seconds = float(limit.args[0] if limit else config.getini("timeout"))
@@ -196,7 +196,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("process")
         is_long = item.get_closest_marker("full") is not None
         is_property = hypothesis.is_hypothesis_test(getattr(item, "obj", None))
-        is_named = item.nodeid.partition("::")[2].startswith(named)
+        is_named = any(pattern.match(f"{item.path}::{item.nodeid.partition('::')[2]}") for pattern in named)
         if is_named or ((is_long or is_property or folder == "faults") if config.getoption("full") else not is_long):
             chosen.append(item)
     kept = set(chosen)
@@ -256,7 +256,8 @@ def spark_warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tables of Spark's catalog out of the working directory, also those of programs."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("warehouse")
-        patch.setenv("SPARK_SUBMIT_OPTS", f"{os.environ['SPARK_SUBMIT_OPTS']} -Dspark.sql.warehouse.dir={folder}")
+        if " " not in str(folder):  # Spark divides its options at spaces.
+            patch.setenv("SPARK_SUBMIT_OPTS", f"{os.environ['SPARK_SUBMIT_OPTS']} -Dspark.sql.warehouse.dir={folder}")
         yield
 
 

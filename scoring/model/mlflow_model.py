@@ -121,7 +121,9 @@ def input_example(file: Path, folder: Path) -> "pd.DataFrame":
 def _trained_requirements(folder: Path) -> list[str]:
     """Return the packages that MLflow needs to load an exported model: TensorFlow's version at the export."""
     found = exported_with(folder).compared.get("tensorflow") or library_version("tensorflow")
-    own = {distribution_of("tensorflow"): found}
+    # Another version may not exist under the name of the distribution that is installed here.
+    name = distribution_of("tensorflow") if found == library_version("tensorflow") else "tensorflow"
+    own = {name: found}
     return [f"{name}=={found}" for name, found in (own | {of: version(of) for of in ("numpy", "pandas")}).items()]
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql.types import DoubleType, IntegerType, StructField, StructType
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines import csv_tables
 from mirrorspark.data_pipelines.any_table import read_table
 from mirrorspark.data_pipelines.memory_tables import TableError
@@ -405,6 +406,9 @@ def test_a_row_of_lists_in_json_is_known_by_its_name_or_by_other_files(spark: "S
     (tmp_path / "two" / "b.json").write_text("".join(f"{json.dumps(long)}\n" for _ in range(2)))
     for folder, lengths in {"one": [2], "spark": [20_000], "two": [2, 20_000, 20_000]}.items():
         assert sorted(len(row.seen) for row in read_table(spark, tmp_path / folder).collect()) == lengths, folder
+    (tmp_path / "two" / "b.json").write_text('{"seen": 1, "late": 0.5}\n{"seen": 2, "late": 1.5}\n')
+    with pytest.raises(ClearError, match=r"a\.json is a document of columns"):
+        read_table(spark, tmp_path / "two")
 
 
 def test_nan_of_json_is_a_missing_value_in_every_column(spark: "SparkSession", tmp_path: Path) -> None:

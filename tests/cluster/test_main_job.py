@@ -296,7 +296,7 @@ def test_over_spark_connect_a_lost_client_and_ctrl_c_leave_no_task_and_the_run_e
         ranks, folder = lost.ranks(begun), lost.run
         lost.process.kill()
     wait_until(lambda: not tracker.getActiveStageIds(), LEASE_SECONDS + 15, "the end of the tasks", is_promised=True)
-    assert not any(map(psutil.pid_exists, ranks.values()))
+    wait_until(lambda: not any(map(psutil.pid_exists, ranks.values())), LEASE_SECONDS, "the end of the ranks")
     left = commit.latest_committed(folder / "checkpoints")
     assert left is not None
 

@@ -59,9 +59,9 @@ def test_a_notebook_shows_the_callers_lines_and_the_message(
         in text
     )
     assert "(The frames inside mirrorspark are folded; %xmode Verbose, then %tb, shows them.)" in text
-    assert "spec.py" not in text
+    assert "plain_data.py" not in text
     shell.run_line_magic("xmode", "Verbose")
-    assert "_feature_from_dict" in shown(shell, CELL, capsys)
+    assert "plain_data.py" in shown(shell, CELL, capsys)
 
 
 def test_errors_that_led_to_it_are_folded_and_stay_for_a_debugger(
