@@ -31,6 +31,7 @@ from mirrorspark.data_pipelines.dataset import (
     Manifest,
     ShardResult,
     Staged,
+    TargetSumsTask,
     block_format,
     is_published,
     stage,
@@ -38,10 +39,12 @@ from mirrorspark.data_pipelines.dataset import (
 from mirrorspark.data_pipelines.features import (
     FeatureSpec,
     FittedFeatures,
+    TargetSums,
     fitting,
     kinds,
     quoted,
     raw_columns,
+    with_target_means,
 )
 from mirrorspark.data_pipelines.memory_tables import CATEGORIES
 from mirrorspark.data_pipelines.quality import (
@@ -60,6 +63,7 @@ from mirrorspark.data_pipelines.quality import (
 )
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.sources import MemorySource, Source, SparkSource, source_of
+from mirrorspark.data_pipelines.spark import BatchFunction
 from mirrorspark.data_pipelines.tfrecord import table_blocks
 from mirrorspark.pages import beside_the_result
 from mirrorspark.spark_session import SPARK_ERRORS, on_running_session, task_message
@@ -75,6 +79,7 @@ TEST_ROWS = 2_000
 # Folders in the write's staging folder, in addition to the attempts that it publishes.
 _RAW_FOLDER = "raw"
 _DRIVER_ATTEMPT = "driver"
+_HELD_OUT_MEANS_FILE = "held_out_means.npz"
 
 
 class Embedder(Protocol):
@@ -253,11 +258,14 @@ class _Conversion:
             plans=self.plans,
             sample=samples[TRAIN_SPLIT],
             scratch=scratch,
-            target=self._own(FEATURES_FOLDER),
+            target=scratch / FEATURES_FOLDER if self.spec.target_encodings else self._own(FEATURES_FOLDER),
             items=items,
             categories=categories,
         )
-        results = self._encode(table, staged)
+        held_out = ""
+        if self.spec.target_encodings:
+            fitted, held_out = self._with_target_means(table, staged, fitted, scratch)
+        results = self._encode(table, staged, held_out)
         check_classes(results, self.spec.label)
         profile = profiling.profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
         report = _with_exact_findings(validate(profile, self.spec, reference, limits), staged, results)
@@ -293,14 +301,28 @@ class _Conversion:
                     else f"split '{split}' has no rows; check the table or the rule that makes its split column"
                 )
 
-    def _encode(self, table: Source, staged: Staged) -> list[ShardResult]:
+    def _with_target_means(
+        self, table: Source, staged: Staged, fitted: FittedFeatures, scratch: StoragePath
+    ) -> tuple[FittedFeatures, str]:
+        """Sum the label over the training rows; return the features with its means, and a URI of those by fold."""
+        files = tuple(file for file in staged.files if file.split == TRAIN_SPLIT)
+        sums = TargetSums(fitted)
+        task = TargetSumsTask(str(scratch / FEATURES_FOLDER), files, scratch)
+        # In the order of the files, so that sums of fractions have the same last digits each time.
+        for path in sorted(outcome["sums"] for outcome in _outcomes(table, task, len(files))):
+            sums.merge(StoragePath.of(path).read_bytes())
+        fitted, held_out = with_target_means(fitted, sums)
+        fitted.save(self._own(FEATURES_FOLDER))
+        path = scratch / _HELD_OUT_MEANS_FILE
+        path.write_bytes(held_out.to_bytes())
+        return FittedFeatures.load(self._own(FEATURES_FOLDER)), str(path)
+
+    def _encode(self, table: Source, staged: Staged, held_out_means: str) -> list[ShardResult]:
         """Run one task per staged file; return their shards by split and number."""
-        task = EncodeTask(self.job, str(self._own(FEATURES_FOLDER)), staged.files, self.options.rows_per_block)
+        features = str(self._own(FEATURES_FOLDER))
+        task = EncodeTask(self.job, features, staged.files, self.options.rows_per_block, held_out_means)
         # One result per file: superseded attempts are not among them, and their files stay behind.
-        outcomes = [json.loads(outcome) for outcome in table.outcomes(task, len(staged.files))]
-        for outcome in outcomes:
-            if "refused" in outcome:
-                raise DatasetError(outcome["refused"])
+        outcomes = _outcomes(table, task, len(staged.files))
         results = sorted(map(ShardResult.from_dict, outcomes), key=lambda result: (result.split, result.partition))
         written, wanted = sum(result.shard.rows for result in results), sum(file.rows for file in staged.files)
         if written != wanted:
@@ -338,6 +360,19 @@ class _Conversion:
     def _own_files(self) -> list[WrittenFile]:
         root = self._own(MANIFEST_FILE).parent
         return [WrittenFile(_DRIVER_ATTEMPT, file.path.relative_to(root), 0, 0, file.bytes) for file in root.files()]
+
+
+def _outcomes(table: Source, task: BatchFunction, count: int) -> list[dict[str, Any]]:
+    """Return the outcomes of a task for some numbers.
+
+    Raises:
+        DatasetError: A task refused its rows.
+    """
+    outcomes = [json.loads(outcome) for outcome in table.outcomes(task, count)]
+    for outcome in outcomes:
+        if "refused" in outcome:
+            raise DatasetError(outcome["refused"])
+    return outcomes
 
 
 def library_versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         check_directory,
         is_published,
     )
-    from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult
+    from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult, TargetSumsTask
     from mirrorspark.data_pipelines.dataset.staging import Staged, stage
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -44,6 +44,7 @@ __all__ = [
     "Shard",
     "ShardResult",
     "Staged",
+    "TargetSumsTask",
     "block_format",
     "check_directory",
     "is_published",

@@ -17,9 +17,13 @@ from mirrorspark.data_pipelines.dataset.staging import StagedFile
 from mirrorspark.data_pipelines.features import (
     Encoded,
     Encoder,
+    FeatureSpec,
     FittedFeatures,
+    HeldOutMeans,
     RaggedIds,
     SparseRows,
+    TargetSums,
+    TrainingEncoder,
     kinds,
     labels,
     measured_values,
@@ -71,34 +75,76 @@ class EncodeTask:
         features: URI of the fitted features.
         staged: All staged files.
         rows_per_block: Examples in one record.
+        held_out_means: URI of the means of the label for training rows; empty where no feature is such a mean.
     """
 
     job: WriteJob
     features: str
     staged: Sequence[StagedFile]
     rows_per_block: int
+    held_out_means: str = ""
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one JSON result per shard, or one with the reason for a refusal."""
         fitted = FittedFeatures.load(StoragePath.of(self.features))
+        means = None
+        if self.held_out_means:
+            means = HeldOutMeans.from_bytes(StoragePath.of(self.held_out_means).read_bytes(), fitted)
         for number in numbers_of(batches):
             try:
-                outcome = asdict(self._write(self.staged[number], fitted))
+                outcome = asdict(self._write(self.staged[number], fitted, means))
             except (raw_columns.ColumnError, DatasetError, labels.LabelError) as error:
                 # Reported, not raised: Spark would try the same rows again, and hide the message under stack traces.
                 outcome = {"refused": str(error)}
             yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(outcome)]})
 
-    def _write(self, staged: StagedFile, fitted: FittedFeatures) -> ShardResult:
+    def _write(self, staged: StagedFile, fitted: FittedFeatures, means: HeldOutMeans | None) -> ShardResult:
         attempt = uuid4().hex
         path = f"{staged.split}/part-{staged.partition:05d}.tfrecord"
+        encoder = Encoder(fitted)
+        if means is not None and staged.split == TRAIN_SPLIT:
+            encoder = TrainingEncoder(fitted, means, first=staged.partition)
         with self.job.attempt_file(attempt, path).open_write() as file:
-            writer = _ShardWriter(staged.split, file, fitted, self.rows_per_block)
+            writer = _ShardWriter(staged.split, file, encoder, self.rows_per_block)
             for batch in staged.batches():
                 writer.add(pa.Table.from_batches([batch]))
             shard = writer.finish(path)
         self.job.attempt_file(attempt, path).flush_to_disk()
         return ShardResult(staged.split, staged.partition, attempt, shard, dict(writer.counts))
+
+
+@dataclass(frozen=True)
+class TargetSumsTask:
+    """The body of one Spark task that sums the label over the training rows of staged files, given by number.
+
+    Attributes:
+        features: URI of the fitted features, without means of the label.
+        staged: The staged files of the training rows.
+        folder: The folder for the sums, which a task that outlives the conversion does not create again.
+    """
+
+    features: str
+    staged: Sequence[StagedFile]
+    folder: StoragePath
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the URI of each file's sums, or the reason for a refusal."""
+        fitted = FittedFeatures.load(StoragePath.of(self.features))
+        for number in numbers_of(batches):
+            try:
+                outcome = {"sums": str(self._write(self.staged[number], fitted))}
+            except (raw_columns.ColumnError, labels.LabelError) as error:
+                outcome = {"refused": str(error)}
+            yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(outcome)]})
+
+    def _write(self, staged: StagedFile, fitted: FittedFeatures) -> StoragePath:
+        sums, place = TargetSums(fitted), staged.partition
+        for batch in staged.batches():
+            sums.add(batch, place)
+            place += batch.num_rows
+        path = self.folder / f"sums-{staged.partition:05d}-{uuid4().hex}.arrow"
+        path.write_bytes(sums.to_bytes())
+        return path
 
 
 @dataclass
@@ -107,18 +153,21 @@ class _ShardWriter:
 
     split: str
     file: BinaryWriter
-    fitted: FittedFeatures
+    encoder: Encoder
     rows_per_block: int
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._encoder = Encoder(self.fitted)
         self._records = RecordWriter(self.file)
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._offsets: list[int] = []
         self._rows: list[int] = []
         self._last_key: pa.Table | None = None
+
+    @property
+    def _spec(self) -> FeatureSpec:
+        return self.encoder.fitted.spec
 
     def add(self, table: pa.Table) -> None:
         self._waiting.append(table)
@@ -141,9 +190,9 @@ class _ShardWriter:
     def _write(self, rows: int) -> None:
         waiting = pa.concat_tables(self._waiting)
         table, rest = waiting.slice(0, rows).combine_chunks(), waiting.slice(rows)
-        records, encoded = encode_blocks(table, self._encoder, self.fitted.spec, self.rows_per_block)
+        records, encoded = encode_blocks(table, self.encoder, self._spec, self.rows_per_block)
         if self.split != TRAIN_SPLIT:
-            self._check_keys(table.select(self.fitted.spec.keys))
+            self._check_keys(table.select(self._spec.keys))
         for number, record in enumerate(records):
             self._offsets.append(self._records.write(record))
             self._rows.append(min(self.rows_per_block, rows - number * self.rows_per_block))
@@ -167,10 +216,10 @@ class _ShardWriter:
         self._last_key = keys.slice(keys.num_rows - 1)
 
     def _count(self, table: pa.Table, encoded: Mapping[str, Encoded]) -> None:
-        for feature in self.fitted.spec:
+        for feature in self._spec:
             for what, count in _counts(feature, table, encoded[feature.name]).items():
                 self.counts[f"{feature.name}/{what}"] += count
-        label = self.fitted.spec.label
+        label = self._spec.label
         if label.kind == "binary":
             self.counts["label/positive"] += int(labels.binary_label(table, label.name, label.positive).sum())
 
@@ -179,6 +228,8 @@ def _counts(feature: kinds.Feature, table: pa.Table, column: Encoded) -> dict[st
     """Return the counts of rows without a value, tokens, unknown tokens and infinite numbers, as they apply."""
     if isinstance(column, SparseRows):
         return {"missing": int((column.row_lengths == 0).sum()), "infinite": non_finite(column)}
+    if isinstance(feature, kinds.TargetEncoding):  # A missing token is a group, too.
+        return {"infinite": non_finite(column)}
     if feature.form == "value":
         missing = int(np.isnan(measured_values(feature, raw_columns.raw_column(table, feature))).sum())
         return {"missing": missing, "infinite": non_finite(column)}

@@ -26,10 +26,16 @@ if TYPE_CHECKING:
         ItemTable,
         NumericStatistics,
     )
-    from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
+    from mirrorspark.data_pipelines.features.infer import encoded_spec, infer_spec, numbers_in_order
     from mirrorspark.data_pipelines.features.item_features import infer_items
     from mirrorspark.data_pipelines.features.names import file_name, plain_name
     from mirrorspark.data_pipelines.features.spec import USER_NAME, FeatureSpec
+    from mirrorspark.data_pipelines.features.target_encoding import (
+        HeldOutMeans,
+        TargetSums,
+        TrainingEncoder,
+        with_target_means,
+    )
     from mirrorspark.data_pipelines.features.transform import (
         Encoded,
         Encoder,
@@ -53,14 +59,18 @@ __all__ = [
     "FeatureSpec",
     "FeatureSpecError",
     "FittedFeatures",
+    "HeldOutMeans",
     "ItemTable",
     "NumericStatistics",
     "RaggedIds",
     "SparseRows",
+    "TargetSums",
+    "TrainingEncoder",
     "Vocabulary",
     "arithmetic",
     "bucket_boundaries",
     "date_formats",
+    "encoded_spec",
     "file_name",
     "fitting",
     "imputed_value",
@@ -77,4 +87,5 @@ __all__ = [
     "quoted",
     "raw_columns",
     "text_rules",
+    "with_target_means",
 ]

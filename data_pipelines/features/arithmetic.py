@@ -99,7 +99,8 @@ def tensorflow() -> Arithmetic:
 
 def measured(values: Any, feature: Numeric, library: Arithmetic) -> Any:
     """Return float64 ``values``, clipped, and as logarithms if the feature asks for them; NaN stays NaN."""
-    low, high = feature.clip or (None, None)
+    # A range that is learnt is applied by :func:`standardised`.
+    low, high = feature.clip if isinstance(feature.clip, tuple) else (None, None)
     if low is not None:
         values = library.where(values < low, float(low), values)
     if high is not None:
@@ -107,11 +108,21 @@ def measured(values: Any, feature: Numeric, library: Arithmetic) -> Any:
     return signed_log(values, library) if feature.log else values
 
 
-def standardised(values: Any, missing: float, offset: float, divisor: float, library: Arithmetic) -> Any:
-    """Return ``(values - offset) / divisor`` as float32, with ``missing`` in place of NaN.
+def standardised(
+    values: Any,
+    missing: float,
+    offset: float,
+    divisor: float,
+    library: Arithmetic,
+    bounds: tuple[float, float] | None = None,
+) -> Any:
+    """Return ``(values - offset) / divisor`` as float32, with ``missing`` in place of NaN, within ``bounds`` if given.
 
     It is computed in float64 and rounded once. A result that would be a denormal float32 is zero.
     """
+    if bounds is not None:
+        values = library.where(values < bounds[0], bounds[0], values)
+        values = library.where(values > bounds[1], bounds[1], values)
     filled = library.where(library.is_nan(values), missing, values)
     scaled = (filled - _scaling(offset)) / (_scaling(divisor) or 1.0)
     return library.to_float32(without_denormals(scaled, library, LEAST_FLOAT32))

@@ -8,7 +8,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import meant
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines.features.kinds import TokenFeature
+    from mirrorspark.data_pipelines.features.kinds import TargetEncoding, TokenFeature
 
 # One character would be a mark of a word's beginning or end, which every word has.
 LEAST_NGRAM = 2
@@ -87,7 +87,7 @@ def check_bounds(name: str, clip: Any) -> None:
     if not bounds or not all(map(is_finite, bounds)) or bounds != sorted(bounds):
         raise FeatureSpecError(
             f"feature '{name}': clip {clip!r} is not a range; give the lowest and the highest value, for example [0, "
-            f"100] (null for no bound on one side)"
+            f"100] (null for no bound on one side), or range for that of the training rows"
         )
 
 
@@ -118,3 +118,21 @@ def check_count(name: str, option: str, value: Any, *, least: int = 1, subject: 
     """Check that an option is a whole number from ``least`` on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise FeatureSpecError(f"{subject} '{name}': {option} is {value!r}; use a whole number from {least} on")
+
+
+def check_target_encoding(feature: "TargetEncoding") -> None:
+    """Check the columns and the smoothing of an encoding by the label's mean."""
+    subject = f"feature '{feature.name}'"
+    if not feature.of or not all(isinstance(name, str) for name in feature.of):
+        raise FeatureSpecError(f"{subject}: of is {list(feature.of)}; give the columns whose values group the rows")
+    if len(set(feature.of)) < len(feature.of):
+        raise FeatureSpecError(f"{subject}: of {list(feature.of)} names a column twice; keep one of each")
+    if others := sorted(set(feature.numbers) - set(feature.of)):
+        raise FeatureSpecError(f"{subject}: numbers {others} are not among its columns {list(feature.of)}")
+    if not (is_finite(feature.smoothing) and feature.smoothing > 0):
+        raise FeatureSpecError(f"{subject}: smoothing is {feature.smoothing!r}; use a number above 0")
+    if feature.clip is not None or feature.log or feature.impute != "mean":
+        raise FeatureSpecError(f"{subject}: impute, clip and log are for numbers of the table; leave them out")
+    check_count(feature.name, "min_count", feature.min_count)
+    if feature.max_size is not None:
+        check_count(feature.name, "max_size", feature.max_size)

@@ -31,6 +31,15 @@ from pyspark.sql.types import (
 from mirrorspark.data_pipelines.features.date_formats import DATE_ORDERS, DATE_PATTERNS, DateOrder
 from mirrorspark.data_pipelines.memory_tables import CATEGORIES
 
+# Texts that are numbers with a currency, a percent sign, a unit or separators of thousands; plain ones may be codes.
+AMOUNTS = (
+    r"(?i)^\s*[-+(]?\s*(?:"
+    r"(?:[$€£¥₹]|usd|eur|gbp|chf|jpy|cny|inr)\s*\d[\d., ']*"
+    r"|\d[\d., ']*\s*(?:[$€£¥₹%]|usd|eur|gbp|chf|jpy|cny|inr|kg|mg|g|lbs?|oz|km|cm|mm|m|mi|ft|ml|l|h|hrs?|min|ms|s"
+    r"|kwh|kw|mph|km/h|m²|m2|°c|°f)"
+    r"|\d{1,3}(?:[, ']\d{3})+(?:\.\d+)?)\)?\s*$"
+)
+
 # This number of first values decides which orders of dates are looked for in all values.
 _FIRST_VALUES = 100
 
@@ -52,6 +61,7 @@ class ColumnFacts:
         dates: By order of year, month and day, the number of rows whose text is a date in it; orders of none are left
             out.
         order: The values of an ordered categorical as text, the lowest first.
+        amounts: The number of rows whose text is a number with a currency or a unit (:data:`AMOUNTS`), for strings.
     """
 
     name: str
@@ -66,6 +76,7 @@ class ColumnFacts:
     empty: int = 0
     dates: Mapping[DateOrder, int] = dataclass_field(default_factory=dict)
     order: tuple[str, ...] = ()
+    amounts: int = 0
 
 
 def column_facts(df: DataFrame) -> dict[str, ColumnFacts]:
@@ -110,6 +121,7 @@ def _measures(kind: DataType, column: Column) -> Mapping[str, Column]:
     if isinstance(kind, StringType):
         measures["elements"] = F.percentile_approx(F.size(F.split(F.trim(column), r"\s+")), 0.95)
         measures["empty"] = F.count_if(column == "")
+        measures["amounts"] = F.count_if(column.rlike(AMOUNTS))
         measures |= {order: F.count_if(column.rlike(found.expression)) for order, found in DATE_PATTERNS.items()}
     if isinstance(kind, ArrayType):
         measures["elements"] = F.percentile_approx(F.when(column.isNotNull(), F.size(column)), 0.95)
@@ -148,6 +160,7 @@ def _arrow_facts(field: StructField, column: pa.ChunkedArray) -> ColumnFacts:
         found["elements"] = _percentile(pc.add(gaps, 1), 0.95)
         found["empty"] = pc.sum(pc.equal(values, "")).as_py() or 0
         found["dates"] = _dates(values)
+        found["amounts"] = pc.sum(pc.match_substring_regex(values, AMOUNTS)).as_py() or 0
     if isinstance(kind, ArrayType):
         lengths = pc.list_value_length(values)
         found["elements"] = _percentile(lengths, 0.95)

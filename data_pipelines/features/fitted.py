@@ -14,7 +14,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Numeric, TokenFeature
+from mirrorspark.data_pipelines.features import arithmetic
+from mirrorspark.data_pipelines.features.kinds import (
+    FIRST_VOCABULARY_ID,
+    RANGE,
+    Bucketed,
+    Numeric,
+    TargetEncoding,
+    VocabularyOwner,
+)
 from mirrorspark.data_pipelines.features.names import file_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -24,6 +32,9 @@ SPEC_FILE = "features.json"
 ITEMS_FOLDER = "items"
 ITEMS_FILE = "items.arrow"
 VOCABULARY_FOLDER = "vocabularies"
+TARGET_MEANS_FOLDER = "target_means"
+
+_MEANS_SCHEMA = pa.schema([("means", pa.float64())])
 
 
 class FeatureMismatchError(ClearError, ValueError):
@@ -93,6 +104,8 @@ class FittedFeatures:
             Empty if types were not recorded.
         items: The candidates' own features, if the spec has some.
         categories: The columns that were categoricals of pandas or Polars, or dictionaries of Arrow, in training.
+        target_means: Per encoding by the label's mean, the smoothed mean of each id (Arrow float64); of a binary label
+            as log-odds.
     """
 
     spec: FeatureSpec
@@ -102,12 +115,13 @@ class FittedFeatures:
     column_types: Mapping[str, str] = field(default_factory=dict)
     items: ItemTable | None = None
     categories: tuple[str, ...] = ()
+    target_means: Mapping[str, pa.DoubleArray] = field(default_factory=dict)
 
-    def vocabulary(self, feature: TokenFeature) -> Vocabulary:
+    def vocabulary(self, feature: VocabularyOwner) -> Vocabulary:
         """Return the vocabulary of ``feature``."""
         return self.vocabularies[self.spec.vocabulary_name(feature)]
 
-    def id_count(self, feature: TokenFeature | Bucketed) -> int:
+    def id_count(self, feature: VocabularyOwner | Bucketed) -> int:
         """Return the number of ids of ``feature``, including the missing and the out-of-vocabulary id."""
         if isinstance(feature, Bucketed):
             return len(self.boundaries(feature)) + 1 + FIRST_VOCABULARY_ID
@@ -151,6 +165,24 @@ class FittedFeatures:
         # A constant column has no spread to divide by; it becomes zeros instead of NaN.
         return statistics.mean, statistics.standard_deviation or 1.0
 
+    def bounds(self, feature: Numeric) -> tuple[float, float] | None:
+        """Return the learnt bounds of ``feature``, after the logarithm; None where it has none."""
+        if feature.clip != RANGE:
+            return None
+        statistics = self.statistics[feature.name]
+        spread = statistics.standard_deviation
+        return statistics.minimum - spread, statistics.maximum + spread
+
+    @cached_property
+    def target_inputs(self) -> Mapping[str, npt.NDArray[np.float32]]:
+        """The model's input for each id, per encoding by the label's mean."""
+        means = {feature: self.target_means[feature.name] for feature in self.spec.target_encodings}
+        return {feature.name: self.standardised_means(feature, of.to_numpy()) for feature, of in means.items()}
+
+    def standardised_means(self, feature: TargetEncoding, means: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Return the model's inputs for means of any shape."""
+        return np.asarray(arithmetic.standardised(means, 0.0, *self.scaling(feature), arithmetic.NUMPY))
+
     @cached_property
     def hash(self) -> str:
         """Sixteen hex digits that change with the spec, a vocabulary, a statistic or a recorded type."""
@@ -159,6 +191,8 @@ class FittedFeatures:
             digest.update(name.encode() + b"\0")
             digest.update(_vocabulary_digest(self.vocabularies[name]))
         digest.update(json.dumps(self._plain_parts(), sort_keys=True).encode())
+        for name in sorted(self.target_means):
+            digest.update(name.encode() + b"\0" + self.target_means[name].to_numpy().tobytes())
         if self.items is not None:
             digest.update(self.items.hash.encode())
         return digest.hexdigest()[:16]
@@ -179,7 +213,11 @@ class FittedFeatures:
             (local / VOCABULARY_FOLDER).mkdir(parents=True, exist_ok=True)
             for name, vocabulary in self.vocabularies.items():
                 vocabulary.save(_vocabulary_path(local, name))
+            for name, means in self.target_means.items():
+                _save_means(means, _means_path(local, name))
             document = {"hash": self.hash, "spec": self.spec.to_dict(), **self._plain_parts()}
+            if self.target_means:
+                document["target_means"] = list(self.target_means)
             (local / SPEC_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
             if self.items is not None:
                 self.items.save(local / ITEMS_FOLDER)
@@ -210,6 +248,9 @@ class FittedFeatures:
                     column_types=dict(document.get("column_types", {})),
                     items=ItemTable.load(local / ITEMS_FOLDER) if spec.items else None,
                     categories=tuple(document.get("categories", ())),
+                    target_means={
+                        name: _load_means(_means_path(local, name)) for name in document.get("target_means", ())
+                    },
                 )
                 written_hash = document["hash"]
             except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON's and Arrow's own errors
@@ -226,6 +267,27 @@ class FittedFeatures:
 
 def _vocabulary_path(folder: Path, name: str) -> Path:
     return folder / VOCABULARY_FOLDER / f"{file_name(name)}.arrow"
+
+
+def _means_path(folder: Path, name: str) -> Path:
+    return folder / TARGET_MEANS_FOLDER / f"{file_name(name)}.arrow"
+
+
+def _save_means(means: pa.DoubleArray, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _MEANS_SCHEMA) as writer:
+        writer.write_table(pa.table([means], schema=_MEANS_SCHEMA))
+
+
+def _load_means(path: Path) -> pa.DoubleArray:
+    """Read the file of :func:`_save_means`.
+
+    Raises:
+        ValueError: It is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing")
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()["means"].combine_chunks()
 
 
 def _vocabulary_digest(vocabulary: Vocabulary) -> bytes:

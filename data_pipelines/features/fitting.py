@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import with_items
-from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
+from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature, TargetEncoding
 from mirrorspark.data_pipelines.features.names import file_name
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, column_plans, unembedded_type
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -258,11 +258,15 @@ def _vocabularies(
     limits = {owner.name: owner.max_size or UNBOUNDED for owner in owners}
     _write_vocabularies(ranked, limits, folder)
     for owner in owners:
-        if not _vocabulary_file(folder, owner.name).exists():
+        if _vocabulary_file(folder, owner.name).exists():
+            continue
+        if not isinstance(owner, TargetEncoding):
             raise EmptySplitError(
                 f"feature '{owner.name}' has no token that occurs {owner.min_count} times or more in the training "
                 f"rows; lower its min_count or take it out of the spec"
             )
+        with _VocabularyFile(_vocabulary_file(folder, owner.name), 0):  # No group has enough rows.
+            pass
     return {owner.name: Vocabulary.load(_vocabulary_file(folder, owner.name)) for owner in owners}
 
 

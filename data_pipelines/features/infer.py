@@ -8,9 +8,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
@@ -30,7 +32,9 @@ from pyspark.sql.types import (
 
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts, column_facts, quoted
 from mirrorspark.data_pipelines.features.date_formats import DateOrder
+from mirrorspark.data_pipelines.features.infer_encodings import SAMPLED_ROWS, Sample, candidates, with_encodings
 from mirrorspark.data_pipelines.features.kinds import (
+    RANGE,
     Categorical,
     Date,
     Feature,
@@ -46,6 +50,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 from mirrorspark.data_pipelines.features.names import refusal_of_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.sources import MemorySource
+from mirrorspark.data_pipelines.spark import counted
 from mirrorspark.storage import meant
 
 _LOGGER = logging.getLogger(__name__)
@@ -60,8 +65,8 @@ MOST_CODES = 50
 # A text has more words than a name or a title, and few repetitions.
 LEAST_WORDS_OF_TEXT = 4
 LEAST_SHARE_OF_DISTINCT_TEXTS = 0.5
-# A few texts among dates, such as "unknown", are missing values.
-LEAST_SHARE_OF_DATES = 0.95
+# A few texts among dates or amounts, such as "unknown", are missing values.
+LEAST_SHARE_OF_FORM = 0.95
 # If nearly every row has a token of its own, later rows will have unknown ones.
 MOST_SHARE_OF_DISTINCT_TOKENS = 0.9
 # Beyond this many tokens, hashing is better than a vocabulary.
@@ -69,6 +74,9 @@ MOST_VOCABULARY = 1_000_000
 # Amounts of money and counts of visits are more skewed than this, and nearly normal as logarithms.
 LEAST_SKEWNESS_OF_LOGARITHM = 3.0
 LONGEST_LIST = 200
+# The column and the value of training rows, and the one by which a sample is drawn.
+_SPLIT, _TRAIN = "split", "train"
+_ORDER = "order of the sample"
 _SHOWN_VALUES = 5
 _YES = frozenset({"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "on"})
 # As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
@@ -82,6 +90,7 @@ def infer_spec(
     keys: str | Iterable[str] = (),
     exclude: Iterable[str] = ("split",),
     last_key: str | None = None,
+    encodings: bool = True,
 ) -> FeatureSpec:
     """Propose a spec for the table ``df``; the log says why each column is used or left out.
 
@@ -93,6 +102,7 @@ def infer_spec(
             holds tokens that no model can learn from.
         exclude: Columns to ignore.
         last_key: The key if no other column identifies the rows; never a feature.
+        encodings: Add those of :func:`encoded_spec`.
 
     Raises:
         NoKeyError: No column identifies the rows, and there is no ``last_key``.
@@ -123,7 +133,9 @@ def infer_spec(
             continue
         feature, reason = propose_feature(fact)
         # A column without a proposal is a warning: it may only have been read as the wrong type.
-        is_doubtful = feature is None or (isinstance(fact.type, StringType) and len(orders_of_dates(fact)) > 1)
+        is_doubtful = feature is None or (
+            isinstance(fact.type, StringType) and (len(orders_of_dates(fact)) > 1 or are_amounts(fact))
+        )
         _LOGGER.log(logging.WARNING if is_doubtful else logging.INFO, "column %s: %s", name, reason)
         if feature is not None:
             features.append(feature)
@@ -134,7 +146,47 @@ def infer_spec(
         raise FeatureSpecError(f"no column can be a feature of '{label}': {why}")
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
     _LOGGER.info("label %s: %s", label, reason_of_label(proposed, facts[label]))
-    return FeatureSpec(tuple(features), proposed, proposed_keys)
+    spec = FeatureSpec(tuple(features), proposed, proposed_keys)
+    return encoded_spec(df, spec) if encodings else spec
+
+
+def encoded_spec(df: DataFrame | MemorySource, spec: FeatureSpec) -> FeatureSpec:
+    """Return a spec with the encodings that help to predict its label (:mod:`data_pipelines.features.infer_encodings`).
+
+    Args:
+        df: The table, from which a sample is read: of the training rows if it has a column ``split``.
+        spec: The features of its columns, and the label.
+    """
+    columns = candidates(spec.features, df.schema) if spec.label.form in ("binary", "numeric") else []
+    if not columns:
+        return spec
+    sample = _sample(df, spec, [feature.name for feature in columns])
+    return replace(spec, features=tuple(with_encodings(sample, columns, spec.features, spec.label)))
+
+
+def _sample(df: DataFrame | MemorySource, spec: FeatureSpec, columns: list[str]) -> Sample:
+    """Return training rows with a label: those with the smallest hashes of their keys, in this order."""
+    label, has_split = spec.label.name, _SPLIT in df.columns
+    names = [*columns, label]
+    if isinstance(df, MemorySource):
+        rows = df.where(_SPLIT, _TRAIN) if has_split else df
+        rows = rows.filter(pc.and_(pc.is_valid(rows.column(label)), pc.invert(_is_nan(rows.column(label)))))
+        order = np.argsort(rows.hashes(*map(rows.column, spec.keys)), kind="stable")[:SAMPLED_ROWS]
+        return Sample(rows.rows.select(names).take(pa.array(order)), rows.rows.num_rows / max(len(order), 1))
+    value = quoted(label)
+    present = (
+        value.isNotNull() & ~F.isnan(value)
+        if isinstance(df.schema[label].dataType, FractionalType)
+        else value.isNotNull()
+    )
+    labelled = (df.where(quoted(_SPLIT) == _TRAIN) if has_split else df).where(present)
+    seen, count = counted(labelled.select(F.xxhash64(*map(quoted, spec.keys)).alias(_ORDER), *map(quoted, names)))
+    found = seen.orderBy(_ORDER).limit(SAMPLED_ROWS).toArrow().drop_columns([_ORDER])
+    return Sample(found, count() / max(found.num_rows, 1))
+
+
+def _is_nan(column: pa.Array) -> pa.Array:
+    return pc.is_nan(column) if pa.types.is_floating(column.type) else pa.array(np.zeros(len(column), bool))
 
 
 def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
@@ -152,7 +204,7 @@ def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
     if len(facts.order) > 1 and isinstance(kind, StringType | IntegralType):
         return Ordinal(facts.name, order=facts.order), f"ordinal, of {len(facts.order)} values in the table's order"
     if isinstance(kind, DateType | TimestampType | TimestampNTZType):
-        return Date(facts.name), "date, as a number of days"
+        return Date(facts.name, clip=RANGE), "date, as a number of days"
     if isinstance(kind, StringType):
         return _propose_string(facts)
     if isinstance(kind, BooleanType):
@@ -174,8 +226,8 @@ def _propose_number(facts: ColumnFacts) -> tuple[Feature | None, str]:
     if is_whole and _IDENTIFIER.search(facts.name):
         return _propose_token(facts)
     if (facts.minimum or 0) >= 0 and (facts.skewness or 0) >= LEAST_SKEWNESS_OF_LOGARITHM:
-        return Numeric(facts.name, log=True), "numeric, as logarithms: it is skewed"
-    return Numeric(facts.name), "numeric"
+        return Numeric(facts.name, log=True, clip=RANGE), "numeric, as logarithms: it is skewed"
+    return Numeric(facts.name, clip=RANGE), "numeric"
 
 
 def _propose_vector(facts: ColumnFacts) -> tuple[Feature | None, str]:
@@ -194,15 +246,23 @@ def _propose_string(facts: ColumnFacts) -> tuple[Feature | None, str]:
         others = facts.rows - facts.empty - facts.dates[orders[0]]
         missing = f"; {others} other values are missing ones" if others else ""
         return Date(
-            facts.name, order=orders[0]
+            facts.name, order=orders[0], clip=RANGE
         ), f"date, as a number of days, written in the order {orders[0]}{missing}"
     feature, reason = _propose_text(facts)
+    if are_amounts(facts):
+        return feature, f"{reason}; its texts are numbers with a currency, a unit or thousands: make numbers of them"
     return feature, reason + (ambiguous_dates(facts.name) if orders else "")
+
+
+def are_amounts(facts: ColumnFacts) -> bool:
+    """Return whether nearly all texts of a column are numbers with a currency, a unit, or separators of thousands."""
+    present = facts.rows - facts.empty
+    return present > 0 and facts.amounts >= LEAST_SHARE_OF_FORM * present
 
 
 def orders_of_dates(facts: ColumnFacts) -> list[DateOrder]:
     """Return the orders in which nearly all texts of a column are dates: several if the days do not tell them apart."""
-    least = LEAST_SHARE_OF_DATES * (facts.rows - facts.empty)
+    least = LEAST_SHARE_OF_FORM * (facts.rows - facts.empty)
     found = {order: rows for order, rows in facts.dates.items() if rows >= least}
     return [order for order, rows in found.items() if rows == max(found.values())]
 

@@ -1,4 +1,4 @@
-"""The kinds of features and labels, as plain data.
+"""The kinds of features, as plain data; those of labels are in :mod:`data_pipelines.features.label_kinds`.
 
 Conventions that every part shares:
 
@@ -14,7 +14,7 @@ no change, unless the form is new, too.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from mirrorspark.data_pipelines.features.checks import FeatureSpecError as FeatureSpecError
 from mirrorspark.data_pipelines.features.checks import (
@@ -26,11 +26,14 @@ from mirrorspark.data_pipelines.features.checks import (
     check_ids,
     check_ngrams,
     check_order,
+    check_target_encoding,
     check_truncate,
     is_finite,
-    known_kind,
 )
 from mirrorspark.data_pipelines.features.date_formats import DATE_ORDERS, DateOrder
+from mirrorspark.data_pipelines.features.label_kinds import Label as Label
+from mirrorspark.data_pipelines.features.label_kinds import LabelForm as LabelForm
+from mirrorspark.data_pipelines.features.label_kinds import LabelKind as LabelKind
 from mirrorspark.data_pipelines.features.text_rules import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
 
 MISSING_ID = 0
@@ -38,10 +41,8 @@ OUT_OF_VOCABULARY_ID = 1
 FIRST_VOCABULARY_ID = 2
 UNBOUNDED = 2**31 - 1
 
-LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "numeric", "ordinal"]
-
-LabelForm = Literal["binary", "candidate", "multi_class", "multi_label", "numeric"]
-"""How a label is stored, scored and judged: its kind, and ``multi_class`` for an ordinal one."""
+RANGE: Literal["range"] = "range"
+"""The bounds of a number that are learnt from the training rows."""
 
 Form = Literal["value", "id", "ids", "sparse", "vector"]
 """The model's input for a feature: ``value`` float32 ``[batch]``, ``id`` int64 ``[batch]``, ``ids`` int64 ``[batch,
@@ -88,16 +89,18 @@ class Numeric(_Column):
         impute: The replacement for a missing value: the mean of the training rows (after clip and log), or a number in
             the column's own units.
         standardise: Subtract the mean and divide by the standard deviation of the training rows.
-        clip: Lowest and highest value; values outside become the bound. None means no bound on that side.
+        clip: Lowest and highest value; values outside become the bound. None means no bound on that side. ``"range"``
+            is that of the training rows, after the logarithm, widened by their standard deviation on either side, so
+            that a typing error gives no absurd score.
         log: Take the logarithm ``sign(x) * log(1 + |x|)``, which is defined for negative numbers and 0 too.
     """
 
-    kind: ClassVar[Literal["numeric", "ordinal", "date"]] = "numeric"
+    kind: ClassVar[Literal["numeric", "ordinal", "date", "token_number", "target_encoding"]] = "numeric"
     form: ClassVar[Literal["value"]] = "value"
     raw_form: ClassVar[RawForm] = "number"
     impute: float | Literal["mean"] = "mean"
     standardise: bool = True
-    clip: tuple[float | None, float | None] | None = None
+    clip: tuple[float | None, float | None] | Literal["range"] | None = None
     log: bool = False
 
     def __post_init__(self) -> None:
@@ -105,7 +108,7 @@ class Numeric(_Column):
             raise FeatureSpecError(f"feature '{self.name}': impute {self.impute!r} is unknown; use mean or a number")
         for option in ("standardise", "log"):
             check_boolean(self.name, option, getattr(self, option))
-        if self.clip is not None:
+        if self.clip is not None and self.clip != RANGE:
             check_bounds(self.name, self.clip)
 
 
@@ -150,6 +153,82 @@ class Date(Numeric):
             raise FeatureSpecError(
                 f"feature '{self.name}': order {self.order!r} is unknown; use {' or '.join(DATE_ORDERS)}"
             )
+
+
+@dataclass(frozen=True)
+class TokenNumber(Numeric):
+    """The whole number that a token is; becomes float32 ``[batch]``, encoded like a number.
+
+    The label may depend on the order of identifiers, such as that of their creation, which embeddings do not learn. A
+    token that is not a whole number of at most 15 digits is missing.
+
+    Attributes:
+        name: Name of the model's input.
+        of: Column of the table: whole numbers, or texts.
+    """
+
+    kind: ClassVar[Literal["token_number"]] = "token_number"
+    raw_form: ClassVar[RawForm] = "token"
+    of: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.of or not isinstance(self.of, str):
+            raise FeatureSpecError(f"feature '{self.name}': of is {self.of!r}; give the column of the tokens")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that the feature is read from."""
+        return (self.of,)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {self.of: self.raw_form}
+
+
+@dataclass(frozen=True)
+class TargetEncoding(Numeric):
+    """The mean of the label over the training rows with the same tokens; becomes float32 ``[batch]``, as a number does.
+
+    A training row is in one of eight folds, and gets the mean of the other seven, so that its own label is not in it.
+    All other rows get the mean of all training rows. Means of few rows are drawn towards that of all rows. For a binary
+    label they are log-odds. Source: Micci-Barreca 2001, "A Preprocessing Scheme for High-Cardinality Categorical
+    Attributes".
+
+    Attributes:
+        name: Name of the model's input; no column of the table has to have it.
+        of: The columns whose tokens, together, group the rows; a missing value is a token, too.
+        numbers: Those of ``of`` that another feature takes as numbers; their tokens are whole numbers.
+        smoothing: Rows with the mean of all rows that are added to every group.
+        min_count: Groups of fewer training rows get the mean of them all.
+        max_size: The number of groups, the largest first; the rest get the mean of them all.
+    """
+
+    kind: ClassVar[Literal["target_encoding"]] = "target_encoding"
+    raw_form: ClassVar[RawForm] = "token"
+    of: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    smoothing: float = 5.0
+    min_count: int = 1
+    max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("of", "numbers"):  # YAML has single names and lists.
+            given = getattr(self, option)
+            object.__setattr__(self, option, (given,) if isinstance(given, str) else tuple(given))
+        check_target_encoding(self)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that the feature is read from."""
+        return self.of
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model."""
+        return {name: "number" if name in self.numbers else "token" for name in self.of}
 
 
 @dataclass(frozen=True)
@@ -453,6 +532,8 @@ Feature = (
     Numeric
     | Ordinal
     | Date
+    | TokenNumber
+    | TargetEncoding
     | Bucketed
     | Categorical
     | MultiValued
@@ -464,95 +545,11 @@ Feature = (
 )
 MeasuredFeature = Numeric | Bucketed
 TokenFeature = Categorical | MultiValued | Sequence | Text
+VocabularyOwner = TokenFeature | TargetEncoding
+DerivedFeature = TokenNumber | TargetEncoding
+"""Features that are named freely, of columns that other features usually read, too."""
 ListFeature = MultiValued | Sequence | Text
 VectorFeature = Vector | EmbeddedFeature
-
-
-@dataclass(frozen=True)
-class Label:
-    """The target that the model learns.
-
-    Attributes:
-        name: Column of the table.
-        kind: ``binary`` (0 or 1, becomes float32 ``[batch]``), ``candidate`` (the label is the categorical feature
-            of that name, which the query tower retrieves), ``multi_class`` (one of several classes, becomes int64
-            ``[batch]`` from 0), ``multi_label`` (a list of classes, becomes float32 ``[batch, classes]`` of zeros
-            and ones), ``numeric`` (an amount or a rating, becomes float32 ``[batch]``) or ``ordinal`` (one of several
-            classes that have an order, becomes its rank, int64 ``[batch]`` from 0).
-        classes: Number of classes if the column holds class numbers from 0 on. Without it the column holds tokens,
-            whose classes are learnt from the training rows, the most frequent first. Of kind ``ordinal`` all classes
-            as text, the lowest first.
-        positive: The value of a binary label that counts as 1, as text; every other value counts as 0. Without it the
-            column holds 0 and 1, or false and true.
-        rating: Column with the rating that the row gives its candidate, a number, which models of two tasks learn, too.
-            It becomes float32 ``[batch]``.
-    """
-
-    name: str
-    kind: LabelKind = "binary"
-    classes: int | tuple[str, ...] | None = None
-    positive: str | None = None
-    rating: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", known_kind(f"label '{self.name}'", self.kind, get_args(LabelKind)))
-        if self.kind == "ordinal":
-            check_order(self.name, self.classes, "classes")
-        elif self.classes is not None:
-            if self.kind not in ("multi_class", "multi_label"):
-                raise FeatureSpecError(
-                    f"label '{self.name}': classes is {self.classes!r}, but a label of kind {self.kind} has none; "
-                    f"leave it out"
-                )
-            if isinstance(self.classes, tuple):
-                raise FeatureSpecError(
-                    f"label '{self.name}': classes {list(self.classes)} is a list, which is for the kind ordinal; give "
-                    f"their number, or leave classes out to learn them from tokens"
-                )
-            check_count(self.name, "classes", self.classes, subject="label")
-        if self.positive is not None and (self.kind != "binary" or not isinstance(self.positive, str)):
-            raise FeatureSpecError(
-                f"label '{self.name}': positive is {self.positive!r}; give the text of one of the two values of a "
-                f"label of kind binary, or leave it out"
-            )
-        if self.rating is not None and self.kind != "candidate":
-            raise FeatureSpecError(
-                f"label '{self.name}': rating is {self.rating!r}, but a label of kind {self.kind} has none; leave it "
-                f"out, or use kind candidate"
-            )
-
-    @property
-    def form(self) -> LabelForm:
-        """The form in which it is stored, scored and judged."""
-        return "multi_class" if self.kind == "ordinal" else self.kind
-
-    @property
-    def order(self) -> tuple[str, ...] | None:
-        """The classes of an ordinal label, the lowest first; None for other kinds."""
-        return self.classes if isinstance(self.classes, tuple) else None
-
-    @property
-    def stored(self) -> str | None:
-        """The column whose values are stored as the label: its own, or the rating; None if there is neither."""
-        return self.rating if self.kind == "candidate" else self.name
-
-    @property
-    def number(self) -> str | None:
-        """The column of numbers to predict: that of a label of kind ``numeric``, or the rating."""
-        return self.name if self.kind == "numeric" else self.rating
-
-    @property
-    def prediction(self) -> str:
-        """The prediction of a model of this label, in words."""
-        if self.kind == "binary":
-            return f"probability that {self.name} is {self.positive or 1}"
-        kinds = {
-            "candidate": f"candidates of {self.name}, best first",
-            "multi_class": f"probability of each class of {self.name}",
-            "multi_label": f"probability of each label in {self.name}",
-            "numeric": f"{self.name}, in its own unit",
-        }
-        return kinds[self.form]
 
 
 def repeated_names(names: Iterable[str]) -> list[str]:

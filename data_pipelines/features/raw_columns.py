@@ -22,12 +22,21 @@ from mirrorspark.data_pipelines.features.kinds import (
     RawForm,
     Sequence,
     Sparse,
+    TargetEncoding,
     TextEmbedding,
+    TokenNumber,
     Vector,
     VectorFeature,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.storage import meant as meant
+
+# Between the values of several columns that group rows together.
+GROUP_SEPARATOR = "\x1f"
+# Beyond it a float64 does not hold every whole number.
+LARGEST_WHOLE_NUMBER = 2.0**53
+# Its numbers are exact in float64.
+WHOLE_NUMBER = r"^-?[0-9]{1,15}$"
 
 # Sorts before every time.
 NO_TIME = -(2**63)
@@ -423,9 +432,33 @@ def _days(feature: Date, texts: pa.StringArray) -> pa.Array:
     return pa.array(days_of_texts(texts, feature.order), RAW_TYPES["number"], from_pandas=True)
 
 
+def _numbers_of_tokens(_: TokenNumber, tokens: pa.StringArray) -> pa.DoubleArray:
+    is_number = pc.match_substring_regex(tokens, WHOLE_NUMBER).fill_null(False)
+    return pc.if_else(is_number, tokens, None).cast(pa.float64())
+
+
+def _grouping_tokens(feature: TargetEncoding, *columns: pa.Array) -> pa.StringArray:
+    """Return the tokens of all columns as one; of a single column missing ones stay missing."""
+    tokens = [
+        _whole_number_tokens(column) if name in feature.numbers else column
+        for name, column in zip(feature.of, columns, strict=True)
+    ]
+    if len(tokens) == 1:
+        return tokens[0]
+    return pc.binary_join_element_wise(*(column.fill_null("") for column in tokens), GROUP_SEPARATOR)
+
+
+def _whole_number_tokens(column: pa.DoubleArray) -> pa.StringArray:
+    numbers = column.to_numpy(zero_copy_only=False)
+    whole = np.clip(np.where(np.isnan(numbers), 0.0, numbers), -LARGEST_WHOLE_NUMBER, LARGEST_WHOLE_NUMBER)
+    return pa.array(whole.astype(np.int64), mask=np.isnan(numbers)).cast(pa.string())
+
+
 _JOINS: Mapping[type[Feature], Callable[..., pa.Array]] = {
     Ordinal: _ranks,
     Date: _days,
+    TargetEncoding: _grouping_tokens,
+    TokenNumber: _numbers_of_tokens,
     Sequence: _in_time_order,
     Sparse: _entries,
     TextEmbedding: _vectors,

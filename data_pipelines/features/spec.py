@@ -28,7 +28,9 @@ from mirrorspark.data_pipelines.features.kinds import (
     MultiValued,
     Numeric,
     Sparse,
+    TargetEncoding,
     TokenFeature,
+    VocabularyOwner,
     repeated_names,
 )
 from mirrorspark.data_pipelines.features.names import refusal_of_name
@@ -99,6 +101,11 @@ class FeatureSpec:
                 raise FeatureSpecError(f"the column name {name!r} {refusal}")
         self._check_raw_columns()
         self._check_label()
+        if self.target_encodings and self.label.form not in ("binary", "numeric"):
+            raise FeatureSpecError(
+                f"feature '{self.target_encodings[0].name}' is the mean of a label that is binary or numeric; "
+                f"'{self.label.name}' is {self.label.kind}: leave the feature out"
+            )
         if self.exclude is not None and self.label.kind != "candidate":
             raise FeatureSpecError(
                 f"exclude '{self.exclude}' needs a label of kind candidate; '{self.label.name}' is not"
@@ -196,8 +203,17 @@ class FeatureSpec:
 
     @property
     def numeric(self) -> tuple[Numeric, ...]:
-        """The numeric features, in order."""
-        return tuple(feature for feature in self.features if isinstance(feature, Numeric))
+        """The features that are numbers of the table, in order."""
+        return tuple(
+            feature
+            for feature in self.features
+            if isinstance(feature, Numeric) and not isinstance(feature, TargetEncoding)
+        )
+
+    @property
+    def target_encodings(self) -> tuple[TargetEncoding, ...]:
+        """The features that are means of the label, in order."""
+        return tuple(feature for feature in self.features if isinstance(feature, TargetEncoding))
 
     @property
     def bucketed(self) -> tuple[Bucketed, ...]:
@@ -228,14 +244,14 @@ class FeatureSpec:
         return (*self.categorical, *lists)
 
     @property
-    def vocabulary_owners(self) -> tuple[TokenFeature, ...]:
-        """The token features that neither hash nor share a vocabulary, and a label of tokens."""
+    def vocabulary_owners(self) -> tuple[VocabularyOwner, ...]:
+        """The token features that neither hash nor share a vocabulary, means of the label, and a label of tokens."""
         owners = (
             feature
             for feature in self.token_features
             if feature.hash_buckets is None and self.vocabulary_name(feature) == feature.name
         )
-        return (*owners, *((self.label_tokens,) if self.label_tokens else ()))
+        return (*owners, *self.target_encodings, *((self.label_tokens,) if self.label_tokens else ()))
 
     @property
     def label_tokens(self) -> Categorical | MultiValued | None:
@@ -314,11 +330,11 @@ class FeatureSpec:
             if isinstance(feature, ListFeature) and self.vocabulary_name(feature) == candidate
         )
 
-    def vocabulary_name(self, feature: TokenFeature) -> str:
+    def vocabulary_name(self, feature: VocabularyOwner) -> str:
         """Return the name of the vocabulary, or of the hash buckets, that ``feature`` takes its ids from."""
         return getattr(feature, "vocabulary_of", None) or feature.name
 
-    def hash_buckets(self, feature: TokenFeature) -> int | None:
+    def hash_buckets(self, feature: VocabularyOwner) -> int | None:
         """Return the number of hash buckets of ``feature``, or None if it has a vocabulary."""
         owner = self._by_name.get(self.vocabulary_name(feature))
         return owner.hash_buckets if isinstance(owner, TokenFeature) else None

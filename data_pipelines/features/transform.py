@@ -37,11 +37,13 @@ from mirrorspark.data_pipelines.features.kinds import (
     Ordinal,
     Sequence,
     Sparse,
+    TargetEncoding,
     Text,
     TextEmbedding,
-    TokenFeature,
+    TokenNumber,
     Vector,
     VectorFeature,
+    VocabularyOwner,
 )
 from mirrorspark.data_pipelines.features.raw_columns import (
     CONTENTS,
@@ -152,7 +154,10 @@ def non_finite(encoded: Encoded) -> int:
 
 
 class Encoder:
-    """Encoder of raw columns as model inputs; built once per process, called per batch."""
+    """Encoder of raw columns as model inputs; built once per process, called per batch.
+
+    Training rows are encoded by :class:`data_pipelines.features.target_encoding.TrainingEncoder`.
+    """
 
     def __init__(self, fitted: FittedFeatures) -> None:
         self.fitted = fitted
@@ -271,7 +276,7 @@ def measured_values(feature: MeasuredFeature, column: pa.Array) -> np.ndarray:
         return np.asarray(arithmetic.without_denormals(values, arithmetic.NUMPY))
 
 
-def counted_tokens(feature: TokenFeature, column: pa.Array) -> pa.StringArray:
+def counted_tokens(feature: VocabularyOwner, column: pa.Array) -> pa.StringArray:
     """Return the tokens of all rows concatenated, without missing ones, for a vocabulary to count.
 
     Args:
@@ -308,7 +313,12 @@ def _encode_number(fitted: FittedFeatures, feature: Numeric, column: pa.Array) -
     offset, divisor = fitted.scaling(feature)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         values = measured_values(feature, column)
-        return np.asarray(arithmetic.standardised(values, missing, offset, divisor, arithmetic.NUMPY))
+        bounds = fitted.bounds(feature)
+        return np.asarray(arithmetic.standardised(values, missing, offset, divisor, arithmetic.NUMPY, bounds))
+
+
+def _encode_target(fitted: FittedFeatures, feature: TargetEncoding, column: pa.StringArray) -> np.ndarray:
+    return fitted.target_inputs[feature.name][token_ids(fitted, feature, column)]
 
 
 def _encode_bucket(fitted: FittedFeatures, feature: Bucketed, column: pa.Array) -> np.ndarray:
@@ -412,6 +422,8 @@ _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Enco
     Numeric: _encode_number,
     Ordinal: _encode_number,
     Date: _encode_number,
+    TargetEncoding: _encode_target,
+    TokenNumber: _encode_number,
     Bucketed: _encode_bucket,
     Categorical: _encode_token,
     MultiValued: _encode_tokens,
@@ -424,7 +436,7 @@ _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Enco
 }
 
 
-def token_ids(fitted: FittedFeatures, feature: TokenFeature, tokens: pa.StringArray) -> np.ndarray:
+def token_ids(fitted: FittedFeatures, feature: VocabularyOwner, tokens: pa.StringArray) -> np.ndarray:
     """Return int64 ``[tokens]``: 0 for missing, 1 for out of vocabulary, or else the id by vocabulary or hash."""
     buckets = fitted.spec.hash_buckets(feature)
     if buckets is None:
@@ -435,6 +447,6 @@ def token_ids(fitted: FittedFeatures, feature: TokenFeature, tokens: pa.StringAr
     return np.where(is_missing(tokens), MISSING_ID, hashed)
 
 
-def _tokens(feature: TokenFeature, column: pa.Array) -> pa.Array:
+def _tokens(feature: VocabularyOwner, column: pa.Array) -> pa.Array:
     """Return the tokens in ``column``; a text is split into its tokens first."""
     return split_tokens(normalise(column), feature.pattern) if isinstance(feature, Text) else column

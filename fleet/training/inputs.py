@@ -1,9 +1,13 @@
 """The inputs of stacked models: standardised numbers, then an input for each category."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrorspark.data_pipelines.features import FittedFeatures, imputed_value
+from mirrorspark.data_pipelines.features import FittedFeatures, imputed_value, kinds
+
+# Its exponential is a finite float64.
+_LARGEST_LOG = 709.0
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,18 @@ def inputs_of(fitted: FittedFeatures) -> tuple[Input, ...]:
 def _numbers(fitted: FittedFeatures) -> Iterator[Input]:
     for feature in fitted.spec.numeric:
         offset, divisor = fitted.scaling(feature)
-        low, high = feature.clip or (None, None)
+        low, high = _bounds(fitted, feature)
         missing = imputed_value(fitted, feature)
         yield Input(feature.name, offset, divisor, low, high, feature.log or None, missing=missing)
+
+
+def _bounds(fitted: FittedFeatures, feature: kinds.Numeric) -> tuple[float | None, float | None]:
+    """Return the lowest and the highest number, before the logarithm."""
+    learnt = fitted.bounds(feature)
+    if learnt is None:
+        return feature.clip if isinstance(feature.clip, tuple) else (None, None)
+    low, high = (math.copysign(math.expm1(min(abs(end), _LARGEST_LOG)), end) if feature.log else end for end in learnt)
+    return low, high
 
 
 def _categories(fitted: FittedFeatures) -> Iterator[Input]:

@@ -63,7 +63,8 @@ def window_counts(
     rows = table.select(*columns, start.alias(_START), when.alias(_TIME))
     if time is not None:
         rows = rows.where(F.col(_TIME).isNotNull())
-    features = {name: feature for feature in snapshot.spec.features for name in feature.columns}
+    # The first feature of a column is its own; means of the label, which share columns, follow.
+    features = {name: feature for feature in reversed(snapshot.spec.features) for name in feature.columns}
     watched = tuple((place, snapshot.columns[place]) for place in places)
     parts = map_batches(rows, CountTask(watched, features), _COUNTS_DDL)
     if late is not None:

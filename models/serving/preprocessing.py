@@ -26,6 +26,7 @@ from mirrorspark.data_pipelines.features import (
     file_name,
     imputed_value,
     kinds,
+    raw_columns,
     text_rules,
 )
 from mirrorspark.models.serving.saved_functions import state
@@ -76,7 +77,7 @@ class GraphEncoder(tf.Module):
         looked_up = {
             fitted.spec.vocabulary_name(feature): feature
             for feature in self._features
-            if isinstance(feature, kinds.TokenFeature) and fitted.spec.hash_buckets(feature) is None
+            if isinstance(feature, kinds.VocabularyOwner) and fitted.spec.hash_buckets(feature) is None
         }
         # Exporting copies the vocabulary files into the SavedModel; until then this object owns them.
         folder = tempfile.mkdtemp(prefix="mirrorspark-vocabularies-")
@@ -84,6 +85,11 @@ class GraphEncoder(tf.Module):
         self._tables = {
             name: _lookup_table(fitted.vocabulary(feature), Path(folder) / f"{file_name(name)}.txt")
             for name, feature in looked_up.items()
+        }
+        self._means = {
+            feature.name: tf.Variable(fitted.target_inputs[feature.name], trainable=False)
+            for feature in self._features
+            if isinstance(feature, kinds.TargetEncoding)
         }
         self._ranks = {
             feature.name: _rank_table(feature) for feature in self._features if isinstance(feature, kinds.Ordinal)
@@ -119,11 +125,28 @@ class GraphEncoder(tf.Module):
         """Return float32 ``[batch]``."""
         offset, divisor = self.fitted.scaling(feature)
         values = arithmetic.measured(raw, feature, self._numbers)
-        return arithmetic.standardised(values, imputed_value(self.fitted, feature), offset, divisor, self._numbers)
+        missing, bounds = imputed_value(self.fitted, feature), self.fitted.bounds(feature)
+        return arithmetic.standardised(values, missing, offset, divisor, self._numbers, bounds)
 
     def rank(self, feature: kinds.Ordinal, tokens: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch]``."""
         return self.number(feature, self._ranks[feature.name].lookup(tokens))
+
+    def token_number(self, feature: kinds.TokenNumber, tokens: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch]``."""
+        is_number = tf.strings.regex_full_match(tokens, raw_columns.WHOLE_NUMBER)
+        numbers = tf.strings.to_number(tf.where(is_number, tokens, "0"), tf.float64)
+        return self.number(feature, tf.where(is_number, numbers, tf.constant(np.nan, tf.float64)))
+
+    def target_mean(self, feature: kinds.TargetEncoding, *columns: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch]``."""
+        tokens = [
+            _whole_number_tokens(column) if name in feature.numbers else column
+            for name, column in zip(feature.of, columns, strict=True)
+        ]
+        return tf.gather(
+            self._means[feature.name], self.ids(feature, tf.strings.join(tokens, raw_columns.GROUP_SEPARATOR))
+        )
 
     def date(self, feature: kinds.Date, texts: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch]``."""
@@ -139,7 +162,7 @@ class GraphEncoder(tf.Module):
         buckets = tf.searchsorted(boundaries, values, side="right", out_type=tf.int64)
         return tf.where(tf.math.is_nan(raw), _int64(kinds.MISSING_ID), buckets + kinds.FIRST_VOCABULARY_ID)
 
-    def ids(self, feature: kinds.TokenFeature, tokens: tf.Tensor) -> tf.Tensor:
+    def ids(self, feature: kinds.VocabularyOwner, tokens: tf.Tensor) -> tf.Tensor:
         """Return the id of each token: int64 in the shape of ``tokens``."""
         buckets = self.fitted.spec.hash_buckets(feature)
         if buckets is None:
@@ -214,6 +237,8 @@ _ENCODERS: Mapping[type[kinds.Feature], Callable[..., Any]] = {
     kinds.Numeric: GraphEncoder.number,
     kinds.Ordinal: GraphEncoder.rank,
     kinds.Date: GraphEncoder.date,
+    kinds.TargetEncoding: GraphEncoder.target_mean,
+    kinds.TokenNumber: GraphEncoder.token_number,
     kinds.Bucketed: GraphEncoder.bucket,
     kinds.Categorical: GraphEncoder.ids,
     kinds.MultiValued: GraphEncoder.id_list,
@@ -311,6 +336,13 @@ def sparse_tensor(size: int, indices: tf.Tensor, values: tf.Tensor, row_lengths:
     return tf.SparseTensor(tf.stack([rows, indices], axis=1), values, tf.stack([batch, _int64(size)]))
 
 
+def _whole_number_tokens(numbers: tf.Tensor) -> tf.Tensor:
+    limit = tf.constant(raw_columns.LARGEST_WHOLE_NUMBER, tf.float64)
+    is_missing = tf.math.is_nan(numbers)
+    whole = tf.clip_by_value(tf.where(is_missing, tf.zeros_like(numbers), numbers), -limit, limit)
+    return tf.where(is_missing, "", tf.strings.as_string(tf.cast(whole, tf.int64)))
+
+
 def _rank_table(feature: kinds.Ordinal) -> tf.lookup.StaticHashTable:
     ranks = tf.range(len(feature.order), dtype=tf.float64)
     initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(feature.order, tf.string), ranks)
@@ -367,7 +399,9 @@ def _lookup_table(vocabulary: Vocabulary, file: Path) -> tf.lookup.StaticHashTab
     Raises:
         ValueError: A token has a line break, and there are too many tokens for a graph.
     """
-    if any(pc.any(pc.match_substring_regex(piece, _LINE_BREAK)).as_py() for piece in vocabulary.pieces()):
+    if not len(vocabulary):  # TensorFlow reads no empty file; the missing token never gets to a table's value.
+        initializer = tf.lookup.KeyValueTensorInitializer([""], [kinds.MISSING_ID], tf.string, tf.int64)
+    elif any(pc.any(pc.match_substring_regex(piece, _LINE_BREAK)).as_py() for piece in vocabulary.pieces()):
         initializer = _constant_tokens(vocabulary, file.stem)
     else:
         _write_lines(vocabulary, file)

@@ -158,6 +158,7 @@ def test_a_table_in_memory_is_measured_as_spark_measures_it(orders: "DataFrame")
         f"{nothing.format('age > 300')} AS is_old",
         r"concat('\t', repeat('a\u000b b  ', cast(age % 40 AS int)), '  ') AS words",
         f"{nothing.format('array(amount)')} AS one",
+        "concat('$', cast(amount AS decimal(9, 2))) AS money",
         "array_repeat(amount, cast(order_id % 2 AS int)) AS one_or_none",
         "named_struct('a', 1) AS struct",
         "7.0D AS same",
@@ -205,10 +206,10 @@ def test_orders_and_dates_of_a_table_in_memory_reach_the_features(spark: "SparkS
         Ordinal("size", order=("S", "M", "L", "XL")),
         Ordinal("grade", order=("2", "1")),
         Categorical("town"),
-        Date("iso"),
-        Date("german", order="dmy"),
+        Date("iso", clip="range"),
+        Date("german", order="dmy", clip="range"),
         Categorical("either"),
-        Date("at"),
+        Date("at", clip="range"),
     )
     dataset = convert(df, spec, tmp_path / "dates", options=ConversionOptions(accept_errors=True))
     fitted = dataset.features

@@ -26,7 +26,7 @@ from mirrorspark.training.entry_points.fit_table import default_spec
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-ROWS = 900
+ROWS = 2_400
 
 
 def every_kind() -> pa.Table:
@@ -90,6 +90,7 @@ def test_this_process_and_spark_make_the_same_dataset(
     assert content_hash(here) == content_hash(there)
     specs = [default_spec(of, label, keys=keys, exclude=() if time is None else (time,)) for of in (here, there)]
     assert specs[0] == specs[1]
+    assert bool(specs[0].target_encodings) == (label == "amount")
     stratified = label if specs[0].label.form == "multi_class" else None
     options = ConversionOptions(shards=3, rows_per_block=100, accept_errors=True)
     made = []

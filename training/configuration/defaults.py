@@ -27,6 +27,8 @@ _TABLES: Mapping[str, str] = {
 _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 _OF_ENSEMBLE: Mapping[str, Any] = {"patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
 
+_BOOSTING = "hist_gradient_boosting"
+
 # Of a recommender with features of its items, as in the recipe movielens_items.
 _TOWERS: Mapping[str, Any] = {
     "name": "two_tower",
@@ -111,8 +113,22 @@ def default_baseline(spec: FeatureSpec) -> str:
     if spec.label.kind == "candidate":
         return POPULARITY
     if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
-        return "hist_gradient_boosting"
+        return _BOOSTING
     return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
+
+
+def default_register(kind: str, given: Mapping[str, Any]) -> str:
+    """Return ``better`` where nothing is asked of the model, and gradient boosting may take its place; else ``model``.
+
+    Args:
+        kind: Kind of the label.
+        given: Settings, with a baseline.
+    """
+    is_free = not given.get("model") and not given.get("warm_start") and given.get("calibration", "none") == "none"
+    has_boosting = given["baseline"] == _BOOSTING or (
+        isinstance(given["baseline"], list | tuple) and _BOOSTING in given["baseline"]
+    )
+    return "better" if kind in _TABLES and is_free and has_boosting else "model"
 
 
 def few_updates(config: "TrainingConfig", rows: int) -> str | None:

@@ -4,6 +4,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -16,6 +17,7 @@ from mirrorspark.data_pipelines import any_table, memory_tables
 from mirrorspark.data_pipelines.features import (
     FeatureSpec,
     FittedFeatures,
+    encoded_spec,
     infer_spec,
     kinds,
     numbers_in_order,
@@ -38,6 +40,7 @@ from mirrorspark.training.configuration import (
     TrainingConfig,
     TrainingSettings,
     default_baseline,
+    default_register,
     default_workers,
     defaults_of_items,
     defaults_of_label,
@@ -124,8 +127,9 @@ def fit(
         workers: Workers that train side by side, or ``"2:4"`` for a range; by default by the size of the table.
         seed: Fixes the split, initial weights, data order and dropout.
         baseline: Model to compare with, a list of several, or ``"none"``.
-        register: ``"model"``; ``"better"`` for the better one of model and baseline; ``"always"`` with an alias even if
-            something is better.
+        register: ``"better"`` for the better one, on the validation rows, of the model and gradient boosting, the
+            default where ``model`` is left out; ``"model"``; ``"always"``, the model with an alias even if something is
+            better.
         warm_start: Model to begin from: ``models:/NAME@ALIAS``, ``runs:/ID`` or a folder.
         output: Folder of datasets, runs and models, which all machines share; by default ``mirrorspark-output``.
         experiment: MLflow experiment; by default the one that MLflow is set to, or the name.
@@ -178,9 +182,15 @@ def fit(
 
     view = LiveView(epochs=1)
     with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
-        rows, spec, item_table, of_users = _inputs(table, label, keys, time, exclude, spec, items, user, session)
+        # A model of one's own has its inputs for the columns themselves.
+        has_encodings = spec is None and not callable(model)
+        asked = _Columns(label, keys, time, exclude)
+        rows, spec, item_table, of_users = _inputs(table, asked, spec, items, user, session)
         if null_labels == "drop":
             rows = without_null_labels(rows, spec.label)
+        check_columns(rows, spec)
+        rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
+        spec = encoded_spec(rows, spec) if has_encodings else spec
         stage.note = of_users.in_words() if of_users else _in_words(spec)
         stage.details = spec_details(spec)
     if isinstance(model, str | Mapping):
@@ -197,8 +207,6 @@ def fit(
 
     tracking = _require_valid(spec, session.slots, name=name, **settings)
     with view.stage("convert", spark=session.known) as stage:
-        check_columns(rows, spec)
-        rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
         options = ConversionOptions(accept_errors=accept_data_errors)
         folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
         dataset = convert_once(
@@ -234,6 +242,7 @@ def default_spec(
     keys: Sequence[str] = (),
     exclude: Sequence[str] = (),
     last_key: str | None = None,
+    encodings: bool = True,
 ) -> FeatureSpec:
     """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer_spec`.
 
@@ -243,14 +252,20 @@ def default_spec(
         keys: Columns that identify a row.
         exclude: Columns that are not features.
         last_key: The key if no other column identifies the rows.
+        encodings: Add means of the label by columns of many values, and by columns together, where they help.
 
     Raises:
         FeatureSpecError: As ``infer_spec`` says.
     """
     left_out = (SPLIT_COLUMN, *exclude)
-    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key)
-    if isinstance(label, str) or set(label) == {"name"}:
-        return spec
+    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key, encodings=False)
+    if isinstance(label, Mapping) and set(label) != {"name"}:
+        spec = _with_label(df, spec, label)
+    return encoded_spec(df, spec) if encodings else spec
+
+
+def _with_label(df: DataFrame | MemorySource, spec: FeatureSpec, label: Mapping[str, Any]) -> FeatureSpec:
+    """Return a spec with the label that a caller describes."""
     known = {}
     if label.get("kind") == "ordinal" and "classes" not in label:
         # The order of the table's own categories, and of numbers, need not be said.
@@ -279,8 +294,9 @@ def default_name(spec: FeatureSpec) -> str:
 def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpack[TrainingSettings]) -> TrainingConfig:
     """Return the configuration of a training that fits the label and the size of the table.
 
-    Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline`` and, where no model
-    is named, ``default_model`` with its optimizer and patience, all in :mod:`training.configuration.defaults`.
+    Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline``, ``default_register``
+    and, where no model is named, ``default_model`` with its optimizer and patience, all in
+    :mod:`training.configuration.defaults`.
 
     Args:
         spec: The feature specification.
@@ -293,6 +309,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     """
     workers = default_workers(rows, 1 if settings.get("local_mode") else slots)
     chosen: dict[str, Any] = {"baseline": default_baseline(spec), "workers": workers, **settings}
+    chosen.setdefault("register", default_register(spec.label.kind, chosen))
     if spec.items is not None:
         chosen |= defaults_of_items(settings)
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)
@@ -320,12 +337,19 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking"
     return tracking
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """The arguments of ``fit`` about the columns."""
+
+    label: str | Mapping[str, Any]
+    keys: Sequence[str]
+    time: str | None
+    exclude: Sequence[str]
+
+
 def _inputs(
     table: Any,
-    label: str | Mapping[str, Any],
-    keys: Sequence[str],
-    time: str | None,
-    exclude: Sequence[str],
+    asked: _Columns,
     spec: FeatureSpec | None,
     items: Any,
     user: str | None,
@@ -334,42 +358,38 @@ def _inputs(
     """Return rows, spec, and the table of items with what was inferred for a recommender."""
     if items is None or spec is not None:
         of_items = None if items is None else any_table.read_table(session.get(), items)
-        return *_rows_and_spec(table, label, keys, time, exclude, spec, session), of_items, None
-    found = recommender_input(table, label, items, user=user, time=time, exclude=exclude, spark=session.get())
+        return *_rows_and_spec(table, asked, spec, session), of_items, None
+    found = recommender_input(
+        *(table, asked.label, items), user=user, time=asked.time, exclude=asked.exclude, spark=session.get()
+    )
     return found.rows, found.spec, found.items, found
 
 
 def _rows_and_spec(
-    table: Any,
-    label: str | Mapping[str, Any],
-    given: Sequence[str],
-    time: str | None,
-    exclude: Sequence[str],
-    spec: FeatureSpec | None,
-    session: SessionAhead,
+    table: Any, asked: _Columns, spec: FeatureSpec | None, session: SessionAhead
 ) -> tuple[DataFrame | MemorySource, FeatureSpec]:
     """Return the table with the columns that the spec names, where its rows are converted, and the spec."""
-    if spec is not None and (name := _name_of(label)) != spec.label.name:
+    if spec is not None and (name := _name_of(asked.label)) != spec.label.name:
         raise kinds.FeatureSpecError(
             f"label '{name}' is not that of the spec, '{spec.label.name}'{meant(name, [spec.label.name])}; "
             f"give one of them"
         )
     if not memory_tables.is_in_memory(table):
         df = any_table.read_table(session.get(), table)
-        return df, spec or _inferred_spec(df, label, given, time, exclude)
+        return df, spec or _inferred_spec(df, asked)
     rows = memory_tables.in_arrow(table)
     # The number of a row, in case that no column is a key.
     is_numbered = (
-        not given and memory_tables.ROW_NUMBER not in rows.column_names if spec is None else _is_number(spec.keys)
+        not asked.keys and memory_tables.ROW_NUMBER not in rows.column_names if spec is None else _is_number(spec.keys)
     )
     rows = memory_tables.numbered(rows) if is_numbered else rows
     source = any_table.in_memory(rows)
     if spec is None:
         last_key = memory_tables.ROW_NUMBER if is_numbered else None
-        spec = _inferred_spec(source, label, given, time, exclude, last_key)
+        spec = _inferred_spec(source, asked, last_key)
         if is_numbered and not _is_number(spec.keys):
             source = source.select(*(name for name in source.columns if name != memory_tables.ROW_NUMBER))
-    if (why_not := _why_not_here(source, spec, time)) is None:
+    if (why_not := _why_not_here(source, spec, asked.time)) is None:
         return source, spec
     _LOGGER.info("Spark converts the table: %s", why_not)
     return any_table.read_table(session.get(), rows).select(*map(quoted, source.columns)), spec
@@ -386,24 +406,17 @@ def _is_number(keys: Sequence[str]) -> bool:
     return tuple(keys) == (memory_tables.ROW_NUMBER,)
 
 
-def _inferred_spec(
-    df: DataFrame | MemorySource,
-    label: str | Mapping[str, Any],
-    given: Sequence[str],
-    time: str | None,
-    exclude: Sequence[str],
-    last_key: str | None = None,
-) -> FeatureSpec:
-    if unknown := [name for name in exclude if name not in df.columns]:
+def _inferred_spec(df: DataFrame | MemorySource, asked: _Columns, last_key: str | None = None) -> FeatureSpec:
+    if unknown := [name for name in asked.exclude if name not in df.columns]:
         # A column that gives the label away would stay a feature.
         known = [name for name in df.columns if name != last_key]
         raise kinds.FeatureSpecError(
             f"exclude: the table has no column '{unknown[0]}'; it has {known}{meant(unknown[0], known)}"
         )
-    if given:
-        _require_unique(df, given)
-    left_out = (*exclude, *([time] if time else ()))
-    return default_spec(df, label, keys=given, exclude=left_out, last_key=last_key)
+    if asked.keys:
+        _require_unique(df, asked.keys)
+    left_out = (*asked.exclude, *([asked.time] if asked.time else ()))
+    return default_spec(df, asked.label, keys=asked.keys, exclude=left_out, last_key=last_key, encodings=False)
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -559,6 +559,7 @@ def test_the_page_s_example_is_a_spec() -> None:
         "numeric",
         "ordinal",
         "date",
+        "target_encoding",
         "bucketed",
         "categorical",
         "sequence",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql.types import (
@@ -16,9 +17,11 @@ from pyspark.sql.types import (
     LongType,
     MapType,
     StringType,
+    StructField,
+    StructType,
 )
 
-from mirrorspark.data_pipelines.features.column_facts import ColumnFacts
+from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts
 from mirrorspark.data_pipelines.features.infer import likely_keys, propose_feature, propose_label, reason_of_label
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
@@ -42,17 +45,17 @@ def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int 
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
-        (facts(DoubleType(), skewness=0.1, minimum=0.0), Numeric("x")),
-        (facts(DecimalType(10, 2), skewness=9.0, minimum=0.0), Numeric("x", log=True)),
-        (facts(DoubleType(), skewness=9.0, minimum=-1.0), Numeric("x")),
-        (facts(IntegerType(), skewness=0.1), Numeric("x")),
+        (facts(DoubleType(), skewness=0.1, minimum=0.0), Numeric("x", clip="range")),
+        (facts(DecimalType(10, 2), skewness=9.0, minimum=0.0), Numeric("x", log=True, clip="range")),
+        (facts(DoubleType(), skewness=9.0, minimum=-1.0), Numeric("x", clip="range")),
+        (facts(IntegerType(), skewness=0.1), Numeric("x", clip="range")),
         (facts(IntegerType(), distinct=7), Categorical("x")),
         (facts(LongType(), "user_id"), Categorical("user_id")),
         (facts(LongType(), "userId"), Categorical("userId")),
         (facts(LongType(), "ID"), Categorical("ID")),
-        (facts(LongType(), "paid"), Numeric("paid")),
-        (facts(LongType(), "amount_paid"), Numeric("amount_paid")),
-        (facts(LongType(), "UNPAID"), Numeric("UNPAID")),
+        (facts(LongType(), "paid"), Numeric("paid", clip="range")),
+        (facts(LongType(), "amount_paid"), Numeric("amount_paid", clip="range")),
+        (facts(LongType(), "UNPAID"), Numeric("UNPAID", clip="range")),
         (facts(BooleanType(), distinct=2), Categorical("x")),
         (facts(StringType(), elements=2), Categorical("x")),
         (facts(StringType(), rows=10**8, distinct=3_000_000), Categorical("x", hash_buckets=4_194_304)),
@@ -64,13 +67,13 @@ def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int 
         (facts(MapType(IntegerType(), DoubleType()), minimum=0, maximum=41), Sparse("x", size=42)),
         (facts(VectorUDT(), size=300_000), Sparse("x", size=300_000)),
         (facts(ArrayType(FloatType()), elements=384, size=384), Vector("x", size=384)),
-        (facts(DateType()), Date("x")),
-        (facts(StringType(), distinct=9_900, elements=1, dates={"ymd": 10_000}), Date("x")),
-        (facts(StringType(), dates={"dmy": 9_500, "mdy": 4_000}), Date("x", order="dmy")),
-        (facts(StringType(), empty=5_000, dates={"time": 4_900}), Date("x", order="time")),
+        (facts(DateType()), Date("x", clip="range")),
+        (facts(StringType(), distinct=9_900, elements=1, dates={"ymd": 10_000}), Date("x", clip="range")),
+        (facts(StringType(), dates={"dmy": 9_500, "mdy": 4_000}), Date("x", order="dmy", clip="range")),
+        (facts(StringType(), empty=5_000, dates={"time": 4_900}), Date("x", order="time", clip="range")),
         (facts(StringType(), elements=1, dates={"ymd": 9_000}), Categorical("x")),
         (facts(StringType(), elements=1, dates={"dmy": 10_000, "mdy": 10_000}), Categorical("x")),
-        (facts(DoubleType(), "price in €"), Numeric("price in €")),
+        (facts(DoubleType(), "price in €"), Numeric("price in €", clip="range")),
         (facts(StringType(), order=("low", "mid", "high")), Ordinal("x", order=("low", "mid", "high"))),
         (facts(IntegerType(), distinct=3, order=("3", "1", "2")), Ordinal("x", order=("3", "1", "2"))),
     ],
@@ -144,6 +147,25 @@ def test_of_two_ordered_values_the_higher_one_is_positive_unless_a_word_says_yes
     assert propose_label(risk, {"low": 1, "high": 9}) == Label("risk", positive="high")
     answer = facts(StringType(), "answer", distinct=2, order=("yes", "no"))
     assert propose_label(answer, {"yes": 9, "no": 1}) == Label("answer", positive="yes")
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["$1,200.50", "€ 3", "12,5 €", "USD 7", "(5 EUR)", "-£2"], True),
+        (["12 %", "3%", "0.5 %"], True),
+        (["5 kg", "5.5km", "12 km/h", "30 min", "-4 °C"], True),
+        (["1,200", "31 000 000", "1'000.5"], True),
+        (["", "$5", "$6"], True),
+        (["12", "01067", "7.5", "-3"], False),
+        (["A12", "12B", "737-800", "3rd", "10.0.0.1", "12:30"], False),
+        (["$5", "free", "on request"], False),
+    ],
+)
+def test_numbers_with_a_currency_or_a_unit_are_named_in_the_log(texts: list[str], expected: bool) -> None:
+    """F7."""
+    found = arrow_facts(pa.table({"x": texts}), StructType([StructField("x", StringType())]))["x"]
+    assert ("make numbers of them" in propose_feature(found)[1]) == expected
 
 
 def test_the_log_says_why_dates_stay_categories_and_which_values_of_dates_are_missing() -> None:

@@ -29,7 +29,7 @@ def test_lists_titles_numbers_and_categories_of_items_are_told_apart(caplog: pyt
     assert spec.query_features == (
         Text("title", max_length=2),
         Text("genres", max_length=3, pattern="[|]"),
-        Numeric("price"),
+        Numeric("price", clip="range"),
         Categorical("shop"),
     )
     assert spec.label.name == "sku"

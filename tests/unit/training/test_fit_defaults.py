@@ -81,6 +81,29 @@ def test_gradient_boosting_is_no_baseline_of_sparse_columns() -> None:
     assert default_baseline(FeatureSpec(wide, Label("late", kind="numeric"), ("id",))) == "ridge"
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "register"),
+    [
+        ("binary", {}, "better"),
+        ("numeric", {"epochs": 3, "patience": 1}, "better"),
+        ("binary", {"baseline": ["logistic_regression", "hist_gradient_boosting"]}, "better"),
+        ("binary", {"register": "model"}, "model"),
+        ("binary", {"model": {"name": "wide_deep"}}, "model"),
+        ("numeric", {"model": {"loss": "quantile"}}, "model"),
+        ("binary", {"baseline": "logistic_regression"}, "model"),
+        ("binary", {"baseline": "none"}, "model"),
+        ("binary", {"calibration": "temperature"}, "model"),
+        ("binary", {"warm_start": "models:/late/1"}, "model"),
+        ("multi_label", {}, "model"),
+    ],
+)
+def test_the_better_one_is_registered_where_nothing_is_asked_of_the_model(
+    kind: Any, settings: dict[str, Any], register: str
+) -> None:
+    spec = FeatureSpec((Categorical("town"),), Label("late", kind), ("id",))
+    assert default_config(spec, rows=1_000, slots=2, name="late", **settings).register == register
+
+
 def test_settings_are_refused_before_rows_are_converted_only_if_no_number_of_workers_takes_them() -> None:
     _require_valid(SPEC, 2, name="late", global_batch_size=63)
     with pytest.raises(ConfigError, match="epochs"):

@@ -168,11 +168,12 @@ def explain(
 def explain_on_kept_rows(rows: pa.Table | None, features: FittedFeatures, predict: Predict) -> Explanation | None:
     """Return a quick explanation after a training, on the test rows that the dataset has kept.
 
-    None without such rows, for a label that is not explained so, and for more than ``MOST_FEATURES`` features, whose
-    shuffling takes minutes.
+    None without such rows, for a label that is not explained so, and for more than ``MOST_FEATURES`` features of their
+    own columns, whose shuffling takes minutes.
     """
     spec = features.spec
-    if rows is None or not rows.num_rows or spec.label.form not in _LOSSES or len(spec.query_features) > MOST_FEATURES:
+    shuffled = sum(not isinstance(feature, kinds.DerivedFeature) for feature in spec.query_features)
+    if rows is None or not rows.num_rows or spec.label.form not in _LOSSES or shuffled > MOST_FEATURES:
         return None
     return explain(rows, features, predict, repeats=KEPT_ROWS_REPEATS)
 
@@ -205,7 +206,16 @@ def _importance(
     """Return the features with the increase of the loss when they are shuffled (Breiman, 2001), largest first."""
     random = np.random.default_rng(seed)
     found = []
+    own = {
+        name
+        for feature in spec.query_features
+        if not isinstance(feature, kinds.DerivedFeature)
+        for name in feature.columns
+    }
     for feature in spec.query_features:
+        # Its columns are shuffled for their own features, too, and would count twice.
+        if isinstance(feature, kinds.DerivedFeature) and own.issuperset(feature.columns):
+            continue
         increases = []
         for _ in range(repeats):
             order = pa.array(random.permutation(rows.num_rows))
@@ -275,7 +285,7 @@ def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.Data
     tables = []
     typical = {name: "mean" if is_numeric_dtype(column) else _commonest for name, column in of_rows.items()}
     for feature in (*spec.categorical, *spec.numeric):
-        if feature.name == spec.label.name or len(feature.columns) != 1:
+        if feature.name == spec.label.name or len(feature.columns) != 1 or isinstance(feature, kinds.DerivedFeature):
             continue
         values = _sliced(rows[feature.columns[0]], spec[feature.name])
         is_enough = of_rows.groupby(values, dropna=False)["loss"].transform("size") >= _LEAST_SLICE_ROWS

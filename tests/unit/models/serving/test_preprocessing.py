@@ -30,8 +30,10 @@ from mirrorspark.data_pipelines.features.kinds import (
     Ordinal,
     Sequence,
     Sparse,
+    TargetEncoding,
     Text,
     TextEmbedding,
+    TokenNumber,
     Vector,
 )
 from mirrorspark.data_pipelines.features.raw_columns import embedded_column, raw_inputs
@@ -57,6 +59,8 @@ FEATURES = (
     Numeric("constant"),
     Numeric("logarithm", log=True),
     Numeric("clipped", clip=(-2.5, 1e6)),
+    Numeric("in_range", clip="range"),
+    Numeric("logarithm_in_range", clip="range", log=True, standardise=False, impute=3),
     Numeric("clipped_logarithm", impute=-5, clip=(None, 100), log=True, standardise=False),
     Ordinal("size", order=("S", "M", "L", "known 3")),
     Ordinal("log_size", order=("L", "0"), impute=2, log=True, standardise=False),
@@ -79,7 +83,12 @@ FEATURES = (
     Sparse("basket", size=40),
     Sparse("clicks", size=2**40, indices="click_ids", values="click_counts"),
     Vector("picture", size=3),
+    TargetEncoding("label by token", of=("token",)),
+    TargetEncoding("label by both", of=("token", "plain"), numbers=("plain",), standardise=False),
+    TargetEncoding("label by nothing", of=("hashed_token",)),
+    TokenNumber("token as a number", of="token"),
 )
+OF_OTHER_COLUMNS = ("label by token", "label by both", "label by nothing", "token as a number")
 SPEC = FeatureSpec(FEATURES, Label("label"), ("id",))
 EXCLUDED = MultiValued("unbounded", max_length=UNBOUNDED, vocabulary_of="token")
 
@@ -99,13 +108,20 @@ def fitted() -> FittedFeatures:
         "standardised": NumericStatistics(1234.567890123, 0.3141592653589793, 0.0, 0.0, 9),
         "imputed": NumericStatistics(-3e-5, 7e4, 0.0, 0.0, 9),
         "constant": NumericStatistics(42.1, 0.0, 42.1, 42.1, 9),
+        "in_range": NumericStatistics(1.0, 3.0, -4.5, 42.0, 9),
+        "logarithm_in_range": NumericStatistics(0.1, 0.7, -2.0, 5.0, 9),
         "logarithm": NumericStatistics(0.1, 3.7, 0.0, 0.0, 9),
     }
+    statistics |= {name: NumericStatistics(-0.3, 0.7, 0.0, 0.0, 9) for name in OF_OTHER_COLUMNS}
+    groups = [f"{token}\x1f{number}" for token in tokens[::9] for number in ("", "0", "1", "42")] + ["\x1f", "\x1f0"]
+    means = {"label by token": tokens[::7], "label by both": groups, "label by nothing": []}
     return FittedFeatures(
         SPEC,
-        {"token": vocabulary(tokens), "tails": vocabulary(tokens), "title": vocabulary(["fi", "å", "ss", "a", "ü"])},
+        {"token": vocabulary(tokens), "tails": vocabulary(tokens), "title": vocabulary(["fi", "å", "ss", "a", "ü"])}
+        | {name: vocabulary(of) for name, of in means.items()},
         statistics,
         {"bucket": (-1e30, -DENORMAL64, 0.0, 0.0, 42.1)},
+        target_means={name: pa.array(rng.normal(size=len(of) + 2)) for name, of in means.items()},
     )
 
 
@@ -118,6 +134,7 @@ def encode_in_graph(fitted: FittedFeatures) -> Callable[[dict[str, tf.Tensor]], 
 
 TOKENS = st.one_of(
     st.none(),
+    st.sampled_from(["7", "-0", "-12", "007", "+3", "1.5", "9" * 15, "9" * 16, "٣"]),
     st.just(""),
     st.integers(0, 199).map(lambda number: f"known {number}"),
     st.text(max_size=4),
@@ -165,7 +182,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "picture": draw(PICTURES),
     }
     for feature in (*FEATURES, EXCLUDED):
-        if feature.name in row or feature.name == "clicks":
+        if feature.name in (*row, *OF_OTHER_COLUMNS, "clicks"):
             continue
         if isinstance(feature, Date):
             row[feature.name] = draw(DATES)
@@ -186,8 +203,9 @@ def as_table(fitted: FittedFeatures, drawn: list[dict[str, Any]]) -> pa.Table:
             return [real(element) for element in value]
         return known[int(value.removeprefix("known "))] if str(value).startswith("known ") else value
 
-    types: dict[str, pa.DataType] = dict.fromkeys((f.name for f in FEATURES), pa.string())
-    types |= dict.fromkeys((f.name for f in FEATURES if "number" in f.raw.values()), pa.float64())
+    names = [feature.name for feature in FEATURES if feature.name not in OF_OTHER_COLUMNS]
+    types: dict[str, pa.DataType] = dict.fromkeys(names, pa.string())
+    types |= dict.fromkeys((name for name in names if "number" in SPEC[name].raw.values()), pa.float64())
     lists = (f.name for f in (*FEATURES, EXCLUDED) if isinstance(f, MultiValued | Sequence))
     types |= dict.fromkeys(lists, pa.list_(pa.string()))
     types |= {
