@@ -129,7 +129,38 @@ def _look_into(index: Any, looks: int) -> None:
         index.nprobe = looks
 
 
-PEERS: Mapping[str, Callable[[str], Any]] = {"jvm_connector": jvm_connector, "djl": djl, "faiss": faiss}
+@contextmanager
+def catboost(threads: str) -> Iterator[Answer]:
+    """Yield the answers of CatBoost, which trains on all but the test rows of a file with its defaults."""
+    import catboost as library  # type: ignore[import-not-found]
+    import pyarrow.parquet as pq
+
+    def scores(request: Request) -> Request:
+        table = pq.read_table(request["file"]).to_pandas()
+        is_test, target = table["split"] == "test", table["y"]
+        features = table.drop(columns=["split", "y"])
+        begin = time.monotonic()
+        model = library.CatBoostClassifier(
+            verbose=0,
+            thread_count=int(threads),
+            random_seed=request["seed"],
+            cat_features=request["categories"],
+            allow_writing_files=False,
+        )
+        model.fit(features[~is_test], target[~is_test])
+        seconds = time.monotonic() - begin
+        found = model.predict_proba(features[is_test])[:, 1].tolist()
+        return {"scores": found, "seconds": seconds, "version": library.__version__}
+
+    yield scores
+
+
+PEERS: Mapping[str, Callable[[str], Any]] = {
+    "jvm_connector": jvm_connector,
+    "djl": djl,
+    "faiss": faiss,
+    "catboost": catboost,
+}
 
 if __name__ == "__main__":
     with PEERS[sys.argv[1]](sys.argv[2]) as of_peer:

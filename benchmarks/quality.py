@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         "quality_tables DATA/adult --recipes ensemble --options \"{'members': 32}\" --refit",
     ),
     "Flights": ("quality_tables --set flights --recipes plain ensemble",),
+    "Identifiers": ("quality_id_tables DATA/id_tables",),
     "Several labels": ("quality_multi_label DATA",),
     "Ratings": ("quality_ratings DATA/ml_latest_small",),
     "Sequences": ("quality_sequences DATA/amazon_beauty_seq --every 3 --limit 395 --patience 8 --threads 2",),
