@@ -1,6 +1,6 @@
 """Quality of ``ms.fit`` without settings on tables of identifiers, next to CatBoost's defaults.
 
-``python -m benchmarks.quality_id_tables FOLDER`` prints the table of ``docs/quality.md``. FOLDER has the Parquet files
+``python -m benchmarks.quality_id_tables FOLDER`` prints a row per table, model and seed. FOLDER has the Parquet files
 of :data:`SETS`, whose rows with a number that 5 divides are the test rows. ``ms.fit`` chooses by a tenth of the other
 rows; CatBoost, in an environment of its own, trains on all of them, with the columns of :data:`SETS` as its categories.
 """

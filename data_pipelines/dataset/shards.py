@@ -1,8 +1,9 @@
 """Encoding of staged rows as shards: TFRecord files of blocks, with counts for the manifest."""
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -87,9 +88,10 @@ class EncodeTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one JSON result per shard, or one with the reason for a refusal."""
         fitted = FittedFeatures.load(StoragePath.of(self.features))
-        means = None
-        if self.held_out_means:
-            means = HeldOutMeans.from_bytes(StoragePath.of(self.held_out_means).read_bytes(), fitted)
+        # Read once, and only where there are training rows: most tasks have one file of one split.
+        means = functools.cache(
+            lambda: HeldOutMeans.from_bytes(StoragePath.of(self.held_out_means).read_bytes(), fitted)
+        )
         for number in numbers_of(batches):
             try:
                 outcome = asdict(self._write(self.staged[number], fitted, means))
@@ -98,12 +100,12 @@ class EncodeTask:
                 outcome = {"refused": str(error)}
             yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(outcome)]})
 
-    def _write(self, staged: StagedFile, fitted: FittedFeatures, means: HeldOutMeans | None) -> ShardResult:
+    def _write(self, staged: StagedFile, fitted: FittedFeatures, means: Callable[[], HeldOutMeans]) -> ShardResult:
         attempt = uuid4().hex
         path = f"{staged.split}/part-{staged.partition:05d}.tfrecord"
         encoder = Encoder(fitted)
-        if means is not None and staged.split == TRAIN_SPLIT:
-            encoder = TrainingEncoder(fitted, means, first=staged.partition)
+        if self.held_out_means and staged.split == TRAIN_SPLIT:
+            encoder = TrainingEncoder(fitted, means(), first=staged.partition)
         with self.job.attempt_file(attempt, path).open_write() as file:
             writer = _ShardWriter(staged.split, file, encoder, self.rows_per_block)
             for batch in staged.batches():
