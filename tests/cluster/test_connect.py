@@ -372,7 +372,9 @@ def test_where_barrier_jobs_are_refused_doctor_says_so_with_the_way_without(
         conf.set(name, value)
     try:
         command = [sys.executable, "-m", "mirrorspark", "doctor", "--remote", connect_url, "--output", str(tmp_path)]
-        done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=PATIENCE * 280
+        )
     finally:
         for name in refusing:
             conf.remove(name)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.conftest import PATIENCE
+
 SCRIPT = """
 import signal, sys
 from pyspark.sql import SparkSession
@@ -20,5 +22,7 @@ print(spark.range(3).count(), spark.conf.get("spark.sql.session.timeZone"))
 
 
 def test_a_session_that_started_in_a_thread_is_active_and_its_start_hides_nothing() -> None:
-    ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=100)
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=PATIENCE * 100
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "3 UTC\n", "other work\n")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 SCRIPT = """
 import sys
 from pyspark.sql import SparkSession
@@ -35,7 +37,7 @@ def test_a_session_of_a_notebook_whose_environment_is_not_activated(tmp_path: Pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE * 100,
     )
     if variable is None:
         assert (ended.returncode, ended.stdout) == (0, "3\n"), ended.stderr

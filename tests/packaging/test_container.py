@@ -50,7 +50,9 @@ def test_a_role_is_a_program_with_the_secret_of_a_file(role: list[str], called: 
     environment = programs(tmp_path / "bin", "java", "mirrorspark", "spark-class", "mlflow")
     (tmp_path / "secret").write_text("hidden\n")
     environment |= {"PGPASSWORD_FILE": str(tmp_path / "secret")}
-    done = subprocess.run([str(START), *role], env=environment, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [str(START), *role], env=environment, capture_output=True, text=True, timeout=PATIENCE * 30, check=True
+    )
     line, secret = done.stdout.splitlines()
     assert re.fullmatch(called, line)
     assert secret == "secret: hidden"
@@ -68,7 +70,9 @@ def test_a_role_is_a_program_with_the_secret_of_a_file(role: list[str], called: 
 )
 def test_a_wrong_start_says_what_to_give(role: list[str], variables: dict[str, str], message: str) -> None:
     environment = {"PATH": "/usr/bin:/bin"} | variables
-    done = subprocess.run([str(START), *role], env=environment, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [str(START), *role], env=environment, capture_output=True, text=True, timeout=PATIENCE * 30, check=False
+    )
     assert done.returncode == 2
     assert message in done.stderr
 

@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 import mirrorspark as ms
 from mirrorspark import SUBJECTS
 from mirrorspark.spark_session.stopped import StoppedSessionError
+from tests.conftest import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = [name for names in SUBJECTS.values() for name in names]
@@ -111,5 +112,7 @@ def test_no_public_name_is_that_of_a_module_in_the_package() -> None:
 
 
 def run_child(program: str) -> None:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE * 90, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ def test_of_two_promotions_at_once_one_wins_and_a_rollback_brings_the_former_cha
         for caller in callers:
             caller.start()
         for caller in callers:
-            caller.join(timeout=120)
+            caller.join(timeout=PATIENCE * 120)
         assert sorted(outcomes.values()) == ["told", "won"]
         assert outcomes[str(registry.alias("flights", CHAMPION))] == "won"
         assert registry.alias("flights", PREVIOUS) == "1"

@@ -34,6 +34,7 @@ from mirrorspark.data_pipelines.reading.decode_blocks import DamagedBlockError
 from mirrorspark.data_pipelines.reading.order import EpochOrder
 from mirrorspark.data_pipelines.tfrecord.examples import encode_example
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
+from tests.conftest import PATIENCE
 from tests.unit.data_pipelines.conftest import vocabulary
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -582,7 +583,7 @@ def test_memory_with_tensorflow_does_not_grow_with_the_dataset(tmp_path: Path) -
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": str(2**17)}
     command = [sys.executable, "-m", "tests.unit.data_pipelines.read_memory", *map(str, datasets)]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=PATIENCE * 110, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout) < 70 * 2**20

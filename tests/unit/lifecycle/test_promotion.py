@@ -27,6 +27,7 @@ from mirrorspark.lifecycle.promotion.promotions import (
 )
 from mirrorspark.lifecycle.promotion.registry import FolderRegistry, RegistryError
 from mirrorspark.scoring.package import package_model
+from tests.conftest import PATIENCE
 from tests.unit.lifecycle.gate_facts import facts_of, slice_of, validation_of
 from tests.unit.scoring.other_models import LINEAR
 
@@ -100,7 +101,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told_a_hundred_time
         together = threading.Barrier(2)
 
         def call(version: str, outcomes: dict[str, str] = outcomes, together: threading.Barrier = together) -> None:
-            together.wait(timeout=30)
+            together.wait(timeout=PATIENCE * 30)
             try:
                 promote(evidence[version], FolderRegistry(registry.folder), why="both")
                 outcomes[version] = "won"

@@ -25,6 +25,7 @@ from mirrorspark.models.serving.saved_functions import concrete, save_functions
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.protocol.ring.losses import mean_losses
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
+from tests.conftest import PATIENCE
 from tests.unit.models.conftest import vocabulary
 from tests.unit.training.test_function_rank import Twin
 
@@ -286,7 +287,7 @@ def test_nothing_but_retrieval_models_imports_the_package() -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE * 200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

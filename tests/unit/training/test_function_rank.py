@@ -43,6 +43,7 @@ from mirrorspark.training.programs.user_functions.plan import (
 )
 from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
+from tests.conftest import PATIENCE
 
 Event = dict[str, Any]
 
@@ -201,7 +202,12 @@ def test_an_index_of_scann_scores_in_a_process_of_its_own(tmp_path: Path) -> Non
     program = f"from mirrorspark import Predictor; print(Predictor({rank.answer['model']!r}).predict({{'user': 'u0'}}))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 200,
+        check=False,
     )
     vectors = tf.random.stateless_normal([64, 4], (1, 2)).numpy()
     assert f"'candidates': ['m{(vectors @ vectors[0]).argmax()}', " in done.stdout, done.stderr

@@ -23,6 +23,7 @@ from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.run_records.sources import environment, git_commit, source_tags
 from mirrorspark.training.run_records.tracked_run import TrackedRun, TrackingError
 from mirrorspark.training.run_records.tracking import Tracking, store_of
+from tests.conftest import PATIENCE
 from tests.unit.storage.writes import without_renames
 
 OpenRun = Callable[..., TrackedRun]
@@ -602,7 +603,7 @@ def test_the_commit_is_that_of_the_users_clone(tmp_path: Path, monkeypatch: pyte
     assert git_commit(tmp_path) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True, timeout=30)
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True, timeout=PATIENCE * 30)
     commit = git_commit(tmp_path)
     assert commit is not None
     assert len(commit) == 40

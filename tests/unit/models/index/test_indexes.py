@@ -26,6 +26,7 @@ from mirrorspark.models.index.ivf import (
 )
 from mirrorspark.models.index.scann import LEAST_CANDIDATES, ScannTopK
 from mirrorspark.models.index.search import Best, Index, Queries, best_columns, recall
+from tests.conftest import PATIENCE
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -350,7 +351,7 @@ def test_a_process_without_scann_and_without_this_library_finds_the_same(stock_i
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE * 100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -385,7 +386,7 @@ def test_an_exact_search_takes_no_memory_for_all_scores_at_once() -> None:
         env=os.environ | threads | {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE * 100,
         check=False,
     )
     assert done.returncode == 0, done.stderr

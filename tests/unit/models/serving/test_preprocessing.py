@@ -50,6 +50,7 @@ from mirrorspark.models.serving.preprocessing import (
     model_inputs,
 )
 from mirrorspark.models.serving.signatures import encoded_names
+from tests.conftest import PATIENCE
 from tests.unit.models.conftest import raw_tensors
 
 FEATURES = (
@@ -406,7 +407,7 @@ def test_every_token_of_an_exported_vocabulary_has_its_id_in_another_process(tmp
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE * 100,
         check=True,
     )
     assert json.loads(result.stdout) == {name: words[name].ids(pa.array(asked)).tolist() for name in words}

@@ -23,6 +23,7 @@ from mirrorspark.data_pipelines.features.text_rules import (
     split_tokens,
 )
 from mirrorspark.models.serving.text_normalisation import GraphNormaliser, graph_split
+from tests.conftest import PATIENCE
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "data_pipelines" / "golden" / "text.json").read_text("utf-8"))
 CHARACTERS = [chr(code_point) for code_point in range(CODE_POINTS) if not 0xD800 <= code_point < 0xE000]
@@ -212,6 +213,8 @@ found = tf.saved_model.load("model")(texts, texts[:2])
 assert not {"models", "data_pipelines"} & set(sys.modules)
 json.dump([token.decode() for token in found["tokens"].numpy()], open("tokens.json", "w"))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True, timeout=100)
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True, timeout=PATIENCE * 100
+    )
     expected = [token for case in GOLDEN if "text" in case for token in case["tokens"]]
     assert json.loads((tmp_path / "tokens.json").read_text()) == expected
