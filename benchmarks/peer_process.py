@@ -155,11 +155,112 @@ def catboost(threads: str) -> Iterator[Answer]:
     yield scores
 
 
+@contextmanager
+def tables(threads: str) -> Iterator[Answer]:
+    """Yield the answers of AutoGluon, LightGBM and CatBoost: their scores of the test rows of a file."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    def answer(request: Request) -> Request:
+        table = pq.read_table(request["file"]).to_pandas()
+        for name in request["categories"]:
+            table[name] = table[name].astype("category")
+        rows = {name: part.drop(columns="split") for name, part in table.groupby("split")}
+        begin = time.monotonic()
+        scores = _LIBRARIES[request["library"]](request, rows, int(threads))
+        np.save(request["scores"], scores)
+        return {"seconds": time.monotonic() - begin}
+
+    yield answer
+
+
+def _autogluon(request: Request, rows: Mapping[str, Any], threads: int) -> Any:
+    import tempfile
+
+    import pandas as pd
+    from autogluon.tabular import TabularPredictor  # type: ignore[import-not-found]
+
+    kinds = {"binary": ("binary", "roc_auc"), "multi_class": ("multiclass", "log_loss")}
+    kind, metric = kinds.get(request["kind"], ("regression", "root_mean_squared_error"))
+    with tempfile.TemporaryDirectory() as folder:
+        predictor = TabularPredictor("y", kind, metric, path=folder, verbosity=0)
+        predictor.fit(
+            pd.concat([rows["train"], rows["validation"]]),
+            presets="medium_quality",
+            time_limit=request["seconds"],
+            num_cpus=threads,
+            num_gpus=0,
+        )
+        if kind == "regression":
+            return predictor.predict(rows["test"]).to_numpy()
+        found = predictor.predict_proba(rows["test"])
+        return found[1].to_numpy() if kind == "binary" else found[list(range(request["classes"]))].to_numpy()
+
+
+def _boosted(request: Request, model: Any, test: Any) -> Any:
+    if request["kind"] == "numeric":
+        return model.predict(test)
+    found = model.predict_proba(test)
+    return found[:, 1] if request["kind"] == "binary" else found
+
+
+def _lightgbm(request: Request, rows: Mapping[str, Any], threads: int) -> Any:
+    import lightgbm
+
+    parts = {name: (part.drop(columns="y"), part["y"]) for name, part in rows.items()}
+    maker = lightgbm.LGBMRegressor if request["kind"] == "numeric" else lightgbm.LGBMClassifier
+    until = time.monotonic() + request["seconds"]
+
+    def in_time(state: Any) -> None:
+        if time.monotonic() > until:
+            raise lightgbm.callback.EarlyStopException(state.iteration, state.evaluation_result_list)
+
+    model = maker(n_estimators=2_000, learning_rate=0.05, n_jobs=threads, random_state=request["seed"], verbosity=-1)
+    model.fit(
+        *parts["train"],
+        eval_set=[parts["validation"]],
+        callbacks=[lightgbm.early_stopping(50, verbose=False), in_time],
+    )
+    return _boosted(request, model, parts["test"][0])
+
+
+def _catboost(request: Request, rows: Mapping[str, Any], threads: int) -> Any:
+    import catboost
+
+    parts = {name: (part.drop(columns="y"), part["y"]) for name, part in rows.items()}
+    is_numeric = request["kind"] == "numeric"
+    until = time.monotonic() + request["seconds"]
+
+    class InTime:
+        def after_iteration(self, state: Any) -> bool:
+            return time.monotonic() < until
+
+    model = (catboost.CatBoostRegressor if is_numeric else catboost.CatBoostClassifier)(
+        iterations=2_000,
+        early_stopping_rounds=50,
+        verbose=0,
+        thread_count=threads,
+        random_seed=request["seed"],
+        cat_features=request["categories"],
+        allow_writing_files=False,
+    )
+    model.fit(*parts["train"], eval_set=parts["validation"], callbacks=[InTime()])
+    return _boosted(request, model, parts["test"][0])
+
+
+_LIBRARIES: Mapping[str, Callable[..., Any]] = {
+    "autogluon": _autogluon,
+    "lightgbm": _lightgbm,
+    "catboost": _catboost,
+}
+
+
 PEERS: Mapping[str, Callable[[str], Any]] = {
     "jvm_connector": jvm_connector,
     "djl": djl,
     "faiss": faiss,
     "catboost": catboost,
+    "tables": tables,
 }
 
 if __name__ == "__main__":

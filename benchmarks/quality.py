@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     ),
     "Flights": ("quality_tables --set flights --recipes plain ensemble",),
     "Identifiers": ("quality_id_tables DATA/id_tables",),
+    "Twelve tables": ("quality_twelve DATA",),
     "Several labels": ("quality_multi_label DATA",),
     "Ratings": ("quality_ratings DATA/ml_latest_small",),
     "Sequences": ("quality_sequences DATA/amazon_beauty_seq --every 3 --limit 395 --patience 8 --threads 2",),

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from mirrorspark.callbacks.short_executions import ShortExecutions
     from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
     from mirrorspark.callbacks.throughput import Throughput
+    from mirrorspark.callbacks.time_limit import AgreedTimeLimit
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "AgreedEarlyStopping",
     "AgreedReduceLROnPlateau",
+    "AgreedTimeLimit",
     "BackupAndRestore",
     "ChiefCheckpoint",
     "EventCallback",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.models import boosted_trees, catalog, classical, keras3, own_model
+    from mirrorspark.models import blend, boosted_trees, catalog, classical, keras3, own_model
     from mirrorspark.models.calibration import (
         CALIBRATION_FILE,
         CalibratedArchitecture,
@@ -40,6 +40,7 @@ __all__ = [
     "LabelledRows",
     "ModelSettingsError",
     "Schedule",
+    "blend",
     "boosted_trees",
     "catalog",
     "check_candidates",

@@ -29,6 +29,8 @@ ARCHITECTURES: Mapping[str, str] = {
 
 # Name of gradient boosting in an exported model. It cannot be trained here (models.boosted_trees).
 BOOSTED_TREES = "hist_gradient_boosting"
+# Name of the mean of a network's predictions and those of gradient boosting (models.blend).
+BLEND = "blend"
 
 
 def names() -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
+from mirrorspark.models.blend import Blend
 from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, Index, Queries, recall
 from mirrorspark.models.layers.input import lists_of_any_length
 from mirrorspark.models.retrieval import SavedQueryTower, rating_task
@@ -61,9 +62,10 @@ class ScoringModule(tf.Module):
         """Combine a trained model with the transform of its features, and their encoders."""
         super().__init__(name="scoring")
         self._predict = partial(architecture.predict, model)
-        self._state = state(model)
+        parts = model.parts if isinstance(model, Blend) else (model,)
+        self._state = [state(part) for part in parts]
         self._features = fitted.spec.query_features
-        self._any_length = lists_of_any_length(model)
+        self._any_length = lists_of_any_length(parts[0])
         self._encoder = GraphEncoder(fitted, self._features, encoders)
 
     def functions(self) -> dict[str, Function]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.configuration.command_line import parse, summary_file
     from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
     from mirrorspark.training.configuration.defaults import (
+        EPOCHS_IN_TIME,
         ROWS_PER_WORKER,
         default_baseline,
         default_batch_size,
@@ -45,6 +46,7 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "EPOCHS_IN_TIME",
     "LINEAR_BASELINES",
     "POPULARITY",
     "ROWS_PER_WORKER",

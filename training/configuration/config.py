@@ -17,7 +17,12 @@ from mirrorspark.data_pipelines.reading import MAX_LANES
 from mirrorspark.models import catalog, check_warm_up, classical, own_model, sparse_features
 from mirrorspark.storage import StorageError, StoragePath, atomic_file, clean
 from mirrorspark.training.configuration import rules as config_rules
-from mirrorspark.training.configuration.defaults import OPTIMIZER, PATIENCE, default_batch_size, defaults_of_label
+from mirrorspark.training.configuration.defaults import (
+    OPTIMIZER,
+    PATIENCE,
+    default_batch_size,
+    defaults_of_label,
+)
 from mirrorspark.training.configuration.fields import (
     CheckpointSettings,
     ConfigError,
@@ -79,6 +84,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         config_rules.check_baseline(self)
         config_rules.check_register(self)
         config_rules.check_ranking(self)
+        config_rules.check_time_limit(self)
         require(
             not self.is_fitted or (self.warm_start is None and self.strategy != "parameter_server"),
             f"model '{self.model['name']}' is fitted without workers; leave warm_start and the strategy out",

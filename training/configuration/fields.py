@@ -64,7 +64,7 @@ class ResultSettings:
     baseline: Annotated[BaselineName | list[Any], doc("Baseline to compare the model with, or a list of them")] = "none"
     register: Annotated[
         Registered,
-        doc("Register this model, or the better of it and --baseline; always: with an alias though it is worse"),
+        doc("Register this model, or the best of it, gradient boosting and both; always: with an alias though worse"),
     ] = "model"
     calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"
@@ -86,6 +86,11 @@ class FitSettings:
         dict[str, Any], doc("Architecture, by default as fits the label, and its settings: --model.embedding_dim 16")
     ] = field(default_factory=dict)
     epochs: Annotated[int, Ge(1), doc("Most passes over the training split")] = 40
+    time_limit: Annotated[
+        float | None,
+        Gt(0),
+        doc("Seconds of all epochs, up to --epochs; they become a number of epochs once, which restarts keep"),
+    ] = None
     # This one and those below that are None are set when built, so that readers always find a value.
     patience: Annotated[
         int,

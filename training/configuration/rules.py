@@ -158,7 +158,7 @@ def check_baseline(config: "TrainingConfig") -> None:
 
 
 def check_register(config: "TrainingConfig") -> None:
-    """Check that the better of two models can be registered."""
+    """Check that the best of the model, gradient boosting and their blend can be registered."""
     if config.register != "better":
         return
     require(
@@ -176,6 +176,18 @@ def check_register(config: "TrainingConfig") -> None:
         f"calibration '{config.calibration}' does not go with register better: gradient boosting is not calibrated; "
         f"leave one of them out",
     )
+
+
+def check_time_limit(config: "TrainingConfig") -> None:
+    """Check that the number of epochs may be left open."""
+    if config.time_limit is None:
+        return
+    require(
+        config.learning_rate_schedule == "constant",
+        f"learning_rate_schedule {config.learning_rate_schedule} needs the number of epochs, which time_limit leaves "
+        f"open; set epochs instead, or leave the schedule out",
+    )
+    require(not config.is_fitted, f"model '{config.model['name']}' is fitted without epochs; leave time_limit out")
 
 
 def check_ranking(config: "TrainingConfig") -> None:

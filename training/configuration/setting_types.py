@@ -74,6 +74,7 @@ class TrainingSettings(FurtherSettings, total=False):
 
     model: dict[str, Any]
     epochs: int
+    time_limit: float | None
     patience: int
     monitor: str
     mode: Mode

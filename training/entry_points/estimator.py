@@ -321,7 +321,7 @@ class TrainingEstimator(
             shares = self.getOrDefault("split_shares")
             table = random_split(table, spec.keys, shares=shares, seed=config.seed, split_column=options.split_column)
         folder = Path(config.output).absolute() / "datasets"
-        return convert_once(table, spec, folder, config.name, options=options, embedder=Embedder())
+        return convert_once(table, spec, folder, default_name(spec), options=options, embedder=Embedder())
 
 
 for _name, (_, _doc) in _TABLE_PARAMS.items():

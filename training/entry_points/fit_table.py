@@ -30,6 +30,7 @@ from mirrorspark.models import own_model
 from mirrorspark.spark_session import SessionAhead, local_slots, on_running_session
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
+    EPOCHS_IN_TIME,
     ROWS_PER_WORKER,
     BaselineName,
     ConfigError,
@@ -74,6 +75,7 @@ def fit(
     spark: SparkSession | None = None,
     name: str | None = None,
     epochs: int | None = None,
+    time_limit: float | None = None,
     patience: int | None = None,
     monitor: str | None = None,
     mode: Mode | None = None,
@@ -117,7 +119,10 @@ def fit(
         callbacks: Keras callbacks of your own for each worker, with a model of your own.
         spark: The session; by default the active one, or a local one.
         name: Name of the registered model, the experiment and the folders; by default the label's.
-        epochs: Most passes over the training rows; by default 40.
+        epochs: Most passes over the training rows; by default 200 for the default model of a table, else 40, and with a
+            ``time_limit`` 1,000.
+        time_limit: Seconds of all epochs together. The second epoch is measured, and the number of epochs that fit is
+            settled then: restarts keep it, and ``epochs`` repeats it to the bit.
         patience: Epochs without a better ``monitor`` after which the training stops; 0 trains all epochs.
         monitor: Validation metric that picks the best epoch, such as ``val_auc``; by default that of the label's kind.
         mode: Direction of a ``monitor`` of your own: ``max`` or ``min``.
@@ -127,9 +132,9 @@ def fit(
         workers: Workers that train side by side, or ``"2:4"`` for a range; by default by the size of the table.
         seed: Fixes the split, initial weights, data order and dropout.
         baseline: Model to compare with, a list of several, or ``"none"``.
-        register: ``"better"`` for the better one, on the validation rows, of the model and gradient boosting, the
-            default where ``model`` is left out; ``"model"``; ``"always"``, the model with an alias even if something is
-            better.
+        register: ``"better"`` for the best one, on the validation rows, of the model, gradient boosting and their
+            blend, the default where ``model`` is left out; ``"model"``; ``"always"``, the model with an alias even if
+            something is better.
         warm_start: Model to begin from: ``models:/NAME@ALIAS``, ``runs:/ID`` or a folder.
         output: Folder of datasets, runs and models, which all machines share; by default ``mirrorspark-output``.
         experiment: MLflow experiment; by default the one that MLflow is set to, or the name.
@@ -146,6 +151,7 @@ def fit(
     settings: dict[str, Any] = dict(further) | _given(
         name=name,
         epochs=epochs,
+        time_limit=time_limit,
         patience=patience,
         monitor=monitor,
         mode=mode,
@@ -160,6 +166,8 @@ def fit(
         output=output,
         experiment=experiment,
     )
+    if time_limit is not None:
+        settings.setdefault("epochs", EPOCHS_IN_TIME)
     spec = FeatureSpec.load(spec) if isinstance(spec, str | Path) else spec
     early_checks.check_arguments(
         table, label, spec, model, callbacks, settings, null_labels=null_labels, known=inspect.signature(fit).parameters
@@ -210,7 +218,7 @@ def fit(
         options = ConversionOptions(accept_errors=accept_data_errors)
         folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
         dataset = convert_once(
-            *(rows, spec, folder, name),
+            *(rows, spec, folder, default_name(spec)),  # runs of any name share it
             options=options,
             embedder=Embedder(),
             source=of_users.source if of_users else None,
@@ -295,7 +303,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     """Return the configuration of a training that fits the label and the size of the table.
 
     Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline``, ``default_register``
-    and, where no model is named, ``default_model`` with its optimizer and patience, all in
+    and, where no model is named, ``default_model`` with its optimizer, epochs and patience, all in
     :mod:`training.configuration.defaults`.
 
     Args:

@@ -119,6 +119,7 @@ class TrainingJob:
         epochs: The chief's ``epoch_end`` event of each epoch.
         warm_start: The model to begin from; None for random initial weights.
         warm_start_event: The chief's ``warm_start`` event.
+        most_epochs: The number of epochs that a time limit has become; None without one.
     """
 
     dataset: Dataset
@@ -128,6 +129,7 @@ class TrainingJob:
     epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
     warm_start: WarmStart | None = None
     warm_start_event: Event | None = None
+    most_epochs: int | None = None
     _signal: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
 
     def __post_init__(self) -> None:
@@ -180,7 +182,7 @@ class TrainingJob:
             attempts = job.train()
             if self.config.profile:
                 self.tracked.log_folder(self.folder.profile, "profile")
-            stage.note = epochs_in_words(attempts, self._best_in_words())
+            stage.note = epochs_in_words(attempts, self._best_in_words(attempts[-1].epochs))
         return attempts
 
     def _graph(self) -> str | None:
@@ -228,6 +230,8 @@ class TrainingJob:
         self.keep_epoch(event)
         if event["event"] == "warm_start":
             self.warm_start_event = event
+        if event["event"] == "time_limit":
+            self.most_epochs = event["epochs"]
 
     def keep_epoch(self, event: Event) -> None:
         """Remember the chief's event of an epoch; an epoch that a restart repeats sends the same event again."""
@@ -262,15 +266,20 @@ class TrainingJob:
             )
         return best
 
-    def _best_in_words(self) -> str:
-        """Return the best epoch in words; empty if the store cannot be read, which fails no finished training."""
+    def _best_in_words(self, epochs: int | None) -> str:
+        """Return the best one of the epochs in words.
+
+        It is empty if the store cannot be read, which fails no finished training.
+        """
         read = partial(self._best, verify=False)
         try:
             best = self._store.read_with_retries(self._checkpoints, read, retry_seconds=0)
         except (*checkpoint_store.STORE_ERRORS, commit.CheckpointDamagedError) as error:
             logger.warning("which epoch was the best is not known yet: %s", error)
             return ""
-        return f", best was {best.epoch}"
+        most = self.most_epochs or self.config.epochs
+        is_cut_off = best.epoch == epochs == most and (self.config.patience or self.config.time_limit)
+        return f", best was {best.epoch}" + (", still improving at the limit" if is_cut_off else "")
 
     def log_metrics(self, metrics: dict[str, float], model_uri: str | None = None) -> None:
         """Log metrics of the whole run, at its last epoch; with ``model_uri`` they are that model's as well."""

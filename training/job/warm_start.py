@@ -148,8 +148,9 @@ def _find(name: str, store: str) -> PinnedModel:
         _LOGGER.info("warm_start %s has a later catalogue; its weights are those of %s", name, catalogue.trained_model)
         return _find(catalogue.trained_model, store)
     architecture = directory.description.architecture
-    if architecture == catalog.BOOSTED_TREES or architecture in classical.RECOMMENDERS:
-        kind = "gradient boosting" if architecture == catalog.BOOSTED_TREES else architecture
+    of_boosting = {catalog.BOOSTED_TREES: "gradient boosting", catalog.BLEND: "a blend with gradient boosting"}
+    if architecture in of_boosting or architecture in classical.RECOMMENDERS:
+        kind = of_boosting.get(architecture, architecture)
         raise ConfigError(
             f"warm_start {name}: {pinned.label} is {kind}, which has no weights to begin from; give a version that is "
             f"a network, or leave warm_start out"

@@ -38,12 +38,14 @@ from mirrorspark.training.results.report import (
     CHALLENGER,
     REPORT_FILE,
     Cost,
+    Leaderboard,
     PagePath,
     Reservation,
     Summary,
     better_baseline,
     cost_of,
     each_baseline,
+    leaderboard_rows,
     model_card,
     report_facts,
     report_of,
@@ -84,6 +86,8 @@ class Trained:
             or the model cannot be explained quickly.
         rows: Rows per split; empty in the results of earlier versions.
         withheld: The reason, with the remedy, why the version has no alias; None where it gets one.
+        leaderboard: The models that this one was chosen from or compared with, and itself; empty in the results of
+            earlier versions.
     """
 
     run_id: str
@@ -104,6 +108,7 @@ class Trained:
     explanation: Explanation | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
     withheld: str | None = None
+    leaderboard: Leaderboard = field(default_factory=list)
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -245,6 +250,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "run_page": trained.run_page,
         "base_rate": trained.verdict.base_rate,
         "withheld": trained.withheld,
+        "leaderboard": list(trained.leaderboard),
         "rows": dict(trained.rows),
     }
     atomic_file.write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
@@ -400,6 +406,12 @@ def _trained(
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),
         withheld=_withheld(job.config, verdict, choice),
         rows={split: job.dataset.manifest.rows(split) for split in job.dataset.manifest.splits},
+        leaderboard=leaderboard_rows(
+            *(verdict, choice),
+            name=str(job.config.model["name"]),
+            monitor=job.config.monitor,
+            seconds=job.view.all_seconds().get("train"),
+        ),
     )
 
 

@@ -83,8 +83,8 @@ class ExportPlan:
         registered_model: Name in the model registry.
         model_tags: Tags of the registered version and of the logged model.
         threads: TensorFlow threads.
-        monitor: Metric that chooses between the model and gradient boosting.
-        register: ``model``, or ``better`` to register the better of the two.
+        monitor: Metric that chooses between the model, gradient boosting and their blend.
+        register: ``model``, or ``better`` to register the best of the three.
         calibration: Kind of the calibration of the predictions.
         explain: Explain the registered one's predictions of the test rows that the dataset has kept.
     """
@@ -264,7 +264,7 @@ def main() -> int:
     registered = plan.model
     if plan.register == "better":
         on_progress("fitting gradient boosting")
-        registered, tables, predict = _better(plan, dataset, architecture.TASK, tables, predict, on_progress)
+        registered, tables, predict = _best(plan, dataset, architecture, model, tables, predict, on_progress)
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
     on_progress("registering")
@@ -319,39 +319,43 @@ def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) 
         found.save(path)
 
 
-def _better(
+def _best(
     plan: ExportPlan,
     dataset: Dataset,
-    task: str,
+    architecture: Any,
+    model: Any,
     tables: Mapping[str, pa.Table],
     predict: Callable[[Any], Any],
     on_progress: OnProgress,
 ) -> tuple[str, Mapping[str, pa.Table], Callable[[Any], Any]]:
-    """Put gradient boosting into the model's folder if it is better.
+    """Put gradient boosting, or a blend with it, into the model's folder if it is better.
 
     Returns:
-        The better one's name, its predictions, and how it predicts.
+        The best one's name, its predictions, and how it predicts.
     """
-    from mirrorspark.models import boosted_trees
+    from mirrorspark.models import blend, boosted_trees
     from mirrorspark.models.serving import export as serving
     from mirrorspark.training.results.evaluation import model_choice
 
-    predictions = Path(plan.predictions)
-    choice, fitted, chosen = model_choice.challenge(
-        dataset, task, plan.monitor, plan.seed, tables, predictions, on_progress
-    )
-    if choice.registered == model_choice.NETWORK:
-        return plan.model, chosen, predict
+    task = architecture.TASK
+    found = model_choice.challenge(dataset, task, plan.monitor, plan.seed, tables, Path(plan.predictions), on_progress)
+    registered = found.choice.registered
+    if registered == model_choice.NETWORK:
+        return plan.model, found.tables, predict
     folder = Path(plan.folder)
-    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
     trees = boosted_trees.BoostedTrees(
-        model_choice.trees_of(fitted, dataset.features.classes if task == "multi_class" else 0)
+        model_choice.trees_of(found.fitted, dataset.features.classes if task == "multi_class" else 0)
     )
-    serving.save(serving.ScoringModule(boosted_trees, trees, dataset.features), folder / SAVED_MODEL_FOLDER)
+    kind: Any = boosted_trees
+    scorer: Any = trees
+    if registered == model_choice.BLEND:
+        kind, scorer = blend, blend.Blend(architecture, model, trees, found.choice.share)
+    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
+    serving.save(serving.ScoringModule(kind, scorer, dataset.features), folder / SAVED_MODEL_FOLDER)
     description = ModelDescription.load(folder)
     versions = {**description.versions, "scikit-learn": library_version("scikit-learn")}
-    dataclasses.replace(description, architecture=catalog.BOOSTED_TREES, versions=versions).save(folder)
-    return catalog.BOOSTED_TREES, chosen, traced(boosted_trees, trees)
+    dataclasses.replace(description, architecture=registered, versions=versions).save(folder)
+    return registered, found.tables, traced(kind, scorer)
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress) -> None:

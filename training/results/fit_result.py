@@ -34,6 +34,7 @@ from mirrorspark.training.results.report import (
     REPORT_FILE,
     PagePath,
     RunComparison,
+    leaderboard_table,
     metrics_table,
     report_facts,
     trained_html,
@@ -104,6 +105,16 @@ class FitResult:
     def table(self) -> "pd.DataFrame":
         """The metrics as a table: a row per metric, a column per split, and one for the baseline."""
         return metrics_table(self.trained.verdict.metrics, self.trained.verdict.baseline)
+
+    @property
+    def leaderboard(self) -> "pd.DataFrame":
+        """The models that the registered one was chosen from or compared with, and itself, the best one first.
+
+        ``validation_…`` is the metric that chose, ``test_…`` the same one of the test rows, ``difference`` that of the
+        registered model to this one on the test rows, with its 95% interval from ``low`` to ``high``; ``share`` is a
+        model's part in a blend, and ``seconds`` the time of its training.
+        """
+        return leaderboard_table(self.trained.leaderboard)
 
     @property
     def plots(self) -> "dict[str, Figure]":

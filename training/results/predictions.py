@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, RaggedI
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import classical
 from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED
-from mirrorspark.training.results.evaluation import best_candidates
+from mirrorspark.training.results.evaluation import best_candidates, evaluate_run
 
 # Rows that are explained go through the model in calls of this size, as a model of the user's own may be large.
 _ROWS_PER_CALL = 512
@@ -81,11 +81,11 @@ def reference_predictions(
         elif isinstance(block.label, RaggedIds):
             columns |= _scored_labels(predicted["scores"].numpy(), block.label)
         elif architecture.TASK == "multi_class":
-            columns |= {"scores": _lists(predicted["scores"].numpy()), "label": pa.array(block.label)}
+            columns |= {"scores": evaluate_run.list_column(predicted["scores"].numpy()), "label": pa.array(block.label)}
         else:
             columns |= {"score": pa.array(predicted["score"].numpy()), "label": pa.array(block.label)}
             if "quantiles" in predicted:
-                columns["quantiles"] = _lists(predicted["quantiles"].numpy())
+                columns["quantiles"] = evaluate_run.list_column(predicted["quantiles"].numpy())
         columns["weight"] = pa.array(block.weight)
         parts.append(pa.table(columns))
         rows += block.rows
@@ -117,13 +117,9 @@ def all_predictions(
 def _scored_labels(scores: np.ndarray, label: RaggedIds) -> dict[str, pa.Array]:
     ends = np.concatenate([[0], np.cumsum(label.row_lengths)]).astype(np.int32)
     return {
-        "scores": _lists(scores),
+        "scores": evaluate_run.list_column(scores),
         "label": pa.ListArray.from_arrays(pa.array(ends), pa.array(label.values)),
     }
-
-
-def _lists(scores: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]).cast(pa.list_(pa.float32()))
 
 
 Lists = Callable[[block_format.Block, np.ndarray], tuple[np.ndarray, np.ndarray]]

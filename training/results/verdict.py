@@ -1,5 +1,7 @@
 """The verdict on a trained model: its metrics and pictures next to those of baselines."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
 
@@ -12,7 +14,7 @@ from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.evaluation import (
     BASELINE,
     NETWORK,
-    OTHER_FOLDER,
+    OTHERS_FOLDER,
     Choice,
     evaluate_run,
     fitted_baselines,
@@ -36,7 +38,7 @@ def evaluate(
         predictions: Of the evaluated splits, by their names.
         best: The epoch that was exported.
         attempts: Every launch.
-        choice: The choice between the network and gradient boosting, if there was one.
+        choice: The choice between the network, gradient boosting and their blend, if there was one.
         on_progress: Gets the progress of the baselines.
     """
     config, dataset = job.config, job.dataset
@@ -64,7 +66,7 @@ def evaluate(
 def log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, model_uri: str) -> None:
     """Log a verdict's metrics and pictures to the MLflow run of the training."""
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
-    # Where gradient boosting is registered, it was compared with the network.
+    # Where gradient boosting or a blend is registered, it was compared with the network.
     for place, entry in enumerate(each_baseline(verdict.baseline)):
         # The first one's metrics have the same names whatever it is, so that runs can be compared by them.
         other = NETWORK if entry["name"] == NETWORK else "baseline" if place == 0 else entry["name"]
@@ -86,8 +88,10 @@ def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress)
     step = evaluate_run.evaluated_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
     for place, name in enumerate(names):
         if choice is not None and name == BASELINE:
-            scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
-            baselines.append(evaluate_run.Baseline(choice.other, scores))
+            for other in choice.others:
+                scores = read_scores(job.folder.predictions / OTHERS_FOLDER / other / "test.parquet")
+                seconds = choice.seconds if other == BASELINE else None
+                baselines.append(evaluate_run.Baseline(other, scores, seconds=seconds))
             continue
         if name == POPULARITY:
             rates = fitted_baselines.label_rates(dataset)
@@ -101,10 +105,12 @@ def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress)
             on_progress(f"{which}{doing}", done, total)
 
         rows = rows or fitted_baselines.baseline_rows(dataset, config.task)
+        begin = time.monotonic()
         fitted = fitted_baselines.fitted_baseline(name, rows, config.seed, on_fit_progress)
+        seconds = time.monotonic() - begin
         part = fitted_baselines.train_fraction(rows, dataset.manifest.rows("train"))
         scores = fitted_baselines.baseline_scores(fitted, dataset, "test", step)
-        baselines.append(evaluate_run.Baseline(name, scores, part, fitted.left_out))
+        baselines.append(evaluate_run.Baseline(name, scores, part, fitted.left_out, seconds))
     return baselines
 
 

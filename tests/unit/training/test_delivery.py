@@ -26,9 +26,10 @@ from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
-from mirrorspark.training.results.evaluation.model_choice import OTHER_FOLDER, choose
+from mirrorspark.training.results.evaluation.model_choice import BASELINE, BLEND, NETWORK, OTHERS_FOLDER, Choice
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
+from mirrorspark.training.results.report import each_baseline
 from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.opened_run import OpenRun
 from mirrorspark.training.run_records.run_folder import RunFolder
@@ -247,38 +248,48 @@ def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
-def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
-    job: TrainingJob, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+@pytest.mark.parametrize("registered", [BASELINE, BLEND])
+def test_a_better_rival_is_judged_in_the_networks_place_and_next_to_it(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch, lines: list[str], registered: str
 ) -> None:
     """F15, T8: the run's metrics and report are about the model that the export registered."""
     job.config = dataclasses.replace(job.config, baseline="hist_gradient_boosting", register="better")
-    choice = choose("binary", "val_auc", {"auc": 0.6}, {"auc": 1.0})
+    choice = Choice(registered, "auc", {NETWORK: 0.6, BASELINE: 0.7, BLEND: 0.65} | {registered: 1.0}, 0.5, 2.0)
 
     def export(plan: ExportPlan, **_: Any) -> ExportResult:
         assert (plan.register, plan.monitor) == ("better", "val_auc")
         folder = Path(plan.predictions)
-        (folder / OTHER_FOLDER).mkdir(parents=True)
         for split in EVALUATED_SPLITS:
             labels = {"label": [0.0, 1.0, 1.0], "weight": [1.0, 1.0, 1.0]}
+            for other in choice.others:
+                (folder / OTHERS_FOLDER / other).mkdir(parents=True, exist_ok=True)
+                scores = pa.table({"score": [0.5, 0.4, 0.6], **labels})
+                pq.write_table(scores, folder / OTHERS_FOLDER / other / f"{split}.parquet")
             pq.write_table(pa.table({"score": [0.1, 0.9, 0.8], **labels}), folder / f"{split}.parquet")
-            pq.write_table(pa.table({"score": [0.5, 0.4, 0.6], **labels}), folder / OTHER_FOLDER / f"{split}.parquet")
         choice.save(folder)
         return ExportResult("models:/m-1", "1")
 
     monkeypatch.setattr(export_module, "export", export)
     trained = delivery.deliver(job, ATTEMPTS)
     assert trained.verdict.metrics["test"]["auc"] == 1.0
-    assert trained.verdict.baseline["name"] == "network"
-    assert trained.verdict.baseline["metrics"]["auc"] == 0.5
+    compared = each_baseline(trained.verdict.baseline)
+    assert [entry["name"] for entry in compared] == choice.others
+    assert [entry["metrics"]["auc"] for entry in compared] == [0.5, 0.5]
     tracked = cast(Any, job.tracked)
     assert (tracked.metrics["test_auc"], tracked.metrics["network_auc"]) == (1.0, 0.5)
-    assert tracked.tags["registered"] == "hist_gradient_boosting"
-    assert "Architecture: `hist_gradient_boosting`" in tracked.tags["mlflow.note.content"]
+    assert tracked.tags["registered"] == registered
+    assert f"Architecture: `{registered}`" in tracked.tags["mlflow.note.content"]
     assert trained.chosen == choice.in_words()
-    assert "registered as models:/rides/1: gradient boosting, better than the network" in lines[0]
+    assert f"registered as models:/rides/1: {choice.in_words()}" in lines[0]
     # The ends of the interval are metrics, too: three rows prove nothing about the difference.
-    assert tracked.metrics["difference_auc"] == 0.5
-    assert tracked.metrics["difference_auc_low"] <= 0.5 <= tracked.metrics["difference_auc_high"]
+    difference = "difference_network" if registered == BLEND else "difference"
+    assert tracked.metrics[f"{difference}_auc"] == 0.5
+    assert tracked.metrics[f"{difference}_auc_low"] <= 0.5 <= tracked.metrics[f"{difference}_auc_high"]
+    kept = delivery.keep_report(job, trained)
+    delivery.keep_delivery(kept, job.folder)
+    assert delivery.recall_delivery(job.folder, FakeTracked.uri).leaderboard == list(trained.leaderboard)
+    assert next(row["model"] for row in trained.leaderboard) == registered
+    assert "Leaderboard" in tracked.texts["report.html"]
 
 
 def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(

@@ -1,15 +1,37 @@
-"""F7, F15, T8: the better of the network and gradient boosting, and gradient boosting as a graph."""
+"""F7, F15, T8: the best of network, gradient boosting and their blend, and those with trees as a graph."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.data_pipelines import convert
+from mirrorspark.data_pipelines.any_table import in_memory
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
-from mirrorspark.training.results.evaluation.model_choice import BASELINE, NETWORK, Choice, choose, trees_of
+from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison, list_column
+from mirrorspark.training.results.evaluation.model_choice import (
+    BASELINE,
+    BLEND,
+    NETWORK,
+    OTHERS_FOLDER,
+    Choice,
+    best_share,
+    challenge,
+    choose,
+    read_scores,
+    trees_of,
+)
+from mirrorspark.training.results.report.leaderboard import leaderboard_rows, leaderboard_table
 
 FEATURES = (
     BaselineFeature("distance", "value"),
@@ -20,33 +42,83 @@ FEATURES = (
 
 
 @pytest.mark.parametrize(
-    ("task", "monitor", "network", "baseline", "registered", "metric"),
+    ("task", "monitor", "network", "baseline", "blend", "registered", "metric"),
     [
-        ("binary", "val_auc", {"auc": 0.70, "log_loss": 0.5}, {"auc": 0.71, "log_loss": 0.6}, BASELINE, "auc"),
-        ("binary", "val_log_loss", {"auc": 0.70, "log_loss": 0.5}, {"auc": 0.71, "log_loss": 0.6}, NETWORK, "log_loss"),
-        ("binary", "val_auc", {"auc": 0.70}, {"auc": 0.70}, NETWORK, "auc"),
-        ("regression", "val_rmse", {"rmse": 2.0}, {"rmse": 1.5}, BASELINE, "rmse"),
-        ("multi_class", "val_accuracy", {"accuracy": 0.8}, {"accuracy": 0.9}, BASELINE, "accuracy"),
+        ("binary", "val_auc", {"auc": 0.70}, {"auc": 0.71}, {"auc": 0.70}, BASELINE, "auc"),
+        ("binary", "val_auc", {"auc": 0.70}, {"auc": 0.70}, {"auc": 0.70}, NETWORK, "auc"),
+        ("binary", "val_log_loss", {"log_loss": 0.5}, {"log_loss": 0.6}, {"log_loss": 0.4}, BLEND, "log_loss"),
+        ("regression", "val_rmse", {"rmse": 2.0}, {"rmse": 1.5}, {"rmse": 1.5}, BASELINE, "rmse"),
+        ("multi_class", "val_accuracy", {"accuracy": 0.8}, {"accuracy": 0.9}, {"accuracy": 0.91}, BLEND, "accuracy"),
         # Only the network has a loss, and a metric of the user's own.
-        ("binary", "val_loss", {"auc": 0.6}, {"auc": 0.7}, BASELINE, "auc"),
-        ("multi_class", "val_f1", {"log_loss": 0.6}, {"log_loss": 0.7}, NETWORK, "log_loss"),
+        ("binary", "val_loss", {"auc": 0.6, "loss": 0.1}, {"auc": 0.7}, {"auc": 0.7}, BASELINE, "auc"),
+        ("multi_class", "val_f1", {"log_loss": 0.6}, {"log_loss": 0.7}, {"log_loss": 0.6}, NETWORK, "log_loss"),
     ],
 )
-def test_the_better_one_by_the_monitored_metric_is_registered_and_the_network_where_they_are_equal(
-    task: str, monitor: str, network: Mapping[str, float], baseline: Mapping[str, float], registered: str, metric: str
+def test_the_best_one_by_the_monitored_metric_is_registered_and_the_simpler_one_of_equal_ones(
+    task: str,
+    monitor: str,
+    network: Mapping[str, float],
+    baseline: Mapping[str, float],
+    blend: Mapping[str, float],
+    registered: str,
+    metric: str,
 ) -> None:
-    choice = choose(task, monitor, network, baseline)
-    assert (choice.registered, choice.metric) == (registered, metric)
+    found = choose(task, monitor, {NETWORK: network, BASELINE: baseline, BLEND: blend})
+    assert found[:2] == (registered, metric)
 
 
-def test_a_choice_is_told_in_words_and_kept(tmp_path: Path) -> None:
-    choice = choose("binary", "val_auc", {"auc": 0.7}, {"auc": 0.71})
-    assert choice.in_words() == (
-        "gradient boosting, better than the network on the validation rows (auc 0.7100 against 0.7000)"
+def test_a_choice_is_described_and_kept(tmp_path: Path) -> None:
+    boosting = Choice(BASELINE, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.705}, 0.25, 3.0)
+    assert boosting.in_words() == (
+        "gradient boosting, better than the network and the blend on the validation rows "
+        "(auc 0.7100 against 0.7000 and 0.7050)"
     )
-    assert choice.other == NETWORK
-    choice.save(tmp_path)
-    assert Choice.load(tmp_path) == choice
+    blend = Choice(BLEND, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.72}, 0.25, 3.0)
+    assert blend.in_words() == (
+        "the blend (25% the network, 75% gradient boosting), better than gradient boosting and the network on the "
+        "validation rows (auc 0.7200 against 0.7100 and 0.7000)"
+    )
+    assert blend.others == [BASELINE, NETWORK]
+    blend.save(tmp_path)
+    assert Choice.load(tmp_path) == blend
+
+
+def test_the_share_of_the_network_has_the_smallest_loss() -> None:
+    random = np.random.default_rng(1)
+    weight = np.ones(2_000)
+    number, noise = random.normal(size=2_000), random.normal(size=(2, 2_000))
+    # The mean of two errors of variances 1 and 4 is smallest with shares of 0.8 and 0.2.
+    assert best_share("regression", number, number + noise[0], number + 2 * noise[1], weight) == pytest.approx(0.8)
+    # Rows of weight 0 count for nothing.
+    only = (np.arange(2_000) < 1_000).astype(float)
+    swapped = np.where(only > 0, number, number + 100)
+    assert best_share("regression", number, swapped, number + noise[1], only) == pytest.approx(0.95)
+    label = (number > 0).astype(float)
+    right, wrong = np.where(label > 0, 0.8, 0.2), np.full(2_000, 0.5)
+    assert best_share("binary", label, right, wrong, weight) == pytest.approx(0.95)
+    classes = (np.stack([1 - of, of], axis=1) for of in (wrong, right))
+    assert best_share("multi_class", label, *classes, weight) == pytest.approx(0.05)
+
+
+def test_a_leaderboard_has_the_best_one_first_with_what_is_known_of_each() -> None:
+    choice = Choice(BLEND, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.72}, 0.25, 3.0)
+    interval = {"auc": {"difference": 0.02, "low": 0.01, "high": 0.03}}
+    others = [{"name": NETWORK, "metrics": {"auc": 0.69}}, {"name": "lightgbm", "metrics": {"auc": 0.66}, "seconds": 5}]
+    baseline = {"name": BASELINE, "metrics": {"auc": 0.7}, "intervals": interval, "seconds": 3.0, "others": others}
+    verdict = BaselineComparison({"validation": {"auc": 0.72}, "test": {"auc": 0.72}}, baseline, {})
+    rows = leaderboard_rows(verdict, choice, name="multi_field", monitor="val_auc", seconds=20.0)
+    table = leaderboard_table(rows)
+    assert list(table.index) == [BLEND, BASELINE, NETWORK, "lightgbm"]
+    assert table["test_auc"].tolist() == [0.72, 0.7, 0.69, 0.66]
+    assert table["seconds"].tolist() == [23.0, 3.0, 20.0, 5.0]
+    assert table["share"].tolist()[1:3] == [0.75, 0.25]
+    assert table["registered"].tolist() == [True, False, False, False]
+    assert (rows[1]["low"], rows[1]["high"], rows[3]["validation_auc"]) == (0.01, 0.03, None)
+    alone = BaselineComparison({"validation": {"rmse": 2.0, "mae": 1.0}, "test": {"rmse": 2.5, "mae": 1.5}}, {}, {})
+    only = leaderboard_rows(alone, None, name="regression", monitor="val_loss", seconds=None)
+    assert only[0] | {"model": "regression", "registered": True} == only[0]
+    assert leaderboard_table(only).index.tolist() == ["regression"]
+    assert leaderboard_table(()).empty
 
 
 def rides(rows: int, seed: int, *, planes: int = 600) -> dict[str, np.ndarray]:
@@ -103,3 +175,61 @@ def test_the_graph_of_the_trees_scores_as_scikit_learn_does_also_unknown_ids_and
     without = model.predict({**rows, "previous": np.zeros((3_000, 1), np.int64)})
     found = next(iter(boosted_trees.predict(trees, empty).values())).numpy()
     np.testing.assert_allclose(found[:, known] if classes else found, without, rtol=1e-6, atol=1e-7)
+
+
+def test_a_blend_is_the_mean_of_its_parts_and_is_saved_with_the_variables_of_both(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from mirrorspark.models import blend, boosted_trees, multi_field
+    from mirrorspark.models.serving.export import ScoringModule, save
+
+    spec = FeatureSpec((Numeric("distance"), Categorical("carrier", hash_buckets=20)), Label("late"), ("id",))
+    statistics = {"distance": NumericStatistics(0.0, 1.0, -3.0, 3.0, 0)}
+    fitted_features = FittedFeatures(spec, {}, statistics)
+    of_trees = tuple(feature for feature in FEATURES if feature.name in ("distance", "carrier"))
+    fit = gradient_boosting(split_rows(rides(3_000, 1), rides(500, 2), of_trees, "late"), seed=0)
+    trees = boosted_trees.BoostedTrees(trees_of(fit))
+    network = multi_field.build(multi_field.Settings(hidden_units=(8,)), fitted_features, seed=1)
+    rows = rides(100, 3)
+    inputs = {name: tf.constant(rows[name]) for name in ("distance", "carrier")}
+    parts = [of.predict(model, inputs)["score"] for of, model in ((multi_field, network), (boosted_trees, trees))]
+    mixed = blend.Blend(multi_field, network, trees, 0.25)
+    save(ScoringModule(blend, mixed, fitted_features), tmp_path)
+    signature = tf.saved_model.load(str(tmp_path)).signatures[ENCODED_SIGNATURE]
+    np.testing.assert_allclose(signature(**inputs)["score"], 0.25 * parts[0] + 0.75 * parts[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "task"),
+    [
+        ("late", "binary", "binary"),
+        ("minutes", "numeric", "regression"),
+        ("way", "multi_class", "multi_class"),
+    ],
+)
+def test_a_network_that_has_learnt_nothing_is_beaten_and_kept_for_the_comparison(
+    label: str, kind: Any, task: str, tmp_path: Path
+) -> None:
+    rows = rides(3_000, 1)
+    splits = ["train"] * 2_000 + ["validation"] * 500 + ["test"] * 500
+    columns = {"distance": rows["distance"], "carrier": rows["carrier"].astype(str), label: rows[label]}
+    spec = FeatureSpec((Numeric("distance"), Categorical("carrier")), Label(label, kind), ("id",))
+    convert(in_memory(pa.table({**columns, "id": range(3_000), "split": splits})), spec, tmp_path / "dataset")
+    dataset = Dataset.open(tmp_path / "dataset")
+    column = "scores" if task == "multi_class" else "score"
+    tables = {}
+    for split in ("validation", "test"):
+        labels = np.concatenate([block.label for block in dataset.blocks(split)])
+        same = np.tile(np.float32([0.94, 0.02, 0.02, 0.02]), (len(labels), 1))
+        scores = list_column(same) if task == "multi_class" else pa.array(same[:, 0])
+        tables[split] = pa.table({column: scores, "label": labels, "weight": np.ones(len(labels))})
+    found = challenge(dataset, task, "val_loss", 1, tables, tmp_path)
+    choice = found.choice
+    assert choice.registered != NETWORK
+    assert choice.seconds > 0
+    (tmp_path / OTHERS_FOLDER / choice.registered).mkdir()
+    pq.write_table(found.tables["test"], tmp_path / OTHERS_FOLDER / choice.registered / "test.parquet")
+    network, trees, mean = (
+        read_scores(tmp_path / OTHERS_FOLDER / name / "test.parquet") for name in (NETWORK, BASELINE, BLEND)
+    )
+    np.testing.assert_allclose(mean, choice.share * network + (1 - choice.share) * trees, rtol=1e-5)

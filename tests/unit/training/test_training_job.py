@@ -224,7 +224,7 @@ def test_a_training_that_is_done_does_not_fail_for_the_words_about_it(
     job: TrainingJob, caplog: pytest.LogCaptureFixture
 ) -> None:
     """T5: its store may be away for some seconds."""
-    assert job._best_in_words() == ""
+    assert job._best_in_words(3) == ""
     assert "which epoch was the best is not known yet: " in caplog.text
 
 

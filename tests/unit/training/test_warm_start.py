@@ -152,7 +152,12 @@ def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [("hist_gradient_boosting", "gradient boosting"), ("item_knn", "item_knn")]
+    ("architecture", "kind"),
+    [
+        ("hist_gradient_boosting", "gradient boosting"),
+        ("blend", "a blend with gradient boosting"),
+        ("item_knn", "item_knn"),
+    ],
 )
 def test_a_version_that_is_no_network_is_refused(
     config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path, architecture: str, kind: str

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import tf_keras
 
 from mirrorspark.callbacks import (
     AgreedEarlyStopping,
+    AgreedTimeLimit,
     BackupAndRestore,
     ChiefCheckpoint,
     EventCallback,
@@ -72,11 +74,15 @@ def fit_callbacks(
     """
     config, activity = plan.config, control.activity
     stopping = AgreedEarlyStopping(monitor=config.monitor, mode=config.mode, patience=config.patience or config.epochs)
+    limits: dict[str, AgreedTimeLimit] = {}
+    if config.time_limit is not None:
+        limits["time_limit"] = AgreedTimeLimit(config.time_limit, settled=partial(_send_epochs, control))
     progress = EventCallback(control.events.send, global_batch_size=plan.global_batch_size)
     stateful: dict[str, training_state.Stateful] = {
         "early_stopping": stopping,
         PROGRESS_STATE: progress,
         BATCH_STATE: BatchState(plan, start),
+        **limits,
     }
     guard = StopOnNaN(locate=locate)
     resume = BackupAndRestore(
@@ -108,6 +114,7 @@ def fit_callbacks(
         *after_restore,
         guard,
         stopping,
+        *limits.values(),
         # Before the checkpoint: a committed epoch is not repeated, and would leave a gap in the curves if it were not
         # reported. An epoch that is reported twice is logged once.
         progress,
@@ -121,6 +128,11 @@ def fit_callbacks(
         ),
     ]
     return control.hook.callbacks(callbacks)
+
+
+def _send_epochs(control: WorkerControl, epochs: int) -> None:
+    if control.rank == 0:
+        control.events.send({"event": "time_limit", "epochs": epochs})
 
 
 def _may_vary_executions(config: TrainingConfig) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.results.evaluation.model_choice import (
         BASELINE,
         NETWORK,
-        OTHER_FOLDER,
+        OTHERS_FOLDER,
         Choice,
         read_scores,
     )
@@ -33,7 +33,7 @@ __all__ = [
     "BASELINE",
     "EXPLANATION_FILE",
     "NETWORK",
-    "OTHER_FOLDER",
+    "OTHERS_FOLDER",
     "REPEATS",
     "SAMPLE_ROWS",
     "Choice",

@@ -25,7 +25,9 @@ from mirrorspark.training.results.evaluation.baselines import (
     free_threads,
 )
 
-MAX_ITERATIONS = 300
+MAX_ITERATIONS = 1_000
+# Nothing stops a fit early without validation rows.
+_ITERATIONS_UNVALIDATED = 300
 PATIENCE = 15
 # Of XGBoost, whose default is three times that of the others.
 _LEARNING_RATE = 0.1
@@ -76,11 +78,16 @@ class _Fit:
     on_progress: OnProgress
     limit: TimeLimit
 
+    @property
+    def most_iterations(self) -> int:
+        """The most iterations."""
+        return _ITERATIONS_UNVALIDATED if self.held_back is None else MAX_ITERATIONS
+
     def is_late(self, done: int) -> bool:
         """Return whether the fit must end after ``done`` iterations, and note what is left out."""
-        is_late = self.limit.left <= 0 and 0 < done < MAX_ITERATIONS
+        is_late = self.limit.left <= 0 and 0 < done < self.most_iterations
         if is_late:
-            self.limit.left_out.append(f"the iterations after {done:,} of {MAX_ITERATIONS:,}")
+            self.limit.left_out.append(f"the iterations after {done:,} of {self.most_iterations:,}")
         return is_late
 
 
@@ -128,9 +135,9 @@ def gradient_boosting(
 def _hist_gradient_boosting(fit: _Fit) -> Any:
     kind = HistGradientBoostingRegressor if fit.is_regression else HistGradientBoostingClassifier
     # Without validation rows the loss is that of the training rows, and only the time stops the fit.
-    stopping = {"n_iter_no_change": PATIENCE} if fit.held_back else {"n_iter_no_change": MAX_ITERATIONS}
+    stopping = {"n_iter_no_change": PATIENCE if fit.held_back else fit.most_iterations}
     model = kind(
-        max_iter=MAX_ITERATIONS,
+        max_iter=fit.most_iterations,
         early_stopping=True,
         **stopping | ({} if fit.held_back else {"validation_fraction": None}),
         categorical_features=list(fit.native_categorical),
@@ -146,7 +153,7 @@ def _hist_gradient_boosting(fit: _Fit) -> Any:
 
     usual = getattr(model, _IS_OVER, lambda *_, **__: False)
     setattr(model, _IS_OVER, lambda *loss, **named: usual(*loss, **named) or fit.is_late(done()))
-    with _reporting(done, fit.on_progress):
+    with _reporting(done, fit):
         model.fit(fit.train.matrix, fit.train.wanted, sample_weight=fit.train.weight, **held_back)
     delattr(model, _IS_OVER)
     return model
@@ -165,7 +172,7 @@ def _xgboost(fit: _Fit) -> Any:
 
     rest = fit.held_back
     model = (xgboost.XGBRegressor if fit.is_regression else xgboost.XGBClassifier)(
-        n_estimators=MAX_ITERATIONS,
+        n_estimators=fit.most_iterations,
         learning_rate=_LEARNING_RATE,
         early_stopping_rounds=None if rest is None else PATIENCE,
         enable_categorical=True,
@@ -174,7 +181,7 @@ def _xgboost(fit: _Fit) -> Any:
         random_state=fit.seed,
         callbacks=[Count()],
     )
-    with _reporting(lambda: done, fit.on_progress):
+    with _reporting(lambda: done, fit):
         model.fit(
             fit.train.matrix,
             fit.train.wanted,
@@ -199,7 +206,7 @@ def _lightgbm(fit: _Fit) -> Any:
 
     rest = fit.held_back
     model = (lightgbm.LGBMRegressor if fit.is_regression else lightgbm.LGBMClassifier)(
-        n_estimators=MAX_ITERATIONS,
+        n_estimators=fit.most_iterations,
         n_jobs=fit.threads,
         random_state=fit.seed,
         deterministic=True,
@@ -211,7 +218,7 @@ def _lightgbm(fit: _Fit) -> Any:
         held_back = {"eval_set": [(rest.matrix, rest.wanted)]}
         if "eval_X" in inspect.signature(model.fit).parameters:  # from LightGBM 4.7 on
             held_back = {"eval_X": rest.matrix, "eval_y": rest.wanted}
-    with _reporting(lambda: done, fit.on_progress):
+    with _reporting(lambda: done, fit):
         model.fit(
             fit.train.matrix,
             fit.train.wanted,
@@ -232,13 +239,13 @@ _LIBRARIES: Mapping[str, Callable[[_Fit], Any]] = {
 
 
 @contextlib.contextmanager
-def _reporting(iterations: Callable[[], int], on_progress: OnProgress) -> Iterator[None]:
+def _reporting(iterations: Callable[[], int], fit: _Fit) -> Iterator[None]:
     """Report the number of iterations of a model while it is fitted inside."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(_REPORT_SECONDS):
-            on_progress("boosting iterations", iterations(), MAX_ITERATIONS)
+            fit.on_progress("boosting iterations", iterations(), fit.most_iterations)
 
     watcher = threading.Thread(target=watch, name="gradient-boosting", daemon=True)
     watcher.start()

@@ -50,9 +50,10 @@ class BaselineComparison:
     Attributes:
         metrics: Metrics by split.
         baseline: Name of the baseline, its test metrics, ``intervals``: by metric the difference, model minus
-            baseline, and the ends of its 95% interval, ``resampled``: the samples drawn for them, in words, and
-            ``learnt_from``: how many ``rows`` ``of`` the training rows it learnt from, if not from all; empty without
-            one. Of several it is the first one, with the same of each of the rest in ``others``.
+            baseline, and the ends of its 95% interval, ``resampled``: the samples drawn for them, in words,
+            ``learnt_from``: how many ``rows`` ``of`` the training rows it learnt from, if not from all, and ``seconds``
+            of its fit; empty without one. Of several it is the first one, with the same of each of the rest in
+            ``others``.
         figures: Plots by file name.
         base_rate: The same as ``baseline`` for a prediction that is the same for all rows: the mean label, or the
             share of each class, of the validation rows. Empty with a baseline, and for lists of candidates.
@@ -79,12 +80,14 @@ class Baseline:
             weight.
         learnt_from: Number of ``rows`` it learnt from, ``of`` all training rows; empty for all.
         left_out: Parts of its fit that were left out to end in time, as a sentence.
+        seconds: Time of its fit; None where it has none of its own.
     """
 
     name: str
     scores: np.ndarray
     learnt_from: Mapping[str, int] = field(default_factory=dict)
     left_out: str = ""
+    seconds: float | None = None
 
 
 def compare_binary(
@@ -348,6 +351,7 @@ def _compared(
             }
             | ({"learnt_from": dict(baseline.learnt_from)} if baseline.learnt_from else {})
             | ({"left_out": baseline.left_out} if baseline.left_out else {})
+            | ({} if baseline.seconds is None else {"seconds": baseline.seconds})
             for baseline in baselines
         ]
     )
@@ -390,6 +394,11 @@ def classed_columns(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarr
     """Return label, scores ``[rows, classes]`` and weight of every row."""
     scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, classes)
     return table["label"].to_numpy(), scores, table["weight"].to_numpy()
+
+
+def list_column(scores: np.ndarray) -> pa.Array:
+    """Return scores ``[rows, n]`` as a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]).cast(pa.list_(pa.float32()))
 
 
 def metrics_of(

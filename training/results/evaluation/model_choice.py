@@ -1,11 +1,12 @@
-"""The better of a trained network and gradient boosting, by their quality on the validation rows.
+"""The best of a trained network, gradient boosting and their blend, by their quality on the validation rows.
 
 The export decides, in its own process; the driver reads its decision.
 """
 
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +21,32 @@ from mirrorspark.storage import atomic_file
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
-from mirrorspark.training.results.evaluation.evaluate_run import metrics_of
+from mirrorspark.training.results.evaluation.evaluate_run import (
+    classed_columns,
+    list_column,
+    metrics_of,
+    weighed_columns,
+)
 from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
+from mirrorspark.training.results.report import in_words
 
 if TYPE_CHECKING:
     from mirrorspark.models import boosted_trees
 
 CHOICE_FILE = "choice.json"
-# Predictions of the one that was not chosen.
-OTHER_FOLDER = "not_registered"
+# Predictions of those that were not chosen, each in a folder of its name.
+OTHERS_FOLDER = "not_registered"
 
 NETWORK = "network"
 BASELINE = catalog.BOOSTED_TREES
+BLEND = catalog.BLEND
 
 # The metric that decides where the monitored one exists only for the network, such as its loss.
 _FIRST_METRIC: Mapping[str, str] = {"binary": "auc", "multi_class": "log_loss", "regression": "rmse"}
+
+# Shares of the network in a blend: validation rows do not tell finer ones apart.
+_SHARES = np.linspace(0.05, 0.95, 19)
+_LEAST_PROBABILITY = 1e-7
 
 
 @dataclass(frozen=True)
@@ -42,29 +54,34 @@ class Choice:
     """Choice of the model that is registered, and its reason.
 
     Attributes:
-        registered: The better one, ``network`` or ``hist_gradient_boosting``.
+        registered: The best one: ``network``, ``hist_gradient_boosting`` or ``blend``.
         metric: Metric of the validation rows that decided.
-        network: The network's value.
-        baseline: Gradient boosting's value.
+        values: Its value of each one.
+        share: Share of the network in the blend.
+        seconds: Time of the fit of gradient boosting, of which the blend is a mean.
     """
 
     registered: str
     metric: str
-    network: float
-    baseline: float
+    values: Mapping[str, float]
+    share: float
+    seconds: float
 
     @property
-    def other(self) -> str:
-        """The one that is not registered."""
-        return NETWORK if self.registered == BASELINE else BASELINE
+    def others(self) -> list[str]:
+        """Those that are not registered."""
+        return [name for name in (BASELINE, NETWORK, BLEND) if name != self.registered]
 
     def in_words(self) -> str:
         """Return the choice as a sentence."""
-        of = {NETWORK: self.network, BASELINE: self.baseline}
-        names = {NETWORK: "the network", BASELINE: "gradient boosting"}
-        values = f"{self.metric} {of[self.registered]:.4f} against {of[self.other]:.4f}"
-        verdict = "better than" if of[self.registered] != of[self.other] else "as good as"
-        return f"{names[self.registered]}, {verdict} {names[self.other]} on the validation rows ({values})"
+        own, others = self.values[self.registered], [self.values[name] for name in self.others]
+        parts = f" ({self.share:.0%} the network, {1 - self.share:.0%} gradient boosting)"
+        verdict = "better than" if own not in others else "as good as or better than"
+        return (
+            f"{in_words(self.registered)}{parts if self.registered == BLEND else ''}, {verdict} "
+            f"{' and '.join(map(in_words, self.others))} on the validation rows ({self.metric} {own:.4f} against "
+            f"{' and '.join(f'{value:.4f}' for value in others)})"
+        )
 
     def save(self, folder: Path) -> None:
         """Write the choice next to the predictions."""
@@ -80,21 +97,63 @@ class Choice:
         return cls(**json.loads((folder / CHOICE_FILE).read_text(encoding="utf-8")))
 
 
-def choose(task: str, monitor: str, network: Mapping[str, float], baseline: Mapping[str, float]) -> Choice:
-    """Return the better of the two by the monitored metric; the network where they are equal.
+def choose(task: str, monitor: str, metrics: Mapping[str, Mapping[str, float]]) -> tuple[str, str, dict[str, float]]:
+    """Return the best one by the monitored metric and the first of equal ones, the metric, and its values.
 
     Args:
         task: ``binary``, ``multi_class`` or ``regression``.
-        monitor: The monitored metric, with ``val_`` before it. If gradient boosting does not have it, AUC (binary),
-            log loss (multi_class) or RMSE (regression) decides.
-        network: Metrics of the network on the validation rows.
-        baseline: Those of gradient boosting.
+        monitor: The monitored metric, with ``val_`` before it. If one of the models does not have it, AUC (binary), log
+            loss (multi_class) or RMSE (regression) decides.
+        metrics: Metrics on the validation rows by the names of the models, the simplest first.
     """
     metric = monitor.removeprefix("val_")
-    if metric not in network or metric not in baseline:
+    if any(metric not in of for of in metrics.values()):
         metric = _FIRST_METRIC[task]
-    values = network[metric], baseline[metric]
-    return Choice(BASELINE if is_better(metric, values[1], values[0]) else NETWORK, metric, *values)
+    values = {name: of[metric] for name, of in metrics.items()}
+    best = next(iter(values))
+    for name, value in values.items():
+        best = name if is_better(metric, value, values[best]) else best
+    return best, metric, values
+
+
+def best_share(task: str, label: np.ndarray, network: np.ndarray, trees: np.ndarray, weight: np.ndarray) -> float:
+    """Return the share of the network in the mean of two predictions that has the smallest loss.
+
+    The loss is the log loss of probabilities, and the squared error of numbers.
+
+    Args:
+        task: ``binary``, ``multi_class`` or ``regression``.
+        label: 0 or 1, numbers of classes, or numbers, ``[rows]``.
+        network: The network's predictions, ``[rows]`` or ``[rows, classes]``.
+        trees: Those of gradient boosting.
+        weight: Weight of each row.
+    """
+    if task == "multi_class":  # the probabilities of the right classes alone
+        network, trees = (scores[np.arange(len(label)), label.astype(np.int64)] for scores in (network, trees))
+    if task == "binary":
+        network, trees = (np.where(label > 0, scores, 1 - scores) for scores in (network, trees))
+
+    def loss(share: float) -> float:
+        mean = share * network + (1 - share) * trees
+        lost = (mean - label) ** 2 if task == "regression" else -np.log(np.maximum(mean, _LEAST_PROBABILITY))
+        return float(np.average(lost, weights=weight))
+
+    return float(min(_SHARES, key=loss))
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """The outcome of a comparison.
+
+    Attributes:
+        choice: The choice.
+        fitted: The fitted gradient boosting.
+        tables: The predictions of the one that is registered, by split.
+    """
+
+    choice: Choice
+    fitted: FittedBoosting
+    tables: Mapping[str, pa.Table] = field(repr=False)
 
 
 def challenge(
@@ -105,8 +164,8 @@ def challenge(
     tables: Mapping[str, pa.Table],
     folder: Path,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
-) -> tuple[Choice, FittedBoosting, dict[str, pa.Table]]:
-    """Fit gradient boosting, choose the better one, and keep the choice and the other one's predictions.
+) -> Challenge:
+    """Fit gradient boosting, choose the best one, and keep the choice and the others' predictions.
 
     Args:
         dataset: The dataset of the training.
@@ -116,27 +175,38 @@ def challenge(
         tables: The network's predictions by split.
         folder: Folder of the predictions.
         on_progress: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
-
-    Returns:
-        The choice, the fitted gradient boosting, and the predictions of the better one.
     """
+    begin = time.monotonic()
     fitted = fitted_baseline(BASELINE, baseline_rows(dataset, task), seed, on_progress)
+    seconds = time.monotonic() - begin
     assert isinstance(fitted, FittedBoosting)  # noqa: S101 - BASELINE is one
-    column = "scores" if task == "multi_class" else "score"
-    found = {split: _with(table, column, baseline_scores(fitted, dataset, split)) for split, table in tables.items()}
+    trees = {split: baseline_scores(fitted, dataset, split) for split in tables}
     classes = dataset.features.classes if task == "multi_class" else 0
+
+    def columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return classed_columns(table, classes) if task == "multi_class" else weighed_columns(table)
+
+    network = {split: columns(table)[1] for split, table in tables.items()}
+    label, _, weight = columns(tables["validation"])
+    share = best_share(task, label, network["validation"], trees["validation"], weight)
+    mean = {split: share * network[split] + (1 - share) * trees[split] for split in tables}
+    column = "scores" if task == "multi_class" else "score"
+    found = {NETWORK: dict(tables)} | {
+        name: {split: _with(table, column, scores[split]) for split, table in tables.items()}
+        for name, scores in ((BASELINE, trees), (BLEND, mean))
+    }
     is_ordinal = dataset.spec.label.order is not None
-    values = [
-        metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
-        for of in (tables, found)
-    ]
-    choice = choose(task, monitor, *values)
-    chosen, other = (tables, found) if choice.registered == NETWORK else (found, tables)
-    (folder / OTHER_FOLDER).mkdir(parents=True, exist_ok=True)
-    for split, table in other.items():
-        pq.write_table(table, folder / OTHER_FOLDER / f"{split}.parquet")
+    metrics = {
+        name: metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
+        for name, of in found.items()
+    }
+    choice = Choice(*choose(task, monitor, metrics), share, seconds)
+    for name in choice.others:
+        (folder / OTHERS_FOLDER / name).mkdir(parents=True, exist_ok=True)
+        for split, table in found[name].items():
+            pq.write_table(table, folder / OTHERS_FOLDER / name / f"{split}.parquet")
     choice.save(folder)
-    return choice, fitted, dict(chosen)
+    return Challenge(choice, fitted, found[choice.registered])
 
 
 def read_scores(file: Path) -> np.ndarray:
@@ -150,10 +220,7 @@ def read_scores(file: Path) -> np.ndarray:
 
 def _with(table: pa.Table, column: str, scores: np.ndarray) -> pa.Table:
     scores = scores.astype(np.float32)
-    values: Any = pa.array(scores)
-    if scores.ndim == 2:
-        values = pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1])
-        values = values.cast(pa.list_(pa.float32()))
+    values = list_column(scores) if scores.ndim == 2 else pa.array(scores)
     return table.set_column(table.column_names.index(column), column, values)
 
 
@@ -196,7 +263,6 @@ def trees_of(fitted: FittedBoosting, classes: int = 0) -> "boosted_trees.Trees":
         roots=roots,
         outputs=np.tile(np.arange(outputs), len(predictors) // outputs),
         start=np.asarray(model._baseline_prediction, np.float64).ravel(),
-        depth=int(nodes["depth"].max()),
         link="identity" if not len(names) else "softmax" if outputs > 1 else "logit",
         class_numbers=() if fitted.class_numbers is None else tuple(map(int, fitted.class_numbers)),
         classes=classes,

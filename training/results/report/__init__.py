@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.results.report.baselines import as_baseline, each_baseline, in_words
     from mirrorspark.training.results.report.cost import Cost, Reservation, cost_of
     from mirrorspark.training.results.report.facts import report_facts
+    from mirrorspark.training.results.report.leaderboard import Leaderboard, leaderboard_rows, leaderboard_table
     from mirrorspark.training.results.report.model_cards import model_card
     from mirrorspark.training.results.report.report import (
         REPORT_FILE,
@@ -43,6 +44,7 @@ __all__ = [
     "CHALLENGER",
     "REPORT_FILE",
     "Cost",
+    "Leaderboard",
     "PagePath",
     "Reservation",
     "RunComparison",
@@ -53,6 +55,8 @@ __all__ = [
     "each_baseline",
     "in_words",
     "launched_html",
+    "leaderboard_rows",
+    "leaderboard_table",
     "make_way",
     "metrics_table",
     "model_card",

@@ -22,5 +22,5 @@ def each_baseline(baseline: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def in_words(name: str) -> str:
     """Return the name of a baseline as a reader knows it."""
     known = {"hist_gradient_boosting": "gradient boosting", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
-    known |= {"base_rate": "the base rate", "network": "the network"}
+    known |= {"base_rate": "the base rate", "network": "the network", "blend": "the blend"}
     return known.get(name, name.replace("_", " "))

@@ -69,6 +69,7 @@ def report_facts(
         explanation=explanation or trained.explanation,
         base_rate=trained.verdict.base_rate,
         withheld=trained.withheld,
+        leaderboard=trained.leaderboard,
     )
 
 

@@ -33,6 +33,7 @@ from mirrorspark.training.configuration import as_yaml
 from mirrorspark.training.results.report import baselines
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.results.report.cost import Cost
+from mirrorspark.training.results.report.leaderboard import Leaderboard, leaderboard_html
 from mirrorspark.training.run_records import run_history
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class ReportFacts:
         explanation: The features' influence on the predictions, once it has been measured.
         base_rate: As ``baseline``, where there is none.
         withheld: The reason why the version has no alias, if it has none.
+        leaderboard: The models that were compared, the best one first.
     """
 
     title: str
@@ -93,6 +95,7 @@ class ReportFacts:
     explanation: "Explanation | None" = None
     base_rate: Mapping[str, Any] = field(default_factory=dict)
     withheld: str | None = None
+    leaderboard: Leaderboard = ()
 
 
 def write_report(facts: ReportFacts, path: Path) -> str:
@@ -138,6 +141,8 @@ def _overview(facts: ReportFacts) -> Iterator[Markup]:
             remark_html(remark) if number == len(compared) else "",
             title=title,
         )
+    if board := leaderboard_html(facts.leaderboard):
+        yield card_html(board, title="Leaderboard", wide=True)
     rows = {f"{split} rows": f"{count:,}" for split, count in facts.rows.items()}
     yield card_html(facts_html((rows | dict(facts.facts)).items()), title="Run", wide=bool(compared))
 

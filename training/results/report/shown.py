@@ -22,6 +22,7 @@ from mirrorspark.pages import (
 )
 from mirrorspark.storage import without_credentials
 from mirrorspark.training.results.report.baselines import each_baseline
+from mirrorspark.training.results.report.leaderboard import leaderboard_html
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
 from mirrorspark.training.run_records import run_history
 
@@ -98,6 +99,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
         *_metrics_html(metrics_table(verdict.metrics, verdict.baseline)),
+        leaderboard_html(trained.leaderboard),
         *(
             details_html(title_of(name), figure_html(figure, title_of(name)))
             for name, figure in verdict.figures.items()

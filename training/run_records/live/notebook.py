@@ -155,7 +155,7 @@ def _bare_logs(result: EpochResult) -> dict[str, float]:
 
 
 def _epochs(picture: Picture) -> str:
-    names = epoch_metrics(picture.epochs[-1].logs)
+    names = epoch_metrics(picture.epochs[-1].logs, picture.monitored.name if picture.monitored else "")
     best = best_epoch(picture)
     rows = [
         [

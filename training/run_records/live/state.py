@@ -188,7 +188,7 @@ class TrainingState:
             if kind == "epoch_end":
                 # The next epoch is measured anew.
                 ranks = {number: dataclasses.replace(state, epoch_share=(0.0, 0)) for number, state in ranks.items()}
-            elif kind == "train_begin":
+            elif kind in ("train_begin", "time_limit"):
                 epochs = event.get("epochs") or epochs
         state = _rank_after(ranks.get(rank, RankState(now)), event, now)
         return dataclasses.replace(self, epochs=epochs, position=position, ranks={**ranks, rank: state})
@@ -274,9 +274,10 @@ def validation_metrics(logs: Mapping[str, float]) -> list[str]:
     return names or [name for name in logs if bare(name) == "val_loss"]
 
 
-def epoch_metrics(logs: Mapping[str, float]) -> list[str]:
-    """Return the names of the metrics in the line of an epoch: the loss and the validation metrics."""
-    return [*(name for name in logs if bare(name) == "loss"), *validation_metrics(logs)]
+def epoch_metrics(logs: Mapping[str, float], monitored: str = "") -> list[str]:
+    """Return the names of the metrics in the line of an epoch: the loss, the monitored one and others of validation."""
+    losses = [name for name in logs if bare(name) == "loss"]
+    return [*losses, *sorted(validation_metrics(logs), key=lambda name: bare(name) != monitored)]
 
 
 def bare(name: str) -> str:

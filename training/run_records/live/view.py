@@ -174,6 +174,9 @@ class LiveView:
                     self._report_attempt(event, previous.workers)
                 case "train_begin" if event.get("rank") == 0:
                     self._report_model(event)
+                case "time_limit" if event["epochs"] != previous.epochs:
+                    limit = f"{event['epochs']} epoch{'s' * (event['epochs'] != 1)}"
+                    self._write_after_messages(f"  the time limit is {limit}; epochs={event['epochs']} repeats them")
                 case "restart":
                     self._report_restart(event)
                 case "hung":
@@ -201,7 +204,8 @@ class LiveView:
             self._messages.add(f"error {message_key(text)}", event["rank"], f" failed: {text}", now)
 
     def _report_epoch(self, event: Event) -> None:
-        logs = "  ".join(f"{name} {event['logs'][name]:.4f}" for name in epoch_metrics(event["logs"]))
+        names = epoch_metrics(event["logs"], self._monitored.name if self._monitored else "")
+        logs = "  ".join(f"{name} {event['logs'][name]:.4f}" for name in names)
         rate = event["examples_per_second"]
         self._keep_epoch(event)
         speed = "" if rate is None else f"{rate:>9,.0f} examples/s  "

@@ -1,0 +1,92 @@
+"""The models of a training side by side: the registered one, and those that it was chosen from or compared with."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from mirrorspark.evaluation import is_better
+from mirrorspark.pages import table_html
+from mirrorspark.training.results.report.baselines import each_baseline
+from mirrorspark.training.run_records import run_history
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results.evaluation import Choice, evaluate_run
+
+Leaderboard = Sequence[Mapping[str, Any]]
+"""A row per model, as :func:`leaderboard_rows` describes it."""
+
+
+def leaderboard_rows(
+    verdict: "evaluate_run.BaselineComparison",
+    choice: "Choice | None",
+    *,
+    name: str,
+    monitor: str,
+    seconds: float | None,
+) -> Leaderboard:
+    """Return a row per model, the best one on the validation rows first, and those that have only test rows last.
+
+    A row has the ``model``, the metric on both splits (``validation_auc``, ``test_auc``), the ``difference`` on the
+    test rows of the registered model to this one with its 95% interval (``low``, ``high``), the ``share`` of each part
+    of a blend, the ``seconds`` of its training, and whether it is ``registered``. Unknown values are None.
+
+    Args:
+        verdict: Metrics of the registered model and of those it is compared with.
+        choice: The choice of the registered model, if there was one.
+        name: The model that was trained, where there was no choice.
+        monitor: The metric that chose the best epoch; if it is not one of the test rows, the first of the run's
+            headline is shown.
+        seconds: Time of the training.
+    """
+    of_test, of_validation = verdict.metrics.get("test", {}), verdict.metrics.get("validation", {})
+    metric = choice.metric if choice else monitor.removeprefix("val_")
+    metric = metric if metric in of_test else next(iter(run_history.headline(of_test)), metric)
+    trained = name if choice is None else "network"
+    registered = name if choice is None else choice.registered
+    values = {registered: of_validation.get(metric)} | dict(choice.values if choice else {})
+    compared = {str(entry["name"]): entry for entry in each_baseline(verdict.baseline)}
+    times = {known: entry.get("seconds") for known, entry in compared.items()} | {trained: seconds}
+    shares: dict[str, float] = {}
+    if choice is not None:
+        times["blend"] = None if seconds is None else seconds + choice.seconds
+        if registered == "blend":
+            shares = {"network": choice.share, "hist_gradient_boosting": 1 - choice.share}
+
+    def row(model: str) -> dict[str, Any]:
+        entry = compared.get(model, {})
+        interval = entry.get("intervals", {}).get(metric, {})
+        return {
+            "model": model,
+            f"validation_{metric}": values.get(model),
+            f"test_{metric}": (of_test if model == registered else entry.get("metrics", {})).get(metric),
+            "difference": interval.get("difference"),
+            "low": interval.get("low"),
+            "high": interval.get("high"),
+            "share": shares.get(model),
+            "seconds": times.get(model),
+            "registered": model == registered,
+        }
+
+    def place(model: str) -> tuple[bool, float]:
+        value = values.get(model)
+        return value is None, 0.0 if value is None else -value if is_better(metric, 1, 0) else value
+
+    return [row(model) for model in sorted(dict.fromkeys([*values, *compared]), key=place)]
+
+
+def leaderboard_table(rows: Leaderboard) -> pd.DataFrame:
+    """Return the rows as a table, without the columns that no model has."""
+    return pd.DataFrame(rows).dropna(axis=1, how="all").set_index("model") if rows else pd.DataFrame()
+
+
+def leaderboard_html(rows: Leaderboard) -> Markup:
+    """Return the rows as a table of a page; empty if there is only one model."""
+    if len(rows) < 2:
+        return Markup()
+    table = leaderboard_table(rows)
+    words = {"registered": table["registered"].map({True: "yes", False: ""})}
+    if "seconds" in table:
+        words["seconds"] = table["seconds"].map(lambda seconds: "" if pd.isna(seconds) else f"{seconds:,.1f}")
+    return table_html(table.assign(**words), index=True)
