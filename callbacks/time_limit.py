@@ -44,6 +44,11 @@ class AgreedTimeLimit(tf_keras.callbacks.Callback):
         self._first_step: float | None = None
         self.epochs: int | None = None
 
+    @property
+    def stopped(self) -> bool:
+        """True once all of the settled epochs are done: a checkpoint of the last one is not trained further."""
+        return self.epochs is not None and self._epoch >= self.epochs
+
     def get_state(self) -> dict[str, Any]:
         """Return the state as plain JSON values; see `callbacks.checkpoints.training_state.Stateful`."""
         return {"epoch": self._epoch, "epochs": self.epochs, "spent": self._spent}
@@ -62,6 +67,7 @@ class AgreedTimeLimit(tf_keras.callbacks.Callback):
         self._since, self._first_step = self._clock(), None
         self._is_first = True
         if self.epochs is not None:
+            self.params["epochs"] = self.epochs  # which the callbacks share, and show
             self._settled(self.epochs)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -86,5 +92,5 @@ class AgreedTimeLimit(tf_keras.callbacks.Callback):
                 self.epochs = agreed
                 self._settled(agreed)
         self._since, self._is_first = now, False
-        if self.epochs is not None and self._epoch >= self.epochs:
+        if self.stopped:
             self.model.stop_training = True

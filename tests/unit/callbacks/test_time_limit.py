@@ -25,6 +25,7 @@ def epochs_of(
     model = tf_keras.Sequential()
     model.stop_training = False
     limit.set_model(model)
+    limit.set_params({"epochs": most})
     limit.on_train_begin()
     for epoch in range(first, most):
         for batch, step in enumerate(seconds(epoch)):
@@ -55,6 +56,11 @@ def test_the_number_of_epochs_is_settled_by_the_second_one_or_by_the_first_if_no
     limit = AgreedTimeLimit(seconds, settled=settled.append, clock=clock)
     assert epochs_of(limit, clock, lambda epoch: others if epoch else first) == expected
     assert (settled, limit.epochs) == ([expected], expected)
+    # A driver that was killed after the last checkpoint and before its end trains no further epoch.
+    again = AgreedTimeLimit(seconds, settled=settled.append)
+    assert not again.stopped
+    again.set_state(limit.get_state())
+    assert again.stopped
 
 
 def test_an_epoch_that_takes_longer_later_changes_nothing_and_a_second_fit_starts_afresh() -> None:
@@ -72,6 +78,7 @@ def test_a_restart_keeps_the_number_and_before_that_the_time_that_is_spent() -> 
     again = AgreedTimeLimit(60, settled=settled.append, clock=clock)
     again.set_state(first.get_state())
     assert epochs_of(again, clock, lambda epoch: (100,), first=3) == 12
+    assert again.params == {"epochs": 12}
     assert settled == [12, 12]
 
     early = AgreedTimeLimit(60, settled=settled.append, clock=clock)
