@@ -19,7 +19,7 @@ class AgreedTimeLimit(tf_keras.callbacks.Callback):
     epochs there will be. From then on the number counts, not the clock: an epoch that takes longer changes nothing, and
     a training that is resumed from a checkpoint, or given the same number of epochs, ends with the same weights. If
     after the first epoch there is no time for another one, as long as the first was after its first step, it is the
-    last.
+    last. The number is at most that of ``fit``.
 
     Args:
         seconds: Time of the epochs together, with their validations and checkpoints.
@@ -65,7 +65,7 @@ class AgreedTimeLimit(tf_keras.callbacks.Callback):
             self._spent, self._epoch, self.epochs = 0.0, 0, None
         self._restored = False
         self._since, self._first_step = self._clock(), None
-        self._is_first = True
+        self._is_first, self._most = True, int(self.params["epochs"])
         if self.epochs is not None:
             self.params["epochs"] = self.epochs  # which the callbacks share, and show
             self._settled(self.epochs)
@@ -80,11 +80,12 @@ class AgreedTimeLimit(tf_keras.callbacks.Callback):
         now = self._clock()
         self._spent += now - self._since
         self._epoch = epoch + 1
-        if self.epochs is None:
+        # Early stopping, which is listed before, may have ended the training.
+        if self.epochs is None and not self.model.stop_training:
             seconds = now - (self._first_step or self._since) if self._is_first else now - self._since
             left = self._seconds - self._spent
             is_due = not self._is_first or left < seconds
-            fitting = self._epoch + max(0, int(left / max(seconds, _SHORTEST))) if is_due else 0
+            fitting = min(self._most, self._epoch + max(0, int(left / max(seconds, _SHORTEST)))) if is_due else 0
             # The others add nothing to the chief's number.
             strategy = self.model.distribute_strategy
             agreed = int(sum_over_ranks(strategy, fitting if current_role(strategy).is_chief else 0))

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from mirrorspark.training.configuration.command_line import parse, summary_file
     from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
     from mirrorspark.training.configuration.defaults import (
-        EPOCHS_IN_TIME,
         ROWS_PER_WORKER,
         default_baseline,
         default_batch_size,
+        default_epochs,
         default_register,
         default_workers,
         defaults_of_items,
@@ -46,7 +46,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "EPOCHS_IN_TIME",
     "LINEAR_BASELINES",
     "POPULARITY",
     "ROWS_PER_WORKER",
@@ -72,6 +71,7 @@ __all__ = [
     "check_values",
     "default_baseline",
     "default_batch_size",
+    "default_epochs",
     "default_register",
     "default_strategy",
     "default_workers",

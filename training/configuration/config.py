@@ -17,12 +17,7 @@ from mirrorspark.data_pipelines.reading import MAX_LANES
 from mirrorspark.models import catalog, check_warm_up, classical, own_model, sparse_features
 from mirrorspark.storage import StorageError, StoragePath, atomic_file, clean
 from mirrorspark.training.configuration import rules as config_rules
-from mirrorspark.training.configuration.defaults import (
-    OPTIMIZER,
-    PATIENCE,
-    default_batch_size,
-    defaults_of_label,
-)
+from mirrorspark.training.configuration.defaults import OPTIMIZER, PATIENCE, default_batch_size, defaults_of_label
 from mirrorspark.training.configuration.fields import (
     CheckpointSettings,
     ConfigError,

@@ -25,8 +25,7 @@ _TABLES: Mapping[str, str] = {
     "ordinal": "ordinal",
 }
 _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
-# The patience ends its training; few tables need more than 40 epochs.
-_OF_ENSEMBLE: Mapping[str, Any] = {"epochs": 200, "patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
+_OF_ENSEMBLE: Mapping[str, Any] = {"patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
 
 _BOOSTING = "hist_gradient_boosting"
 
@@ -45,8 +44,9 @@ _OF_ITEMS: Mapping[str, Any] = {
     "patience": 3,
 }
 
-# Most epochs of ``fit`` within a time limit: the time and the patience end a training.
-EPOCHS_IN_TIME = 1_000
+# Most epochs of a table's default model, whose patience usually ends it before the fortieth, and within a time limit.
+_EPOCHS_OF_ENSEMBLE = 200
+_EPOCHS_IN_TIME = 1_000
 
 # With fewer updates a network hardly leaves its initial weights.
 _FEWEST_UPDATES_OF_AN_EPOCH = 20
@@ -58,8 +58,7 @@ def default_model(kind: str) -> dict[str, Any]:
 
     Labels of the kinds ``binary``, ``multi_class``, ``numeric`` and ``ordinal`` get the ensemble that does best on the
     tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
-    decay of 0.01, for at most 200 epochs with a patience of 5: an epoch takes longer than one of the plain network, and
-    fewer are needed.
+    decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
     ``multi_label`` and ``candidate`` get an architecture with its own defaults.
     """
     if kind in _TABLES:
@@ -68,7 +67,7 @@ def default_model(kind: str) -> dict[str, Any]:
 
 
 def defaults_of_label(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model of a kind of label with its optimizer, epochs and patience, as far as ``given`` is silent.
+    """Return the model of a kind of label with its optimizer and patience, as far as ``given`` is silent.
 
     A model that is named has its own defaults. Settings of a model without its name are those of the default one.
     """
@@ -77,7 +76,7 @@ def defaults_of_label(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     of_training = dict(_OF_ENSEMBLE) if kind in _TABLES else {}
     if given.get("optimizer") is not None:  # The decay is the optimizer's: another one has its own.
-        of_training = {name: _OF_ENSEMBLE[name] for name in ("epochs", "patience")} if of_training else {}
+        of_training = {"patience": _OF_ENSEMBLE["patience"]} if of_training else {}
     silent = {name: value for name, value in of_training.items() if given.get(name) is None}
     return {"model": default_model(kind) | dict(model), **silent}
 
@@ -87,6 +86,15 @@ def defaults_of_items(given: Mapping[str, Any]) -> dict[str, Any]:
     silent = {name: value for name, value in _OF_ITEMS.items() if given.get(name) is None}
     model = given.get("model") or {}
     return silent if "name" in model else {**silent, "model": {**_TOWERS, **model}}
+
+
+def default_epochs(kind: str, given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the most epochs, unless they are given or those of every training."""
+    if given.get("epochs") is not None:
+        return {}
+    if given.get("time_limit") is not None:
+        return {"epochs": _EPOCHS_IN_TIME}
+    return {} if "name" in (given.get("model") or {}) or kind not in _TABLES else {"epochs": _EPOCHS_OF_ENSEMBLE}
 
 
 def default_workers(rows: int, slots: int) -> int:

@@ -30,7 +30,6 @@ from mirrorspark.models import own_model
 from mirrorspark.spark_session import SessionAhead, local_slots, on_running_session
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
-    EPOCHS_IN_TIME,
     ROWS_PER_WORKER,
     BaselineName,
     ConfigError,
@@ -41,6 +40,7 @@ from mirrorspark.training.configuration import (
     TrainingConfig,
     TrainingSettings,
     default_baseline,
+    default_epochs,
     default_register,
     default_workers,
     defaults_of_items,
@@ -166,8 +166,6 @@ def fit(
         output=output,
         experiment=experiment,
     )
-    if time_limit is not None:
-        settings.setdefault("epochs", EPOCHS_IN_TIME)
     spec = FeatureSpec.load(spec) if isinstance(spec, str | Path) else spec
     early_checks.check_arguments(
         table, label, spec, model, callbacks, settings, null_labels=null_labels, known=inspect.signature(fit).parameters
@@ -303,7 +301,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     """Return the configuration of a training that fits the label and the size of the table.
 
     Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline``, ``default_register``
-    and, where no model is named, ``default_model`` with its optimizer, epochs and patience, all in
+    and, where no model is named, ``default_model`` with its optimizer and patience, and of ``default_epochs``, all in
     :mod:`training.configuration.defaults`.
 
     Args:
@@ -318,6 +316,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
     workers = default_workers(rows, 1 if settings.get("local_mode") else slots)
     chosen: dict[str, Any] = {"baseline": default_baseline(spec), "workers": workers, **settings}
     chosen.setdefault("register", default_register(spec.label.kind, chosen))
+    chosen |= default_epochs(spec.label.kind, settings)
     if spec.items is not None:
         chosen |= defaults_of_items(settings)
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)

@@ -278,7 +278,7 @@ class TrainingJob:
             logger.warning("which epoch was the best is not known yet: %s", error)
             return ""
         most = self.most_epochs or self.config.epochs
-        is_cut_off = best.epoch == epochs == most and (self.config.patience or self.config.time_limit)
+        is_cut_off = 1 < best.epoch == epochs == most and (self.config.patience or self.config.time_limit)
         return f", best was {best.epoch}" + (", still improving at the limit" if is_cut_off else "")
 
     def log_metrics(self, metrics: dict[str, float], model_uri: str | None = None) -> None:

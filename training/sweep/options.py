@@ -43,6 +43,11 @@ class SweepOptions:
     summary: str | None = None
 
     def __post_init__(self) -> None:
+        if self.config.time_limit is not None:
+            raise ConfigError(
+                f"time_limit is {self.config.time_limit:g}, and trials that share the cores would each get another "
+                f"number of epochs by the clock; set epochs, and --timeout for the sweep"
+            )
         for name in ("trials", "parallel", "max_failures"):
             value = getattr(self, name)
             if value is not None and value < 1:

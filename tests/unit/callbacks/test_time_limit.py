@@ -19,7 +19,12 @@ class Clock:
 
 
 def epochs_of(
-    limit: AgreedTimeLimit, clock: Clock, seconds: Callable[[int], Sequence[float]], first: int = 0, most: int = 50
+    limit: AgreedTimeLimit,
+    clock: Clock,
+    seconds: Callable[[int], Sequence[float]],
+    first: int = 0,
+    most: int = 50,
+    until: int = 50,
 ) -> int:
     """Return the completed epochs of a training whose epochs take the sum of ``seconds``, one number per step."""
     model = tf_keras.Sequential()
@@ -27,7 +32,7 @@ def epochs_of(
     limit.set_model(model)
     limit.set_params({"epochs": most})
     limit.on_train_begin()
-    for epoch in range(first, most):
+    for epoch in range(first, min(most, until)):
         for batch, step in enumerate(seconds(epoch)):
             clock.now += step
             limit.on_train_batch_end(batch)
@@ -63,6 +68,18 @@ def test_the_number_of_epochs_is_settled_by_the_second_one_or_by_the_first_if_no
     assert again.stopped
 
 
+def test_no_more_epochs_are_settled_than_fit_has_and_none_where_early_stopping_has_ended_it() -> None:
+    clock, settled = Clock(), list[int]()
+    limit = AgreedTimeLimit(60, settled=settled.append, clock=clock)
+    assert epochs_of(limit, clock, lambda epoch: (1,), most=7) == 7
+    assert settled == [7]
+    limit.model.stop_training = True
+    limit.on_train_begin()
+    limit.on_epoch_end(0)
+    limit.on_epoch_end(1)
+    assert (settled, limit.epochs) == ([7], None)
+
+
 def test_an_epoch_that_takes_longer_later_changes_nothing_and_a_second_fit_starts_afresh() -> None:
     clock, settled = Clock(), list[int]()
     limit = AgreedTimeLimit(60, settled=settled.append, clock=clock)
@@ -74,7 +91,7 @@ def test_an_epoch_that_takes_longer_later_changes_nothing_and_a_second_fit_start
 def test_a_restart_keeps_the_number_and_before_that_the_time_that_is_spent() -> None:
     clock, settled = Clock(), list[int]()
     first = AgreedTimeLimit(60, settled=settled.append, clock=clock)
-    epochs_of(first, clock, lambda epoch: (5,), most=3)
+    epochs_of(first, clock, lambda epoch: (5,), most=50, until=3)
     again = AgreedTimeLimit(60, settled=settled.append, clock=clock)
     again.set_state(first.get_state())
     assert epochs_of(again, clock, lambda epoch: (100,), first=3) == 12
@@ -82,7 +99,7 @@ def test_a_restart_keeps_the_number_and_before_that_the_time_that_is_spent() -> 
     assert settled == [12, 12]
 
     early = AgreedTimeLimit(60, settled=settled.append, clock=clock)
-    epochs_of(early, clock, lambda epoch: (5,), most=1)
+    epochs_of(early, clock, lambda epoch: (5,), most=50, until=1)
     assert early.get_state() == {"epoch": 1, "epochs": None, "spent": 5.0}
     later = AgreedTimeLimit(60, settled=settled.append, clock=clock)
     later.set_state(early.get_state())

@@ -121,7 +121,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"seed": -1}, "seed is -1; use 0 or more"),
         ({"model": {"name": 5}}, "model.name must be a string, not 5; use one of ['als', 'bspm', 'ease', 'item_knn',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
-        ({"seed": None}, "seed is None; use 0 or more"),
+        ({"epochs": None}, "epochs is None; use 1 or more"),
         ({"scoring_batch_size": 0}, "scoring_batch_size is 0; use 1 or more"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0; use a finite number above 0"),
         (

@@ -4,6 +4,7 @@ The export decides, in its own process; the driver reads its decision.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,7 @@ class Choice:
         metric: Metric of the validation rows that decided.
         values: Its value of each one.
         share: Share of the network in the blend.
-        seconds: Time of the fit of gradient boosting, of which the blend is a mean.
+        seconds: Time of the fit of gradient boosting, which the blend needs on top of the network's.
     """
 
     registered: str
@@ -201,6 +202,7 @@ def challenge(
         for name, of in found.items()
     }
     choice = Choice(*choose(task, monitor, metrics), share, seconds)
+    shutil.rmtree(folder / OTHERS_FOLDER, ignore_errors=True)  # of an earlier try, which may have chosen another one
     for name in choice.others:
         (folder / OTHERS_FOLDER / name).mkdir(parents=True, exist_ok=True)
         for split, table in found[name].items():

@@ -175,8 +175,7 @@ class LiveView:
                 case "train_begin" if event.get("rank") == 0:
                     self._report_model(event)
                 case "time_limit" if event["epochs"] != previous.epochs:
-                    limit = f"{event['epochs']} epoch{'s' * (event['epochs'] != 1)}"
-                    self._write_after_messages(f"  the time limit is {limit}; epochs={event['epochs']} repeats them")
+                    self._report_limit(event["epochs"])
                 case "restart":
                     self._report_restart(event)
                 case "hung":
@@ -241,6 +240,10 @@ class LiveView:
         if count >= _NOTABLE_WEIGHT_BYTES and count != self._parameter_bytes:
             self._write_after_messages(f"  the weights to train take {count / 1e6:,.0f} MB")
         self._parameter_bytes = count
+
+    def _report_limit(self, epochs: int) -> None:
+        limit = f"{epochs} epoch{'s' * (epochs != 1)}"
+        self._write_after_messages(f"  the time limit is {limit}; epochs={epochs} (--epochs {epochs}) repeats them")
 
     def _report_restart(self, event: Event) -> None:
         error = event.get("error")
