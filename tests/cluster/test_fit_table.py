@@ -316,9 +316,11 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
     assert result.spec.label.kind == kind
     if kind == "binary":
-        assert str(result.trained.chosen).startswith("gradient boosting, better than the network")
-        assert result.table.columns[-1] == "network"
-        assert "gradient boosting, better than the network" in result.report.read_text(encoding="utf-8")
+        # The blend with a network that has hardly learnt orders the rows as well.
+        assert str(result.trained.chosen).startswith("gradient boosting, as good as or better than the network")
+        assert list(result.table.columns[-2:]) == ["network", "blend"]
+        assert str(result.trained.chosen) in result.report.read_text(encoding="utf-8")
+        assert result.leaderboard.loc["hist_gradient_boosting", "registered"]
     assert at_least <= result.metrics["test"][metric] <= at_most
     assert result.trained.explanation is not None
     assert metric in result.trained.verdict.baseline["intervals"]
