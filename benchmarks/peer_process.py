@@ -132,7 +132,7 @@ def _look_into(index: Any, looks: int) -> None:
 @contextmanager
 def catboost(threads: str) -> Iterator[Answer]:
     """Yield the answers of CatBoost, which trains on all but the test rows of a file with its defaults."""
-    import catboost as library  # type: ignore[import-not-found]
+    import catboost as library  # type: ignore[import-untyped]
     import pyarrow.parquet as pq
 
     def scores(request: Request) -> Request:

@@ -33,6 +33,7 @@ from mirrorspark.models import calibration, multi_field
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.spark_session.start import open_session
+from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.results.calibrate import Fit, measure
@@ -146,7 +147,7 @@ def read_flights() -> Read:
             blocks = list(dataset.blocks(split))
             inputs = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
             rows[split] = Rows(inputs, np.concatenate([np.asarray(block.label) for block in blocks]))
-        trees = fitted_baseline("hist_gradient_boosting", baseline_rows(dataset, "binary"), 1)
+        trees = fitted_baseline(RowBaseline("hist_gradient_boosting"), baseline_rows(dataset, "binary"), 1)
         boosting = {
             split: binary_metrics(rows[split].labels, baseline_scores(trees, dataset, split)) for split in SPLITS[1:]
         }

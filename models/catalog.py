@@ -29,8 +29,10 @@ ARCHITECTURES: Mapping[str, str] = {
 
 # Name of gradient boosting in an exported model. It cannot be trained here (models.boosted_trees).
 BOOSTED_TREES = "hist_gradient_boosting"
-# Name of the mean of a network's predictions and those of gradient boosting (models.blend).
+# Name of the weighted mean of several models' predictions, in an exported model (models.blend).
 BLEND = "blend"
+# Name of the trained network among the models that it is compared with.
+NETWORK = "network"
 
 
 def names() -> list[str]:

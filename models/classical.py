@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.data_pipelines.features import FeatureSpec
-from mirrorspark.models.settings import ModelSettingsError, check_positive, checked_settings
+from mirrorspark.models.settings import ModelSettingsError, check_positive, checked_settings, labelled
 from mirrorspark.storage import meant
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -179,7 +179,7 @@ class Recommender:
     @property
     def label(self) -> str:
         """Its name in tables and metrics: ``ease``, or with its settings ``ease_last_items_15``."""
-        return "_".join([self.name, *(f"{name}_{value:g}" for name, value in self.options.items())])
+        return labelled(self.name, self.options)
 
 
 @dataclass(frozen=True)

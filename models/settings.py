@@ -1,6 +1,7 @@
 """Checks for the settings of several architectures, without TensorFlow."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -46,6 +47,13 @@ def checked_settings(name: str, kind: type[Any], options: Mapping[str, Any]) -> 
                 f"model '{name}': setting {field.name} is {value!r}; it must be of type {expected.__name__}"
             )
     return kind(**values)
+
+
+def labelled(name: str, options: Mapping[str, Any]) -> str:
+    """Return the name of a model with settings in tables and metrics: ``ease``, or ``ease_last_items_15``."""
+    values = (f"{value:g}" if isinstance(value, int | float) else str(value) for value in options.values())
+    words = [name, *(f"{option}_{value}" for option, value in zip(options, values, strict=True))]
+    return re.sub(r"[^\w.-]+", "_", "_".join(words), flags=re.ASCII)
 
 
 def check_positive(name: str, value: int) -> None:

@@ -62,7 +62,7 @@ class ScoringModule(tf.Module):
         """Combine a trained model with the transform of its features, and their encoders."""
         super().__init__(name="scoring")
         self._predict = partial(architecture.predict, model)
-        parts = model.parts if isinstance(model, Blend) else (model,)
+        parts = [part.model for part in model.parts] if isinstance(model, Blend) else [model]
         self._state = [state(part) for part in parts]
         self._features = fitted.spec.query_features
         self._any_length = lists_of_any_length(parts[0])

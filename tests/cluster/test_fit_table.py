@@ -24,6 +24,7 @@ from mirrorspark.data_pipelines.features.infer import NoKeyError
 from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.configuration.config import ConfigError
+from mirrorspark.training.configuration.tasks import RowBaseline
 from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
 from mirrorspark.training.results.evaluation.model_choice import Choice
 from mirrorspark.training.results.export import ExportPlan, export
@@ -138,7 +139,9 @@ def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as
     assert version.tags["architecture"] == "hist_gradient_boosting"
 
     baseline = baseline_scores(
-        fitted_baseline("hist_gradient_boosting", baseline_rows(dataset, "binary"), config.seed), dataset, "test"
+        fitted_baseline(RowBaseline("hist_gradient_boosting"), baseline_rows(dataset, "binary"), config.seed),
+        dataset,
+        "test",
     )
     kept = pq.read_table(tmp_path / "predictions" / "test.parquet")
     np.testing.assert_allclose(kept["score"].to_numpy(), baseline, rtol=1e-6)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
     from mirrorspark.training.configuration.defaults import (
         ROWS_PER_WORKER,
+        Presets,
+        check_presets,
         default_baseline,
         default_batch_size,
         default_epochs,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         default_workers,
         defaults_of_items,
         defaults_of_label,
+        defaults_of_presets,
         few_updates,
     )
     from mirrorspark.training.configuration.fields import (
@@ -41,15 +44,25 @@ if TYPE_CHECKING:
     )
     from mirrorspark.training.configuration.recipe import SQL_FILE, as_yaml, read_yaml, recipe_folder, recipe_names
     from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
-    from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS, BaselineName
+    from mirrorspark.training.configuration.tasks import (
+        BOOSTING,
+        LINEAR_BASELINES,
+        POPULARITY,
+        STRENGTHS,
+        TASKS,
+        BaselineName,
+        RowBaseline,
+    )
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "BOOSTING",
     "LINEAR_BASELINES",
     "POPULARITY",
     "ROWS_PER_WORKER",
     "SQL_FILE",
+    "STRENGTHS",
     "TASKS",
     "BaselineName",
     "ConfigError",
@@ -58,7 +71,9 @@ __all__ = [
     "MLflowRun",
     "NullLabels",
     "Optimizer",
+    "Presets",
     "Registered",
+    "RowBaseline",
     "RunConfig",
     "TrainingConfig",
     "TrainingSettings",
@@ -67,6 +82,7 @@ __all__ = [
     "check_experiment",
     "check_name",
     "check_output",
+    "check_presets",
     "check_registry_name",
     "check_values",
     "default_baseline",
@@ -77,6 +93,7 @@ __all__ = [
     "default_workers",
     "defaults_of_items",
     "defaults_of_label",
+    "defaults_of_presets",
     "few_updates",
     "is_name",
     "parse",

@@ -35,7 +35,15 @@ from mirrorspark.training.configuration.fields import (
 from mirrorspark.training.configuration.names import check_experiment, check_name, check_output, check_registry_name
 from mirrorspark.training.configuration.recipe import as_yaml, load_recipe
 from mirrorspark.training.configuration.rules import require
-from mirrorspark.training.configuration.tasks import BOOSTED_BASELINES, LINEAR_BASELINES, RANKING, RATING_ERROR, TASKS
+from mirrorspark.training.configuration.tasks import (
+    BOOSTING,
+    LINEAR_BASELINES,
+    RANKING,
+    RATING_ERROR,
+    REGISTERED_BASELINE,
+    TASKS,
+    RowBaseline,
+)
 from mirrorspark.training.protocol import Elastic, WorkerRange, parse_workers
 
 if TYPE_CHECKING:
@@ -107,11 +115,18 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         )
 
     @property
-    def row_baselines(self) -> tuple[str, ...]:
-        """The baselines of a model that scores rows."""
+    def row_baselines(self) -> tuple[RowBaseline, ...]:
+        """The baselines of a model that scores rows, with their settings."""
         if self.task == "retrieval" or self.baseline == "none":
             return ()
-        return tuple(self.baseline) if isinstance(self.baseline, list) else (self.baseline,)
+        return tuple(map(RowBaseline.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline]))
+
+    @property
+    def boosting_candidates(self) -> tuple[RowBaseline, ...]:
+        """The baselines that may be registered in the place of the model, and blended with it."""
+        if self.register != "better":
+            return ()
+        return tuple(asked for asked in self.row_baselines if asked.name == REGISTERED_BASELINE)
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date
@@ -222,7 +237,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         )
         sparse = [feature.name for feature in spec if feature.form == "sparse"]
         wide = [feature.name for feature in spec if feature.form in kinds.WIDE_FORMS]
-        boosted = [name for name in self.row_baselines if name in BOOSTED_BASELINES]
+        boosted = [asked.label for asked in self.row_baselines if asked.name in BOOSTING]
         require(
             not (wide and boosted),
             f"baseline {', '.join(boosted)} takes no sparse features or vectors, and {wide} are; use the baseline "

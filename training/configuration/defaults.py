@@ -1,11 +1,19 @@
 """The defaults that depend on the label and on the size of the table: those of ``fit``, ``train`` and recipes alike."""
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
-from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS
+from mirrorspark.storage import meant
+from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.configuration.tasks import (
+    LINEAR_BASELINES,
+    POPULARITY,
+    REGISTERED_BASELINE,
+    TASKS,
+    RowBaseline,
+)
 
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import TrainingConfig
@@ -27,7 +35,18 @@ _TABLES: Mapping[str, str] = {
 _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 _OF_ENSEMBLE: Mapping[str, Any] = {"patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
 
-_BOOSTING = "hist_gradient_boosting"
+Presets = Literal["fast", "good", "best"]
+"""How much a training of a table tries: ``good`` and ``best`` take several times as long as ``fast``."""
+
+# The fits of gradient boosting of `good` and `best`. They differ enough for a blend of them to be better than each.
+_SEVERAL_BOOSTINGS: Sequence[str | Mapping[str, Any]] = (
+    REGISTERED_BASELINE,
+    {"name": REGISTERED_BASELINE, "max_features": 0.3, "min_samples_leaf": 50},
+    {"name": REGISTERED_BASELINE, "max_leaf_nodes": 15},
+    {"name": REGISTERED_BASELINE, "l2_regularization": 5.0},
+)
+# Members of the network of `best`.
+_MOST_MEMBERS = 32
 
 # Of a recommender with features of its items, as in the recipe movielens_items.
 _TOWERS: Mapping[str, Any] = {
@@ -97,6 +116,25 @@ def default_epochs(kind: str, given: Mapping[str, Any]) -> dict[str, int]:
     return {} if "name" in (given.get("model") or {}) or kind not in _TABLES else {"epochs": _EPOCHS_OF_ENSEMBLE}
 
 
+def check_presets(presets: Any) -> None:
+    """Raise ``ConfigError`` if there are no such presets."""
+    known = get_args(Presets)
+    if presets not in known:
+        raise ConfigError(f"presets '{presets}' is unknown{meant(str(presets), known)}; use {', '.join(known)}")
+
+
+def defaults_of_presets(presets: Presets, spec: FeatureSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the baselines, and for ``best`` the members of the network, as far as ``given`` is silent about them."""
+    baseline = default_baseline(spec)
+    chosen: dict[str, Any] = {"baseline": baseline}
+    if baseline == REGISTERED_BASELINE and presets != "fast":
+        chosen["baseline"] = [dict(each) if isinstance(each, Mapping) else each for each in _SEVERAL_BOOSTINGS]
+        model = given.get("model") or {}
+        if presets == "best" and "name" not in model:
+            chosen["model"] = {"members": _MOST_MEMBERS, **model}
+    return {name: value for name, value in chosen.items() if name == "model" or given.get(name) is None}
+
+
 def default_workers(rows: int, slots: int) -> int:
     """Return a worker per slot, but at most one per 20,000 training rows."""
     return max(1, min(slots, rows // ROWS_PER_WORKER))
@@ -126,7 +164,7 @@ def default_baseline(spec: FeatureSpec) -> str:
     if spec.label.kind == "candidate":
         return POPULARITY
     if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
-        return _BOOSTING
+        return REGISTERED_BASELINE
     return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
 
 
@@ -135,12 +173,11 @@ def default_register(kind: str, given: Mapping[str, Any]) -> str:
 
     Args:
         kind: Kind of the label.
-        given: Settings, with a baseline.
+        given: Settings of the user, with a baseline.
     """
     is_free = not given.get("model") and not given.get("warm_start") and given.get("calibration", "none") == "none"
-    has_boosting = given["baseline"] == _BOOSTING or (
-        isinstance(given["baseline"], list | tuple) and _BOOSTING in given["baseline"]
-    )
+    asked = given["baseline"] if isinstance(given["baseline"], list | tuple) else [given["baseline"]]
+    has_boosting = any(RowBaseline.parse(each).name == REGISTERED_BASELINE for each in asked)
     return "better" if kind in _TABLES and is_free and has_boosting else "model"
 
 

@@ -61,7 +61,9 @@ class ResultSettings:
     mlflow_run: Annotated[
         MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
     ] = "active"
-    baseline: Annotated[BaselineName | list[Any], doc("Baseline to compare the model with, or a list of them")] = "none"
+    baseline: Annotated[
+        BaselineName | dict[str, Any] | list[Any], doc("Baseline to compare the model with, or a list of them")
+    ] = "none"
     register: Annotated[
         Registered,
         doc("Register this model, or the best of it, gradient boosting and both; always: with an alias though worse"),
@@ -287,8 +289,8 @@ def check_values(settings: Any) -> None:
             continue
         plain, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         choices = choices_of(plain)
-        is_list = isinstance(value, list) and any(get_origin(part) is list for part in alternatives(plain))
-        if choices and not is_list and value not in choices:
+        is_nested = isinstance(value, list | dict) and type(value) in [get_origin(part) for part in alternatives(plain)]
+        if choices and not is_nested and value not in choices:
             raise ConfigError(f"{each.name} '{value}' is unknown{meant(str(value), choices)}; use one of {choices}")
         for bound in (note for note in notes if not isinstance(note, DocInfo)):
             # A number as text cannot be compared with a bound.
@@ -314,6 +316,8 @@ def type_in_words(hint: Any) -> str:
 def _one_type_in_words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {list(get_args(hint))}"
+    if get_origin(hint) is dict:
+        return "a mapping"
     if get_origin(hint) in (tuple, list):
         return f"a list, each {type_in_words(get_args(hint)[0])}"
     return _TYPES.get(hint, str(hint))

@@ -3,15 +3,16 @@
 Each raises ``ConfigError`` with the setting, its value and the remedy.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.extras import install_line
 from mirrorspark.models import own_model
-from mirrorspark.storage import meant
+from mirrorspark.storage import meant, one_line
 from mirrorspark.training.configuration.fields import ConfigError
-from mirrorspark.training.configuration.tasks import PACKAGED_BASELINES, RANKING, TASKS
+from mirrorspark.training.configuration.tasks import BOOSTING, RANKING, STRENGTHS, TASKS, RowBaseline
 
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import TrainingConfig
@@ -140,21 +141,54 @@ def check_baseline(config: "TrainingConfig") -> None:
     """Check that the baseline fits the task, and that its package is installed."""
     known, given = TASKS[config.task].baselines, config.baseline
     require(
-        given in ("none", *known) or isinstance(given, list),
+        isinstance(given, list | Mapping) or given in ("none", *known),
         f"baseline '{given}' does not fit a {config.task} model{meant(str(given), known)}; use {', '.join(known)}, "
         f"a list of them or none",
     )
-    for name in config.row_baselines:
+    for asked in config.row_baselines:
+        name = asked.name
         require(
             name in known,
-            f"baseline {name!r} does not fit a {config.task} model{meant(str(name), known)}; list {', '.join(known)}",
+            f"baseline '{name}' does not fit a {config.task} model{meant(name, known)}; list {', '.join(known)}",
         )
         require(
-            name not in PACKAGED_BASELINES or find_spec(name) is not None,
+            name not in list(BOOSTING)[1:] or find_spec(name) is not None,
             f"baseline '{name}' needs the package {name}, which is not installed; run: {install_line(name)}",
         )
-    names = [asked.label for asked in config.recommenders] or list(config.row_baselines)
+        if asked.options:
+            _check_settings(asked, is_regression=config.task == "regression")
+    names = [asked.label for asked in config.recommenders or config.row_baselines]
     require(len(set(names)) == len(names), f"baseline lists one twice: {names}; leave out the repetition")
+
+
+def _check_settings(asked: RowBaseline, *, is_regression: bool) -> None:
+    """Check the settings of a baseline, those of gradient boosting by a fit on four rows."""
+    is_boosted = asked.name in BOOSTING
+    known = BOOSTING[asked.name].setting_names(is_regression=is_regression) if is_boosted else {STRENGTHS[asked.name]}
+    for name in asked.options:
+        require(
+            name in known,
+            f"baseline '{asked.name}' has no setting '{name}' that can be given{meant(name, known)}; use "
+            f"{', '.join(sorted(known))}",
+        )
+    if not is_boosted:
+        (name, given), *_ = asked.options.items()
+        values = given if isinstance(given, list) and given else [given]
+        require(
+            all(type(value) in (int, float) and 0 < value < float("inf") for value in values),
+            f"baseline '{asked.name}': {name} is {given}; use a number above 0, or a list of such numbers",
+        )
+        return
+    library = BOOSTING[asked.name]
+    try:
+        model = library.class_for(is_regression=is_regression)(
+            **{**library.quiet, **asked.options, library.iterations: 1}
+        )
+        model.fit([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1])
+    except Exception as error:
+        raise ConfigError(
+            f"baseline '{asked.name}' does not take {dict(asked.options)}: {one_line(error)}; change the settings"
+        ) from error
 
 
 def check_register(config: "TrainingConfig") -> None:
@@ -162,7 +196,7 @@ def check_register(config: "TrainingConfig") -> None:
     if config.register != "better":
         return
     require(
-        "hist_gradient_boosting" in config.row_baselines,
+        bool(config.boosting_candidates),
         f"register better needs a baseline that can be registered, and '{config.baseline}' cannot; use the baseline "
         f"hist_gradient_boosting, or register model",
     )

@@ -87,5 +87,5 @@ class TrainingSettings(FurtherSettings, total=False):
     name: str
     output: str | PathLike[str]
     experiment: str | None
-    baseline: BaselineName | list[Any]
+    baseline: BaselineName | dict[str, Any] | list[Any]
     register: Registered

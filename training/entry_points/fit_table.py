@@ -36,15 +36,17 @@ from mirrorspark.training.configuration import (
     FurtherSettings,
     NullLabels,
     Optimizer,
+    Presets,
     Registered,
     TrainingConfig,
     TrainingSettings,
-    default_baseline,
+    check_presets,
     default_epochs,
     default_register,
     default_workers,
     defaults_of_items,
     defaults_of_label,
+    defaults_of_presets,
     is_name,
 )
 from mirrorspark.training.entry_points import early_checks
@@ -70,6 +72,7 @@ def fit(
     user: str | None = None,
     accept_data_errors: bool = False,
     null_labels: NullLabels = "refuse",
+    presets: Presets = "fast",
     model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
     spark: SparkSession | None = None,
@@ -84,7 +87,7 @@ def fit(
     optimizer: Optimizer | None = None,
     workers: int | str | None = None,
     seed: int | None = None,
-    baseline: BaselineName | list[Any] | None = None,
+    baseline: BaselineName | dict[str, Any] | list[Any] | None = None,
     register: Registered | None = None,
     warm_start: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
@@ -114,6 +117,8 @@ def fit(
         user: The column of the users, with ``items``; by default the one that is named like it, such as ``user_id``.
         accept_data_errors: Train even where validation finds errors in the data.
         null_labels: ``"refuse"`` rows without a label, or ``"drop"`` them and say how many.
+        presets: ``"fast"``; ``"good"`` fits gradient boosting with four settings, for the choice and the blend; and
+            ``"best"`` has a network of 32 members in addition. They take several times as long.
         model: A function or Keras class of your own that builds the model (:func:`models.own_model.own_model`), or
             the name of an architecture, or its name and settings; by default one that fits the label.
         callbacks: Keras callbacks of your own for each worker, with a model of your own.
@@ -131,7 +136,8 @@ def fit(
         optimizer: Rule of the update; by default ``adamw`` for tables.
         workers: Workers that train side by side, or ``"2:4"`` for a range; by default by the size of the table.
         seed: Fixes the split, initial weights, data order and dropout.
-        baseline: Model to compare with, a list of several, or ``"none"``.
+        baseline: Model to compare with, as a name or with its settings (``{"name": "lightgbm", "num_leaves": 63}``), a
+            list of several, or ``"none"``.
         register: ``"better"`` for the best one, on the validation rows, of the model, gradient boosting and their
             blend, the default where ``model`` is left out; ``"model"``; ``"always"``, the model with an alias even if
             something is better.
@@ -167,6 +173,7 @@ def fit(
         experiment=experiment,
     )
     spec = FeatureSpec.load(spec) if isinstance(spec, str | Path) else spec
+    check_presets(presets)
     early_checks.check_arguments(
         table, label, spec, model, callbacks, settings, null_labels=null_labels, known=inspect.signature(fit).parameters
     )
@@ -211,6 +218,7 @@ def fit(
     from mirrorspark.training.entry_points.train_dataset import train_in_view
     from mirrorspark.training.results import FitResult, RecommenderResult
 
+    settings["presets"] = presets
     tracking = _require_valid(spec, session.slots, name=name, **settings)
     with view.stage("convert", spark=session.known) as stage:
         options = ConversionOptions(accept_errors=accept_data_errors)
@@ -297,10 +305,12 @@ def default_name(spec: FeatureSpec) -> str:
     return next(filter(is_name, candidates))
 
 
-def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpack[TrainingSettings]) -> TrainingConfig:
+def default_config(
+    spec: FeatureSpec, *, rows: int, slots: int, presets: Presets = "fast", **settings: Unpack[TrainingSettings]
+) -> TrainingConfig:
     """Return the configuration of a training that fits the label and the size of the table.
 
-    Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline``, ``default_register``
+    Its defaults are those of ``default_workers``, ``default_batch_size``, ``defaults_of_presets``, ``default_register``
     and, where no model is named, ``default_model`` with its optimizer and patience, and of ``default_epochs``, all in
     :mod:`training.configuration.defaults`.
 
@@ -308,14 +318,17 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
         spec: The feature specification.
         rows: Training rows.
         slots: Slots of the session.
+        presets: See :func:`fit`.
         settings: Fields of :class:`training.configuration.TrainingConfig` that differ from these.
 
     Raises:
         ConfigError: A setting has an invalid value.
     """
     workers = default_workers(rows, 1 if settings.get("local_mode") else slots)
-    chosen: dict[str, Any] = {"baseline": default_baseline(spec), "workers": workers, **settings}
+    of_presets = defaults_of_presets(presets, spec, settings)
+    chosen: dict[str, Any] = {"workers": workers, **of_presets, **settings}
     chosen.setdefault("register", default_register(spec.label.kind, chosen))
+    chosen |= {name: of_presets[name] for name in of_presets if name == "model"}
     chosen |= default_epochs(spec.label.kind, settings)
     if spec.items is not None:
         chosen |= defaults_of_items(settings)

@@ -42,6 +42,7 @@ from mirrorspark.training.results.report import (
     PagePath,
     Reservation,
     Summary,
+    as_baseline,
     better_baseline,
     cost_of,
     each_baseline,
@@ -339,6 +340,7 @@ def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
         threads=_threads(config),
         monitor=config.monitor,
         register=config.register,
+        boosting=[dict(asked.options) for asked in config.boosting_candidates],
         calibration=config.calibration,
         explain=config.explain,
     )
@@ -410,15 +412,17 @@ def _trained(
             *(verdict, choice),
             name=str(job.config.model["name"]),
             monitor=job.config.monitor,
-            seconds=job.view.all_seconds().get("train"),
+            seconds=sum(event.get("seconds", 0.0) for event in job.epochs.values()) or None,
         ),
     )
 
 
 def _withheld(config: TrainingConfig, verdict: evaluate_run.BaselineComparison, choice: Choice | None) -> str | None:
     """Return the reason why a version gets no alias: something is better than it; None for one that gets it."""
-    # The other one of two was judged on the validation rows, by the user's wish.
-    better = better_baseline(verdict.metrics, {} if choice else verdict.compared, config.monitor)
+    # Those of a choice were judged on the validation rows, by the user's wish.
+    judged = choice.others if choice else ()
+    rest = as_baseline([entry for entry in each_baseline(verdict.compared) if entry["name"] not in judged])
+    better = better_baseline(verdict.metrics, rest, config.monitor)
     if better is None or config.register == "always":
         return None
     return (

@@ -35,6 +35,7 @@ from mirrorspark.scoring.embedding import encoder_versions, graph_encoders, save
 from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, input_example, mlflow_flavour
 from mirrorspark.scoring.model.folder import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
 from mirrorspark.storage import atomic_file, clean, one_line
+from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
@@ -84,7 +85,8 @@ class ExportPlan:
         model_tags: Tags of the registered version and of the logged model.
         threads: TensorFlow threads.
         monitor: Metric that chooses between the model, gradient boosting and their blend.
-        register: ``model``, or ``better`` to register the best of the three.
+        register: ``model``, or ``better`` to register the best of them.
+        boosting: Settings of each gradient boosting to choose from.
         calibration: Kind of the calibration of the predictions.
         explain: Explain the registered one's predictions of the test rows that the dataset has kept.
     """
@@ -106,6 +108,7 @@ class ExportPlan:
     threads: int
     monitor: str = ""
     register: str = "model"
+    boosting: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     calibration: str = "none"
     explain: bool = False
 
@@ -338,18 +341,27 @@ def _best(
     from mirrorspark.training.results.evaluation import model_choice
 
     task = architecture.TASK
-    found = model_choice.challenge(dataset, task, plan.monitor, plan.seed, tables, Path(plan.predictions), on_progress)
-    registered = found.choice.registered
+    asked = [RowBaseline("hist_gradient_boosting", options) for options in plan.boosting]
+    found = model_choice.challenge(
+        *(dataset, task, plan.monitor, plan.seed, asked, tables, Path(plan.predictions), on_progress)
+    )
+    registered, weights = found.choice.registered, found.choice.weights
     if registered == model_choice.NETWORK:
         return plan.model, found.tables, predict
     folder = Path(plan.folder)
-    trees = boosted_trees.BoostedTrees(
-        model_choice.trees_of(found.fitted, dataset.features.classes if task == "multi_class" else 0)
-    )
+    classes = dataset.features.classes if task == "multi_class" else 0
+
+    def part(name: str) -> blend.Part:
+        if name == model_choice.NETWORK:
+            return blend.Part(architecture, model, weights.get(name, 0.0))
+        trees = boosted_trees.BoostedTrees(model_choice.trees_of(found.fitted[name], classes))
+        return blend.Part(boosted_trees, trees, weights.get(name, 0.0))
+
     kind: Any = boosted_trees
-    scorer: Any = trees
     if registered == model_choice.BLEND:
-        kind, scorer = blend, blend.Blend(architecture, model, trees, found.choice.share)
+        kind, scorer = blend, blend.Blend(tuple(map(part, weights)))
+    else:
+        scorer = part(registered).model
     shutil.rmtree(folder / SAVED_MODEL_FOLDER)
     serving.save(serving.ScoringModule(kind, scorer, dataset.features), folder / SAVED_MODEL_FOLDER)
     description = ModelDescription.load(folder)

@@ -1,6 +1,7 @@
 """The verdict on a trained model: its metrics and pictures next to those of baselines."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,6 @@ from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.job import LearntModel, TrainingJob
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.evaluation import (
-    BASELINE,
     NETWORK,
     OTHERS_FOLDER,
     Choice,
@@ -83,35 +83,46 @@ def log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, mode
 
 def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress) -> list[evaluate_run.Baseline]:
     """Return the models to compare the model with: the one that was not registered, and the baselines, fitted here."""
-    config, dataset, names, baselines = job.config, job.dataset, job.config.row_baselines, []
+    config, dataset, asked_for = job.config, job.dataset, job.config.row_baselines
+    baselines = [] if choice is None else _others(choice, job.folder.predictions)
     rows, rows_of_test = None, dataset.manifest.rows("test")
     step = evaluate_run.evaluated_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
-    for place, name in enumerate(names):
-        if choice is not None and name == BASELINE:
-            for other in choice.others:
-                scores = read_scores(job.folder.predictions / OTHERS_FOLDER / other / "test.parquet")
-                seconds = choice.seconds if other == BASELINE else None
-                baselines.append(evaluate_run.Baseline(other, scores, seconds=seconds))
+    for place, asked in enumerate(asked_for):
+        if asked in config.boosting_candidates:
             continue
-        if name == POPULARITY:
+        if asked.name == POPULARITY:
             rates = fitted_baselines.label_rates(dataset)
             baselines.append(
-                evaluate_run.Baseline(name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates))))
+                evaluate_run.Baseline(asked.name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates))))
             )
             continue
-        which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
+        which = "" if len(asked_for) == 1 else f"{asked.label} ({place + 1} of {len(asked_for)}): "
 
         def on_fit_progress(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
             on_progress(f"{which}{doing}", done, total)
 
         rows = rows or fitted_baselines.baseline_rows(dataset, config.task)
         begin = time.monotonic()
-        fitted = fitted_baselines.fitted_baseline(name, rows, config.seed, on_fit_progress)
+        fitted = fitted_baselines.fitted_baseline(asked, rows, config.seed, on_fit_progress)
         seconds = time.monotonic() - begin
         part = fitted_baselines.train_fraction(rows, dataset.manifest.rows("train"))
         scores = fitted_baselines.baseline_scores(fitted, dataset, "test", step)
-        baselines.append(evaluate_run.Baseline(name, scores, part, fitted.left_out, seconds))
+        baselines.append(evaluate_run.Baseline(asked.label, scores, part, fitted.left_out, seconds))
     return baselines
+
+
+def _others(choice: Choice, predictions: Path) -> list[evaluate_run.Baseline]:
+    """Return the models that a choice has not registered, the best one first."""
+    return [
+        evaluate_run.Baseline(
+            name,
+            read_scores(predictions / OTHERS_FOLDER / name / "test.parquet"),
+            choice.learnt_from if name in choice.seconds else {},
+            choice.left_out.get(name, ""),
+            choice.seconds.get(name),
+        )
+        for name in choice.others
+    ]
 
 
 def _recommended(job: TrainingJob, on_progress: OnProgress) -> dict[str, np.ndarray]:

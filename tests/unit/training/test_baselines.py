@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.training.configuration.tasks import BOOSTED_BASELINES
+from mirrorspark.training.configuration.tasks import BOOSTING
 from mirrorspark.training.results.evaluation import baselines, boosting, linear
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, split_rows
 from mirrorspark.training.results.evaluation.boosting import MAX_ITERATIONS, FittedBoosting, gradient_boosting
@@ -50,7 +50,7 @@ def fit(name: str, train: Any, validation: Any, features: Any, label: str, **opt
     return linear_model(rows) if name == "linear" else gradient_boosting(rows, seed=0, library=name)
 
 
-@pytest.mark.parametrize(("name", "least"), [(name, 0.84) for name in BOOSTED_BASELINES] + [("linear", 0.86)])
+@pytest.mark.parametrize(("name", "least"), [(name, 0.84) for name in BOOSTING] + [("linear", 0.86)])
 def test_a_baseline_learns_numeric_categorical_and_multi_valued_features(name: str, least: float) -> None:
     """F8, #23: the labels are drawn from a linear model, which a linear one finds best."""
     train, validation, test = (columns(4_000, seed) for seed in (1, 2, 3))
@@ -61,7 +61,7 @@ def test_a_baseline_learns_numeric_categorical_and_multi_valued_features(name: s
         assert roc_auc_score(test["late"], fit(name, train, validation, fewer, "late").predict(test)) < full - 0.02
 
 
-@pytest.mark.parametrize("name", [*BOOSTED_BASELINES, "linear"])
+@pytest.mark.parametrize("name", [*BOOSTING, "linear"])
 @pytest.mark.parametrize(("task", "label"), [("multi_class", "class"), ("regression", "minutes")])
 def test_a_baseline_learns_classes_and_numbers_with_weights(name: str, task: str, label: str) -> None:
     """#23: of six classes the training rows have two; the validation rows have a third."""
@@ -82,7 +82,7 @@ def test_a_baseline_learns_classes_and_numbers_with_weights(name: str, task: str
         assert found[:, 1].mean() > validation["late"].mean() + 0.1  # the weights
 
 
-@pytest.mark.parametrize("name", [*BOOSTED_BASELINES, "linear"])
+@pytest.mark.parametrize("name", [*BOOSTING, "linear"])
 def test_a_baseline_scores_ids_and_lists_that_training_never_saw(name: str) -> None:
     train, validation = columns(2_000, 1), columns(1_000, 2)
     unseen = {**validation, "carrier": np.full(1_000, 200), "previous": np.full((1_000, 1), 900)}
@@ -141,7 +141,7 @@ def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("has_validation", [True, False])
-@pytest.mark.parametrize("library", BOOSTED_BASELINES)
+@pytest.mark.parametrize("library", BOOSTING)
 def test_boosting_ends_in_time_and_says_what_it_left_out(
     monkeypatch: pytest.MonkeyPatch, library: str, *, has_validation: bool
 ) -> None:

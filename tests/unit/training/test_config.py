@@ -23,6 +23,7 @@ from mirrorspark.training.configuration import rules as config_rules
 from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
 from mirrorspark.training.configuration.fields import GROUPS, Optimizer
 from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, load_recipe, recipe_names
+from mirrorspark.training.configuration.tasks import RowBaseline
 
 NewConfig = Callable[..., RunConfig]
 
@@ -348,11 +349,23 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
     """#23."""
     several = ["xgboost", "logistic_regression", "hist_gradient_boosting"]
     config = TrainingConfig(name="rides", baseline=several, register="better")
-    assert config.row_baselines == tuple(several)
-    assert TrainingConfig(name="rides", baseline="lightgbm").row_baselines == ("lightgbm",)
+    assert config.boosting_candidates == (RowBaseline("hist_gradient_boosting"),)
+    deep = TrainingConfig(name="rides", baseline={"name": "lightgbm", "num_leaves": 63, "learning_rate": 0.05})
+    assert [asked.label for asked in deep.row_baselines] == ["lightgbm_num_leaves_63_learning_rate_0.05"]
+    assert config.row_baselines == tuple(map(RowBaseline, several))
+    assert TrainingConfig(name="rides", baseline="lightgbm").row_baselines == (RowBaseline("lightgbm"),)
     for baseline, message in (
         (["popularity"], "baseline 'popularity' does not fit a binary model; list hist_gradient_boosting, xgboost, li"),
-        ([{"name": "xgboost"}], "baseline {'name': 'xgboost'} does not fit a binary model"),
+        ({"name": "xgbost"}, "baseline 'xgbost' does not fit a binary model (did you mean 'xgboost'?)"),
+        (
+            {"name": "xgboost", "max_deph": 3},
+            "baseline 'xgboost' has no setting 'max_deph' that can be given (did you mean 'max_depth'",
+        ),
+        ({"name": "xgboost", "n_jobs": 3}, "baseline 'xgboost' has no setting 'n_jobs' that can be given"),
+        ({"name": "hist_gradient_boosting", "max_features": 2.0}, "does not take {'max_features': 2.0}: The 'max_fea"),
+        ({"name": "lightgbm", "num_leaves": -1}, "baseline 'lightgbm' does not take {'num_leaves': -1}: "),
+        ({"name": "catboost", "depth": 99}, "baseline 'catboost' does not take {'depth': 99}: "),
+        ({"name": "logistic_regression", "C": [1, 0]}, "C is [1, 0]; use a number above 0, or a list of such numbers"),
         ("ridge", "baseline 'ridge' does not fit a binary model; use hist_gradient_boosting, xgboost, lightgbm, "),
         (["lightgbm", "xgboost", "lightgbm"], "baseline lists one twice: ['lightgbm', 'xgboost', 'lightgbm']"),
     ):

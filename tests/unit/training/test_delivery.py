@@ -17,6 +17,7 @@ from mlflow.tracking import fluent
 
 from mirrorspark.models.calibration import Calibration
 from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.configuration.tasks import REGISTERED_BASELINE as BASELINE
 from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.protocol.messages.events import Event
@@ -26,7 +27,7 @@ from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
-from mirrorspark.training.results.evaluation.model_choice import BASELINE, BLEND, NETWORK, OTHERS_FOLDER, Choice
+from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK, OTHERS_FOLDER, Choice
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import each_baseline
@@ -254,7 +255,13 @@ def test_a_better_rival_is_judged_in_the_networks_place_and_next_to_it(
 ) -> None:
     """F15, T8: the run's metrics and report are about the model that the export registered."""
     job.config = dataclasses.replace(job.config, baseline="hist_gradient_boosting", register="better")
-    choice = Choice(registered, "auc", {NETWORK: 0.6, BASELINE: 0.7, BLEND: 0.65} | {registered: 1.0}, 0.5, 2.0)
+    choice = Choice(
+        registered,
+        "auc",
+        {NETWORK: 0.6, BASELINE: 0.7, BLEND: 0.65} | {registered: 1.0},
+        {NETWORK: 0.5, BASELINE: 0.5},
+        {BASELINE: 2.0},
+    )
 
     def export(plan: ExportPlan, **_: Any) -> ExportResult:
         assert (plan.register, plan.monitor) == ("better", "val_auc")

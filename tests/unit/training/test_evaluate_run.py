@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.classical import Recommender
+from mirrorspark.training.configuration.tasks import RowBaseline
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.programs.recommenders.lists import recommended
 from mirrorspark.training.results.evaluation import baselines, boosting, evaluate_run, fitted_baselines
@@ -129,7 +130,9 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def baseline_of(dataset: Any, name: str = "hist_gradient_boosting") -> Baseline:
-    return Baseline(name, baseline_scores(fitted_baseline(name, baseline_rows(dataset, "binary"), 1), dataset, "test"))
+    return Baseline(
+        name, baseline_scores(fitted_baseline(RowBaseline(name), baseline_rows(dataset, "binary"), 1), dataset, "test")
+    )
 
 
 def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
@@ -309,7 +312,7 @@ def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.Mon
     labels = [[0] if of > 0.5 else [1] if of < 0 else [] for of in size]
     rows = dataclasses.replace(tagged(labels, [1.0] * 40), features={"size": size})
     dataset: Any = HandmadeDataset(TAGS_SPEC, {"train": [rows, rows], "validation": [rows], "test": [rows]})
-    fitted = fitted_baseline("logistic_regression", baseline_rows(dataset, "multi_label"), seed=1)
+    fitted = fitted_baseline(RowBaseline("logistic_regression"), baseline_rows(dataset, "multi_label"), seed=1)
     scores = baseline_scores(fitted, dataset, "test")
     table = label_scores(labels, [[0.5, 0.5, 0.1]] * 40)
     comparison = compare_multi_label(
@@ -340,7 +343,7 @@ def test_rows_of_weight_0_teach_a_label_nothing_and_a_step_leaves_out_scores() -
     size = np.array([1, -1, 1, 0, -1, 1, 0], np.float32)
     rows = dataclasses.replace(tagged(labels, weights), features={"size": size})
     dataset: Any = HandmadeDataset(TAGS_SPEC, {"train": [rows], "validation": [rows], "test": [rows, rows, rows]})
-    fitted = fitted_baseline("logistic_regression", baseline_rows(dataset, "multi_label"), seed=1)
+    fitted = fitted_baseline(RowBaseline("logistic_regression"), baseline_rows(dataset, "multi_label"), seed=1)
     scores = baseline_scores(fitted, dataset, "test")
     assert scores[:, 2].max() < 0.2
     np.testing.assert_array_equal(baseline_scores(fitted, dataset, "test", 4), scores[::4])

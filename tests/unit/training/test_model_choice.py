@@ -16,16 +16,17 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeri
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
+from mirrorspark.training.configuration import RowBaseline
+from mirrorspark.training.configuration.tasks import REGISTERED_BASELINE as BASELINE
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison, list_column
 from mirrorspark.training.results.evaluation.model_choice import (
-    BASELINE,
     BLEND,
     NETWORK,
     OTHERS_FOLDER,
     Choice,
-    best_share,
+    best_weights,
     challenge,
     choose,
     read_scores,
@@ -68,12 +69,13 @@ def test_the_best_one_by_the_monitored_metric_is_registered_and_the_simpler_one_
 
 
 def test_a_choice_is_described_and_kept(tmp_path: Path) -> None:
-    boosting = Choice(BASELINE, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.705}, 0.25, 3.0)
+    weights, seconds = {NETWORK: 0.25, BASELINE: 0.75}, {BASELINE: 3.0}
+    boosting = Choice(BASELINE, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.705}, weights, seconds)
     assert boosting.in_words() == (
         "gradient boosting, better than the network and the blend on the validation rows "
         "(auc 0.7100 against 0.7000 and 0.7050)"
     )
-    blend = Choice(BLEND, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.72}, 0.25, 3.0)
+    blend = Choice(BLEND, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.72}, weights, seconds)
     assert blend.in_words() == (
         "the blend (25% the network, 75% gradient boosting), better than gradient boosting and the network on the "
         "validation rows (auc 0.7200 against 0.7100 and 0.7000)"
@@ -81,27 +83,44 @@ def test_a_choice_is_described_and_kept(tmp_path: Path) -> None:
     assert blend.others == [BASELINE, NETWORK]
     blend.save(tmp_path)
     assert Choice.load(tmp_path) == blend
+    other = RowBaseline(BASELINE, {"max_leaf_nodes": 15}).label
+    both = {BASELINE: 3.0, other: 2.0}
+    several = Choice(NETWORK, "rmse", {NETWORK: 1.0, BASELINE: 1.2, other: 1.1, BLEND: 1.0}, weights, both)
+    assert several.in_words() == (
+        "the network, as good as or better than the 3 others on the validation rows (rmse 1.0000 against 1.0000 of the "
+        "next best, the blend)"
+    )
+    alone = Choice(other, "rmse", {NETWORK: 1.0, other: 0.9}, {other: 1.0}, {other: 2.0})
+    assert alone.in_words() == (
+        "gradient boosting (max_leaf_nodes_15), better than the network on the validation rows (rmse 0.9000 against "
+        "1.0000)"
+    )
 
 
-def test_the_share_of_the_network_has_the_smallest_loss() -> None:
+def test_the_weights_of_a_blend_have_the_smallest_loss() -> None:
     random = np.random.default_rng(1)
     weight = np.ones(2_000)
     number, noise = random.normal(size=2_000), random.normal(size=(2, 2_000))
     # The mean of two errors of variances 1 and 4 is smallest with shares of 0.8 and 0.2.
-    assert best_share("regression", number, number + noise[0], number + 2 * noise[1], weight) == pytest.approx(0.8)
+    noisy = {"little": number + noise[0], "much": number + 2 * noise[1]}
+    assert best_weights("regression", number, noisy, weight) == {"little": 0.8, "much": 0.2}
+    useless = noisy | {"useless": np.zeros(2_000), "as little": number - noise[0]}
+    assert best_weights("regression", number, useless, weight) == {"little": 0.5, "as little": 0.5}
     # Rows of weight 0 count for nothing.
     only = (np.arange(2_000) < 1_000).astype(float)
     swapped = np.where(only > 0, number, number + 100)
-    assert best_share("regression", number, swapped, number + noise[1], only) == pytest.approx(0.95)
+    assert best_weights("regression", number, {"a": swapped, "b": number + noise[1]}, only) == {"a": 1.0}
     label = (number > 0).astype(float)
     right, wrong = np.where(label > 0, 0.8, 0.2), np.full(2_000, 0.5)
-    assert best_share("binary", label, right, wrong, weight) == pytest.approx(0.95)
-    classes = (np.stack([1 - of, of], axis=1) for of in (wrong, right))
-    assert best_share("multi_class", label, *classes, weight) == pytest.approx(0.05)
+    assert best_weights("binary", label, {"right": right, "wrong": wrong}, weight) == {"right": 1.0}
+    wrong_classes, right_classes = (np.stack([1 - of, of], axis=1) for of in (wrong, right))
+    by_name = {"wrong": wrong_classes, "right": right_classes}
+    assert best_weights("multi_class", label, by_name, weight) == {"right": 1.0}
 
 
 def test_a_leaderboard_has_the_best_one_first_with_what_is_known_of_each() -> None:
-    choice = Choice(BLEND, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.72}, 0.25, 3.0)
+    weights = {NETWORK: 0.25, BASELINE: 0.75}
+    choice = Choice(BLEND, "auc", {NETWORK: 0.7, BASELINE: 0.71, BLEND: 0.72}, weights, {BASELINE: 3.0})
     interval = {"auc": {"difference": 0.02, "low": 0.01, "high": 0.03}}
     others = [{"name": NETWORK, "metrics": {"auc": 0.69}}, {"name": "lightgbm", "metrics": {"auc": 0.66}, "seconds": 5}]
     baseline = {"name": BASELINE, "metrics": {"auc": 0.7}, "intervals": interval, "seconds": 3.0, "others": others}
@@ -193,7 +212,7 @@ def test_a_blend_is_the_mean_of_its_parts_and_is_saved_with_the_variables_of_bot
     rows = rides(100, 3)
     inputs = {name: tf.constant(rows[name]) for name in ("distance", "carrier")}
     parts = [of.predict(model, inputs)["score"] for of, model in ((multi_field, network), (boosted_trees, trees))]
-    mixed = blend.Blend(multi_field, network, trees, 0.25)
+    mixed = blend.Blend((blend.Part(multi_field, network, 0.25), blend.Part(boosted_trees, trees, 0.75)))
     save(ScoringModule(blend, mixed, fitted_features), tmp_path)
     signature = tf.saved_model.load(str(tmp_path)).signatures[ENCODED_SIGNATURE]
     np.testing.assert_allclose(signature(**inputs)["score"], 0.25 * parts[0] + 0.75 * parts[1], rtol=1e-6)
@@ -223,13 +242,13 @@ def test_a_network_that_has_learnt_nothing_is_beaten_and_kept_for_the_comparison
         same = np.tile(np.float32([0.94, 0.02, 0.02, 0.02]), (len(labels), 1))
         scores = list_column(same) if task == "multi_class" else pa.array(same[:, 0])
         tables[split] = pa.table({column: scores, "label": labels, "weight": np.ones(len(labels))})
-    found = challenge(dataset, task, "val_loss", 1, tables, tmp_path)
+    found = challenge(dataset, task, "val_loss", 1, [RowBaseline(BASELINE)], tables, tmp_path)
     choice = found.choice
     assert choice.registered != NETWORK
-    assert choice.seconds > 0
+    assert choice.seconds[BASELINE] > 0
+    assert choice.learnt_from == {}
     (tmp_path / OTHERS_FOLDER / choice.registered).mkdir()
     pq.write_table(found.tables["test"], tmp_path / OTHERS_FOLDER / choice.registered / "test.parquet")
-    network, trees, mean = (
-        read_scores(tmp_path / OTHERS_FOLDER / name / "test.parquet") for name in (NETWORK, BASELINE, BLEND)
-    )
-    np.testing.assert_allclose(mean, choice.share * network + (1 - choice.share) * trees, rtol=1e-5)
+    scores = {name: read_scores(tmp_path / OTHERS_FOLDER / name / "test.parquet") for name in choice.values}
+    mean = sum(weight * scores[name] for name, weight in choice.weights.items())
+    np.testing.assert_allclose(scores.get(BLEND, scores[BASELINE]), mean, rtol=1e-5)

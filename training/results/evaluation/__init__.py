@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         explain_on_kept_rows,
     )
     from mirrorspark.training.results.evaluation.model_choice import (
-        BASELINE,
         NETWORK,
         OTHERS_FOLDER,
         Choice,
@@ -30,7 +29,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "BASELINE",
     "EXPLANATION_FILE",
     "NETWORK",
     "OTHERS_FOLDER",

@@ -9,7 +9,7 @@ from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.reading import Dataset
-from mirrorspark.training.configuration import LINEAR_BASELINES
+from mirrorspark.training.configuration import STRENGTHS, RowBaseline
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
@@ -64,19 +64,19 @@ def train_fraction(rows: Split, all_rows: int) -> dict[str, int]:
 
 
 def fitted_baseline(
-    name: str, rows: Split, seed: int, on_progress: OnProgress = lambda doing, done=0, total=0: None
+    asked: RowBaseline, rows: Split, seed: int, on_progress: OnProgress = lambda doing, done=0, total=0: None
 ) -> FittedBaseline:
     """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
 
     Args:
-        name: One of the task's baselines (:mod:`training.configuration.tasks`).
+        asked: One of the task's baselines (:mod:`training.configuration.tasks`).
         rows: The result of :func:`baseline_rows`.
         seed: Fixes the sampling inside the fit.
         on_progress: Gets its progress.
     """
-    if name == LINEAR_BASELINES[rows.task]:
-        return linear_model(rows, on_progress=on_progress)
-    return gradient_boosting(rows, seed=seed, library=name, on_progress=on_progress)
+    if asked.name in STRENGTHS:
+        return linear_model(rows, strengths=asked.options.get(STRENGTHS[asked.name]), on_progress=on_progress)
+    return gradient_boosting(rows, seed=seed, library=asked.name, options=asked.options, on_progress=on_progress)
 
 
 def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str, step: int = 1) -> np.ndarray:

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -79,12 +79,22 @@ class FittedLinear(FittedBaseline):
         return matrix if self.kept is None else matrix[:, self.kept]
 
 
-def linear_model(split: Split, *, on_progress: OnProgress = lambda doing, done=0, total=0: None) -> FittedLinear:
+def linear_model(
+    split: Split,
+    *,
+    strengths: float | Sequence[float] | None = None,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
+) -> FittedLinear:
     """Fit logistic regression, one for each label of several, or ridge regression where the task is ``regression``.
 
     A category enters as a column for each id, a list as the counts of its ids, a number standardised, a sparse column
     divided by its largest absolute value. The validation rows choose the strength of the regularisation; without any it
     is scikit-learn's default. Where ids, columns and classes are too many, the most frequent columns are read.
+
+    Args:
+        split: rows to learn from, and rows that choose.
+        strengths: scikit-learn's ``C``, or its ``alpha`` of ridge regression: one, or several to choose from.
+        on_progress: gets the number of strengths that were tried.
 
     Raises:
         ValueError: a column is missing or mis-shaped.
@@ -98,8 +108,7 @@ def linear_model(split: Split, *, on_progress: OnProgress = lambda doing, done=0
     rest = None if held_back is None else fitted.inputs(held_back.columns)
     model = _MODELS[split.task]()
     best, least, limit = None, np.inf, TimeLimit()
-    strengths = _INVERSE_STRENGTHS_OF_LABELS if split.task == "multi_label" else _INVERSE_STRENGTHS
-    tried = (1.0,) if rest is None else strengths
+    tried = _tried(split, strengths)
     for place, inverse in enumerate(tried):
         before = limit.left
         on_progress("strengths of the regularisation", place, len(tried))
@@ -121,6 +130,16 @@ def linear_model(split: Split, *, on_progress: OnProgress = lambda doing, done=0
     if unfinished := getattr(best, "unfinished_", 0):
         limit.left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")
     return replace(fitted, model=best, left_out=limit.in_words())
+
+
+def _tried(split: Split, given: float | Sequence[float] | None) -> Sequence[float]:
+    """Return the inverse strengths of the regularisation to try, given those that the user wants."""
+    if given is None:
+        several = _INVERSE_STRENGTHS_OF_LABELS if split.task == "multi_label" else _INVERSE_STRENGTHS
+        return several if split.held_back else (1.0,)
+    wanted = given if isinstance(given, Sequence) else (given,)
+    inverse = [1 / one for one in wanted] if split.task == "regression" else list(wanted)
+    return inverse if split.held_back else inverse[:1]
 
 
 def _report_label(on_progress: OnProgress, before: int, total: int, done: int) -> None:

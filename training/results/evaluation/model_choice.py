@@ -1,4 +1,4 @@
-"""The best of a trained network, gradient boosting and their blend, by their quality on the validation rows.
+"""The best of a trained network, fits of gradient boosting and their blend, by their quality on the validation rows.
 
 The export decides, in its own process; the driver reads its decision.
 """
@@ -6,7 +6,7 @@ The export decides, in its own process; the driver reads its decision.
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.evaluation import is_better
 from mirrorspark.models import catalog
 from mirrorspark.storage import atomic_file
+from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
@@ -28,7 +29,12 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     metrics_of,
     weighed_columns,
 )
-from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.fitted_baselines import (
+    baseline_rows,
+    baseline_scores,
+    fitted_baseline,
+    train_fraction,
+)
 from mirrorspark.training.results.report import in_words
 
 if TYPE_CHECKING:
@@ -38,15 +44,15 @@ CHOICE_FILE = "choice.json"
 # Predictions of those that were not chosen, each in a folder of its name.
 OTHERS_FOLDER = "not_registered"
 
-NETWORK = "network"
-BASELINE = catalog.BOOSTED_TREES
+NETWORK = catalog.NETWORK
 BLEND = catalog.BLEND
 
 # The metric that decides where the monitored one exists only for the network, such as its loss.
 _FIRST_METRIC: Mapping[str, str] = {"binary": "auc", "multi_class": "log_loss", "regression": "rmse"}
 
-# Shares of the network in a blend: validation rows do not tell finer ones apart.
-_SHARES = np.linspace(0.05, 0.95, 19)
+# Models are added to a blend one by one, and again: its weights are multiples of a twentieth. Validation rows do not
+# tell finer ones apart.
+_PARTS = 20
 _LEAST_PROBABILITY = 1e-7
 
 
@@ -55,33 +61,47 @@ class Choice:
     """Choice of the model that is registered, and its reason.
 
     Attributes:
-        registered: The best one: ``network``, ``hist_gradient_boosting`` or ``blend``.
+        registered: The best one: ``network``, ``blend`` or the label of a gradient boosting.
         metric: Metric of the validation rows that decided.
-        values: Its value of each one.
-        share: Share of the network in the blend.
-        seconds: Time of the fit of gradient boosting, which the blend needs on top of the network's.
+        values: Its value of each one, the simplest first.
+        weights: The share of each part of the blend.
+        seconds: Time of each fit of gradient boosting.
+        left_out: Parts of each fit that were left out to end in time, in words; empty for a whole one.
+        learnt_from: Number of ``rows`` that gradient boosting learnt from, ``of`` all training rows; empty for all.
     """
 
     registered: str
     metric: str
     values: Mapping[str, float]
-    share: float
-    seconds: float
+    weights: Mapping[str, float]
+    seconds: Mapping[str, float]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    learnt_from: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def others(self) -> list[str]:
-        """Those that are not registered."""
-        return [name for name in (BASELINE, NETWORK, BLEND) if name != self.registered]
+        """Those that are not registered: gradient boosting, the network, the blend."""
+        names = [*self.seconds, NETWORK, BLEND]
+        return [name for name in names if name in self.values and name != self.registered]
 
     def in_words(self) -> str:
         """Return the choice as a sentence."""
         own, others = self.values[self.registered], [self.values[name] for name in self.others]
-        parts = f" ({self.share:.0%} the network, {1 - self.share:.0%} gradient boosting)"
+        shares = [f"{share:.0%} {in_words(name)}" for name, share in self.weights.items()]
         verdict = "better than" if own not in others else "as good as or better than"
+        if len(others) == 1:
+            against, figures = in_words(self.others[0]), f"against {others[0]:.4f}"
+        elif len(others) == 2:
+            against = " and ".join(map(in_words, self.others))
+            figures = f"against {others[0]:.4f} and {others[1]:.4f}"
+        else:
+            best = max(others) if is_better(self.metric, 1, 0) else min(others)
+            next_best = in_words(self.others[others.index(best)])
+            against, figures = f"the {len(others)} others", f"against {best:.4f} of the next best, {next_best}"
+        parts = f" ({', '.join(shares)})" if self.registered == BLEND else ""
         return (
-            f"{in_words(self.registered)}{parts if self.registered == BLEND else ''}, {verdict} "
-            f"{' and '.join(map(in_words, self.others))} on the validation rows ({self.metric} {own:.4f} against "
-            f"{' and '.join(f'{value:.4f}' for value in others)})"
+            f"{in_words(self.registered)}{parts}, {verdict} "
+            f"{against} on the validation rows ({self.metric} {own:.4f} {figures})"
         )
 
     def save(self, folder: Path) -> None:
@@ -117,29 +137,38 @@ def choose(task: str, monitor: str, metrics: Mapping[str, Mapping[str, float]]) 
     return best, metric, values
 
 
-def best_share(task: str, label: np.ndarray, network: np.ndarray, trees: np.ndarray, weight: np.ndarray) -> float:
-    """Return the share of the network in the mean of two predictions that has the smallest loss.
+def best_weights(
+    task: str, label: np.ndarray, predictions: Mapping[str, np.ndarray], weight: np.ndarray
+) -> dict[str, float]:
+    """Return the share of each model in the mean of predictions with the smallest loss; those above 0.
 
-    The loss is the log loss of probabilities, and the squared error of numbers.
+    The loss is the log loss of probabilities, and the squared error of numbers. The mean begins with the best model,
+    and takes the one that is best for it, twenty times. Source: Caruana et al. 2004, "Ensemble Selection from Libraries
+    of Models".
 
     Args:
         task: ``binary``, ``multi_class`` or ``regression``.
         label: 0 or 1, numbers of classes, or numbers, ``[rows]``.
-        network: The network's predictions, ``[rows]`` or ``[rows, classes]``.
-        trees: Those of gradient boosting.
+        predictions: By the model's name ``[rows]`` or ``[rows, classes]``.
         weight: Weight of each row.
     """
     if task == "multi_class":  # the probabilities of the right classes alone
-        network, trees = (scores[np.arange(len(label)), label.astype(np.int64)] for scores in (network, trees))
+        right = np.arange(len(label)), label.astype(np.int64)
+        predictions = {name: scores[right] for name, scores in predictions.items()}
     if task == "binary":
-        network, trees = (np.where(label > 0, scores, 1 - scores) for scores in (network, trees))
+        predictions = {name: np.where(label > 0, scores, 1 - scores) for name, scores in predictions.items()}
 
-    def loss(share: float) -> float:
-        mean = share * network + (1 - share) * trees
+    def loss(mean: np.ndarray) -> float:
         lost = (mean - label) ** 2 if task == "regression" else -np.log(np.maximum(mean, _LEAST_PROBABILITY))
         return float(np.average(lost, weights=weight))
 
-    return float(min(_SHARES, key=loss))
+    counts, total = dict.fromkeys(predictions, 0), np.zeros(len(label))
+    for taken in range(_PARTS):
+        losses = {name: loss((total + scores) / (taken + 1)) for name, scores in predictions.items()}
+        best = min(losses, key=losses.__getitem__)
+        counts[best] += 1
+        total = total + predictions[best]
+    return {name: count / _PARTS for name, count in counts.items() if count}
 
 
 @dataclass(frozen=True)
@@ -148,12 +177,12 @@ class Challenge:
 
     Attributes:
         choice: The choice.
-        fitted: The fitted gradient boosting.
+        fitted: The fits of gradient boosting by their labels.
         tables: The predictions of the one that is registered, by split.
     """
 
     choice: Choice
-    fitted: FittedBoosting
+    fitted: Mapping[str, FittedBoosting]
     tables: Mapping[str, pa.Table] = field(repr=False)
 
 
@@ -162,46 +191,64 @@ def challenge(
     task: str,
     monitor: str,
     seed: int,
+    asked: Sequence[RowBaseline],
     tables: Mapping[str, pa.Table],
     folder: Path,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> Challenge:
-    """Fit gradient boosting, choose the best one, and keep the choice and the others' predictions.
+    """Fit gradient boosting, choose the best model, and keep the choice and the others' predictions.
 
     Args:
         dataset: The dataset of the training.
         task: The network's task.
         monitor: The monitored metric.
-        seed: Fixes the sampling of the fit.
+        seed: Fixes the sampling of the fits.
+        asked: Settings of scikit-learn's gradient boosting, one or several.
         tables: The network's predictions by split.
         folder: Folder of the predictions.
         on_progress: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
     """
-    begin = time.monotonic()
-    fitted = fitted_baseline(BASELINE, baseline_rows(dataset, task), seed, on_progress)
-    seconds = time.monotonic() - begin
-    assert isinstance(fitted, FittedBoosting)  # noqa: S101 - BASELINE is one
-    trees = {split: baseline_scores(fitted, dataset, split) for split in tables}
+    rows = baseline_rows(dataset, task)
+    fitted: dict[str, FittedBoosting] = {}
+    seconds = {}
+    for one in asked:
+        begin = time.monotonic()
+        model = fitted_baseline(one, rows, seed, on_progress)
+        assert isinstance(model, FittedBoosting)  # noqa: S101 - those of the plan are
+        fitted[one.label], seconds[one.label] = model, time.monotonic() - begin
     classes = dataset.features.classes if task == "multi_class" else 0
 
     def columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return classed_columns(table, classes) if task == "multi_class" else weighed_columns(table)
 
-    network = {split: columns(table)[1] for split, table in tables.items()}
+    parts = {split: {NETWORK: columns(table)[1]} for split, table in tables.items()}
+    for split, of_split in parts.items():
+        of_split |= {name: baseline_scores(model, dataset, split) for name, model in fitted.items()}
     label, _, weight = columns(tables["validation"])
-    share = best_share(task, label, network["validation"], trees["validation"], weight)
-    mean = {split: share * network[split] + (1 - share) * trees[split] for split in tables}
+    weights = best_weights(task, label, parts["validation"], weight)
+    if len(weights) > 1:
+        for of_split in parts.values():
+            of_split[BLEND] = sum(share * of_split[name] for name, share in weights.items())  # type: ignore[assignment]
     column = "scores" if task == "multi_class" else "score"
-    found = {NETWORK: dict(tables)} | {
-        name: {split: _with(table, column, scores[split]) for split, table in tables.items()}
-        for name, scores in ((BASELINE, trees), (BLEND, mean))
+    found = {
+        name: {
+            split: table if name == NETWORK else _with(table, column, parts[split][name])
+            for split, table in tables.items()
+        }
+        for name in parts["validation"]
     }
     is_ordinal = dataset.spec.label.order is not None
     metrics = {
         name: metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
         for name, of in found.items()
     }
-    choice = Choice(*choose(task, monitor, metrics), share, seconds)
+    choice = Choice(
+        *choose(task, monitor, metrics),
+        weights=weights,
+        seconds=seconds,
+        left_out={name: model.left_out for name, model in fitted.items()},
+        learnt_from=train_fraction(rows, dataset.manifest.rows("train")),
+    )
     shutil.rmtree(folder / OTHERS_FOLDER, ignore_errors=True)  # of an earlier try, which may have chosen another one
     for name in choice.others:
         (folder / OTHERS_FOLDER / name).mkdir(parents=True, exist_ok=True)

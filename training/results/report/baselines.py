@@ -20,7 +20,10 @@ def each_baseline(baseline: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def in_words(name: str) -> str:
-    """Return the name of a baseline as a reader knows it."""
+    """Return the name of a baseline, with its settings, as a reader knows it."""
     known = {"hist_gradient_boosting": "gradient boosting", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
-    known |= {"base_rate": "the base rate", "network": "the network", "blend": "the blend"}
+    known |= {"base_rate": "the base rate", "network": "the network", "blend": "the blend", "catboost": "CatBoost"}
+    for label, words in known.items():
+        if name.startswith(f"{label}_"):
+            return f"{words} ({name.removeprefix(f'{label}_')})"
     return known.get(name, name.replace("_", " "))

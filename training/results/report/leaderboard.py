@@ -7,6 +7,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from mirrorspark.evaluation import is_better
+from mirrorspark.models import catalog
 from mirrorspark.pages import table_html
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.run_records import run_history
@@ -43,16 +44,17 @@ def leaderboard_rows(
     of_test, of_validation = verdict.metrics.get("test", {}), verdict.metrics.get("validation", {})
     metric = choice.metric if choice else monitor.removeprefix("val_")
     metric = metric if metric in of_test else next(iter(run_history.headline(of_test)), metric)
-    trained = name if choice is None else "network"
+    trained = name if choice is None else catalog.NETWORK
     registered = name if choice is None else choice.registered
     values = {registered: of_validation.get(metric)} | dict(choice.values if choice else {})
     compared = {str(entry["name"]): entry for entry in each_baseline(verdict.baseline)}
     times = {known: entry.get("seconds") for known, entry in compared.items()} | {trained: seconds}
-    shares: dict[str, float] = {}
+    shares: Mapping[str, float] = {}
     if choice is not None:
-        times["blend"] = None if seconds is None else seconds + choice.seconds
-        if registered == "blend":
-            shares = {"network": choice.share, "hist_gradient_boosting": 1 - choice.share}
+        times |= choice.seconds
+        of_parts = [times.get(part) for part in choice.weights]
+        times[catalog.BLEND] = None if None in of_parts else sum(filter(None, of_parts))
+        shares = choice.weights if registered == catalog.BLEND else {}
 
     def row(model: str) -> dict[str, Any]:
         entry = compared.get(model, {})
