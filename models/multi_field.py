@@ -43,6 +43,9 @@ class Settings:
             generalises. Source: the wide part of Cheng et al. 2016.
         members: Networks of an ensemble. They share the weights of their hidden layers up to a scale per unit; each has
             its own loss and heads. The prediction is the mean of their probabilities.
+        plain_members: Those of the members that read the numbers without their embedding, through hidden layers of
+            their own. Smooth functions of many numbers are learnt better by them, thresholds by the others.
+        plain_units: Width of each of these hidden layers.
     """
 
     embedding_dim: int = 8
@@ -57,11 +60,14 @@ class Settings:
     factor_dim: int = 0
     linear: bool = False
     members: int = 1
+    plain_members: int = 0
+    plain_units: tuple[int, ...] = (256, 256)
 
     def __post_init__(self) -> None:
         check_positive("embedding_dim", self.embedding_dim)
-        for units in self.hidden_units:
-            check_positive("hidden_units", units)
+        for name in ("hidden_units", "plain_units"):
+            for units in getattr(self, name):
+                check_positive(name, units)
         check_fraction("dropout", self.dropout)
         if self.numeric_embedding not in get_args(NumericEmbedding):
             raise ModelSettingsError(
@@ -78,6 +84,15 @@ class Settings:
         if self.members > 1 and not self.hidden_units:
             raise ModelSettingsError(
                 f"model setting members is {self.members}, but there are no hidden layers to share; set hidden_units"
+            )
+        if self.plain_members and not 2 <= self.plain_members <= self.members - 2:
+            raise ModelSettingsError(
+                f"model setting plain_members is {self.plain_members}, of {self.members} members; use two at least, "
+                f"leave two others, or set it to 0"
+            )
+        if self.plain_members and (self.numeric_embedding == "none" or not self.plain_units):
+            raise ModelSettingsError(
+                f"model setting plain_members is {self.plain_members}; it needs a numeric_embedding and plain_units"
             )
 
 
@@ -108,12 +123,17 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
     numbers = [feature for feature in fitted.spec.features if isinstance(feature, kinds.Numeric)]
+    plain = joined
     if numbers and settings.numeric_embedding != "none":
         joined = concatenated([joined, _embedded_numbers(settings, fitted, numbers, inputs)], "embedded_features")
     last = joined
     for number in range(settings.cross_layers):
         last = tabular.LowRankCross(settings.cross_rank, name=f"cross_{number}")([joined, last])
-    last = dense_stack(last, settings.hidden_units, settings.dropout, seed, settings.members)
+    of_plain = settings.plain_members if numbers else 0
+    last = dense_stack(last, settings.hidden_units, settings.dropout, seed, settings.members - of_plain)
+    if of_plain:
+        layers = dense_stack(plain, settings.plain_units, settings.dropout, seed + 1_000, of_plain, prefix="plain_")
+        last = tabular.JoinedMembers(name="all_members")([last, layers])
     if settings.factor_dim:
         last = concatenated([last, _factor_products(settings, fitted, inputs)], "hidden_and_factors")
     return inputs, last

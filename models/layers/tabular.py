@@ -202,6 +202,15 @@ class MemberDense(tf_keras.layers.Layer):
         return tf.nn.relu(product * self._scale_out + self._bias)
 
 
+class JoinedMembers(tf_keras.layers.Layer):
+    """The members of several ensembles as those of one: ``[batch, members, units]``, with zeros in units they lack."""
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return the last hidden layers side by side, given ``[batch, its members, its units]`` of each ensemble."""
+        units = max(part.shape[-1] for part in inputs)
+        return tf.concat([tf.pad(part, [[0, 0], [0, 0], [0, units - part.shape[-1]]]) for part in inputs], axis=1)
+
+
 class MemberHeads(tf_keras.layers.Layer):
     """A linear head of its own for every member of an ensemble: ``[batch, members, outputs]``."""
 

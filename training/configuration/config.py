@@ -357,7 +357,7 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
         if not self.name:
             object.__setattr__(self, "name", Path(self.recipe).absolute().name)
         if "name" not in self.model:
-            self._fill_in(defaults_of_label(self.spec.label.kind, vars(self)))
+            self._fill_in(defaults_of_label(self.spec.label.kind, vars(self), self.spec))
         super().__post_init__()
         require(bool(self.tables), f"recipe '{self.recipe}' names no tables; list each with its columns")
         require(

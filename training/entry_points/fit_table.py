@@ -326,13 +326,12 @@ def default_config(
     """
     workers = default_workers(rows, 1 if settings.get("local_mode") else slots)
     of_presets = defaults_of_presets(presets, spec, settings)
-    chosen: dict[str, Any] = {"workers": workers, **of_presets, **settings}
-    chosen.setdefault("register", default_register(spec.label.kind, chosen))
-    chosen |= {name: of_presets[name] for name in of_presets if name == "model"}
+    chosen: dict[str, Any] = {"workers": workers, **settings, **of_presets}
+    chosen.setdefault("register", default_register(spec.label.kind, {**settings, "baseline": chosen["baseline"]}))
     chosen |= default_epochs(spec.label.kind, settings)
     if spec.items is not None:
         chosen |= defaults_of_items(settings)
-    return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen)).fitted_to(rows)
+    return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen, spec)).fitted_to(rows)
 
 
 def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking":

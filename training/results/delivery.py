@@ -180,6 +180,8 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     """
     # The export needs the server and the run's id, which a run that began without its server may get only now.
     job.folder.save_state("running", job.tracked.require_server())
+    if job.most_epochs is not None:
+        job.tracked.log_tags({"epochs_of_time_limit": str(job.most_epochs)})
     with job.view.stage("export") as stage:
         best = job.fetch_best(job.folder.path / "fetched")
         plan = _export_plan(job, best)

@@ -62,20 +62,21 @@ def lists_of_any_length(model: Any) -> tuple[str, ...]:
 
 
 def dense_stack(
-    tensor: tf.Tensor, hidden_units: Sequence[int], dropout: float, seed: int, members: int = 1
+    tensor: tf.Tensor, hidden_units: Sequence[int], dropout: float, seed: int, members: int = 1, *, prefix: str = ""
 ) -> tf.Tensor:
     """Return ``tensor`` after a ReLU layer per entry of ``hidden_units``, each followed by dropout.
 
-    With several ``members``, the layers are those of an ensemble: ``[batch, members, units]``.
+    With several ``members``, the layers are those of an ensemble: ``[batch, members, units]``. Their names begin with
+    ``prefix``.
     """
     for number, units in enumerate(hidden_units):
-        name = f"hidden_{number}"
+        name = f"{prefix}hidden_{number}"
         if members > 1:
             tensor = MemberDense(members, units, seed + number, name=name)(tensor)
         else:
             tensor = tf_keras.layers.Dense(units, activation="relu", name=name)(tensor)
         if dropout:
-            tensor = ResumableDropout(dropout, seed + number, name=f"dropout_{number}")(tensor)
+            tensor = ResumableDropout(dropout, seed + number, name=f"{prefix}dropout_{number}")(tensor)
     return tensor
 
 

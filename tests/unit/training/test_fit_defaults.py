@@ -1,15 +1,16 @@
 """T3, H9: the defaults of ``fit`` make a valid configuration for every table and cluster."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Sparse
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.configuration.defaults import default_baseline, default_batch_size, few_updates
+from mirrorspark.training.configuration.defaults import check_presets, default_baseline, default_batch_size, few_updates
 from mirrorspark.training.entry_points.fit_table import _require_valid, default_config, fit
 
 NewConfig = Callable[..., RunConfig]
@@ -59,6 +60,16 @@ def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: Any,
     config.require_features(spec)
     given = default_config(spec, rows=100, slots=1, name="late", optimizer="adam", patience=7)
     assert (given.model, given.optimizer, given.weight_decay, given.patience) == (config.model, "adam", None, 7)
+    several = default_config(spec, rows=100, slots=1, name="late", presets="good")
+    assert [each.name for each in several.boosting_candidates] == ["hist_gradient_boosting"] * 4
+    best = default_config(spec, rows=100, slots=1, name="late", presets="best", model={"dropout": 0.3})
+    assert best.model == {**config.model, "members": 32, "dropout": 0.3}
+    assert (best.register, len(best.boosting_candidates)) == ("model", 0)  # a setting of the network asks for it
+    assert default_config(spec, rows=100, slots=1, name="late", presets="best").register == "better"
+    with pytest.raises(ConfigError, match=r"presets 'god' is unknown \(did you mean 'good'\?\); use fast, good, best"):
+        check_presets("god")
+    numbers = dataclasses.replace(spec, features=tuple(Numeric(f"x{number}") for number in range(16)))
+    assert default_config(numbers, rows=100, slots=1, name="late").model == {**config.model, "plain_members": 4}
     named = default_config(spec, rows=100, slots=1, name="late", model={"name": name})
     assert (named.model, named.optimizer, named.patience) == ({"name": name}, "adam", 15)
 

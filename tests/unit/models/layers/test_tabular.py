@@ -36,7 +36,9 @@ EVERYTHING: dict[str, Any] = {
     "cross_layers": 2,
     "cross_rank": 2,
     "factor_dim": 2,
-    "members": 3,
+    "members": 5,
+    "plain_members": 2,
+    "plain_units": (6,),
 }
 LABELS = {
     "multi_field": Label("late"),
@@ -191,8 +193,8 @@ def test_an_ensemble_predicts_the_mean_and_learns_each_members_loss(name: str, f
     model = architecture.build(catalog.settings(name, EVERYTHING), fitted, 1)
     given = inputs(16)
     members = model(given, training=False).numpy().astype(np.float64)
-    assert members.shape == (16, 3, 5 if name.startswith("multi_") and name != "multi_field" else 1)
-    assert len(np.unique(members[0, :, 0])) == 3
+    assert members.shape == (16, 5, 5 if name.startswith("multi_") and name != "multi_field" else 1)
+    assert len(np.unique(members[0, :, 0])) == 5
     found = next(iter(architecture.predict(model, given).values())).numpy()
     exponentials = np.exp(members)
     shares = {"multi_class": exponentials / exponentials.sum(2, keepdims=True), "regression": members}
@@ -231,6 +233,8 @@ def test_an_ensemble_predicts_the_mean_and_learns_each_members_loss(name: str, f
         ({"numeric_embedding": "fourier"}, "numeric_embedding is 'fourier'; use one of"),
         ({"members": 0}, "members is 0; use a whole number from 1 on"),
         ({"members": 4, "hidden_units": ()}, "members is 4, but there are no hidden layers"),
+        ({"members": 4, "plain_members": 3}, "plain_members is 3, of 4 members; use two at least, leave two others"),
+        ({"members": 4, "plain_members": 2}, "plain_members is 2; it needs a numeric_embedding and plain_units"),
         ({"cross_layers": -1}, "cross_layers is -1"),
         ({"factor_dim": -1}, "factor_dim is -1"),
         ({"periodic_scale": 0.0}, "periodic_scale is 0.0"),
