@@ -40,7 +40,7 @@ from mirrorspark.training.configuration.tasks import (
     LINEAR_BASELINES,
     RANKING,
     RATING_ERROR,
-    REGISTERED_BASELINE,
+    REGISTRABLE,
     TASKS,
     RowBaseline,
 )
@@ -122,11 +122,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return tuple(map(RowBaseline.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline]))
 
     @property
-    def boosting_candidates(self) -> tuple[RowBaseline, ...]:
+    def registrable_baselines(self) -> tuple[RowBaseline, ...]:
         """The baselines that may be registered in the place of the model, and blended with it."""
         if self.register != "better":
             return ()
-        return tuple(asked for asked in self.row_baselines if asked.name == REGISTERED_BASELINE)
+        return tuple(asked for asked in self.row_baselines if asked.name in REGISTRABLE)
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date

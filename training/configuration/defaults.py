@@ -8,9 +8,10 @@ from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration.fields import ConfigError
 from mirrorspark.training.configuration.tasks import (
+    DEFAULT_BOOSTING,
     LINEAR_BASELINES,
     POPULARITY,
-    REGISTERED_BASELINE,
+    REGISTRABLE,
     TASKS,
     RowBaseline,
 )
@@ -42,10 +43,10 @@ Presets = Literal["fast", "good", "best"]
 
 # The fits of gradient boosting of `good` and `best`. They differ enough for a blend of them to be better than each.
 _SEVERAL_BOOSTINGS: Sequence[str | Mapping[str, Any]] = (
-    REGISTERED_BASELINE,
-    {"name": REGISTERED_BASELINE, "max_features": 0.3, "min_samples_leaf": 50},
-    {"name": REGISTERED_BASELINE, "max_leaf_nodes": 15},
-    {"name": REGISTERED_BASELINE, "l2_regularization": 5.0},
+    DEFAULT_BOOSTING,
+    {"name": DEFAULT_BOOSTING, "max_features": 0.3, "min_samples_leaf": 50},
+    {"name": DEFAULT_BOOSTING, "max_leaf_nodes": 15},
+    {"name": DEFAULT_BOOSTING, "l2_regularization": 5.0},
 )
 # Members of the network of `best`.
 _MOST_MEMBERS = 32
@@ -133,7 +134,7 @@ def defaults_of_presets(presets: Presets, spec: FeatureSpec, given: Mapping[str,
     """Return the baselines, and for ``best`` the members of the network, as far as ``given`` is silent about them."""
     baseline = default_baseline(spec)
     chosen: dict[str, Any] = {"baseline": baseline}
-    if baseline == REGISTERED_BASELINE and presets != "fast":
+    if baseline == DEFAULT_BOOSTING and presets != "fast":
         chosen["baseline"] = [dict(each) if isinstance(each, Mapping) else each for each in _SEVERAL_BOOSTINGS]
         model = given.get("model") or {}
         if presets == "best" and "name" not in model:
@@ -170,12 +171,12 @@ def default_baseline(spec: FeatureSpec) -> str:
     if spec.label.kind == "candidate":
         return POPULARITY
     if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
-        return REGISTERED_BASELINE
+        return DEFAULT_BOOSTING
     return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
 
 
 def default_register(kind: str, given: Mapping[str, Any]) -> str:
-    """Return ``better`` where nothing is asked of the model, and gradient boosting may take its place; else ``model``.
+    """Return ``better`` where nothing is asked of the model, and a baseline may take its place; else ``model``.
 
     Args:
         kind: Kind of the label.
@@ -183,8 +184,8 @@ def default_register(kind: str, given: Mapping[str, Any]) -> str:
     """
     is_free = not given.get("model") and not given.get("warm_start") and given.get("calibration", "none") == "none"
     asked = given["baseline"] if isinstance(given["baseline"], list | tuple) else [given["baseline"]]
-    has_boosting = any(RowBaseline.parse(each).name == REGISTERED_BASELINE for each in asked)
-    return "better" if kind in _TABLES and is_free and has_boosting else "model"
+    has_other = any(RowBaseline.parse(each).name in REGISTRABLE for each in asked)
+    return "better" if kind in (*_TABLES, "multi_label") and is_free and has_other else "model"
 
 
 def few_updates(config: "TrainingConfig", rows: int) -> str | None:

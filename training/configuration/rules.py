@@ -12,10 +12,13 @@ from mirrorspark.extras import install_line
 from mirrorspark.models import own_model
 from mirrorspark.storage import meant, one_line
 from mirrorspark.training.configuration.fields import ConfigError
-from mirrorspark.training.configuration.tasks import BOOSTING, RANKING, STRENGTHS, TASKS, RowBaseline
+from mirrorspark.training.configuration.tasks import BOOSTING, RANKING, REGISTRABLE, STRENGTHS, TASKS, RowBaseline
 
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import TrainingConfig
+
+# Of trees in a graph (models.boosted_trees).
+_MOST_LEAVES = 31
 
 _RECOMMENDERS = "tensorflow_recommenders"
 
@@ -196,10 +199,17 @@ def check_register(config: "TrainingConfig") -> None:
     if config.register != "better":
         return
     require(
-        bool(config.boosting_candidates),
+        bool(config.registrable_baselines),
         f"register better needs a baseline that can be registered, and '{config.baseline}' cannot; use the baseline "
-        f"hist_gradient_boosting, or register model",
+        f"{' or '.join(name for name in TASKS[config.task].baselines if name in REGISTRABLE)}, or register model",
     )
+    for asked in config.registrable_baselines:
+        leaves = asked.options.get("max_leaf_nodes", 31)
+        require(
+            leaves is not None and leaves <= _MOST_LEAVES,
+            f"baseline '{asked.label}': max_leaf_nodes is {leaves}, and trees that are registered have {_MOST_LEAVES} "
+            f"leaves at most; use fewer, or register model",
+        )
     require(
         config.model.get("loss") != "quantile",
         "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "

@@ -66,11 +66,13 @@ class BoostingLibrary:
         return {*inspect.signature(kind).parameters, *kind().get_params()} - self.ours - {"kwargs"}
 
 
-REGISTERED_BASELINE = "hist_gradient_boosting"
-"""The baseline whose fits can be exported."""
+DEFAULT_BOOSTING = "hist_gradient_boosting"
+
+REGISTRABLE = (DEFAULT_BOOSTING, "logistic_regression", "ridge")
+"""The baselines whose fits can be exported, so that they may be registered in the place of the model."""
 
 BOOSTING: Mapping[str, BoostingLibrary] = {
-    REGISTERED_BASELINE: BoostingLibrary(
+    DEFAULT_BOOSTING: BoostingLibrary(
         ("sklearn.ensemble.HistGradientBoostingClassifier", "sklearn.ensemble.HistGradientBoostingRegressor"),
         "max_iter",
         frozenset(

@@ -342,7 +342,7 @@ def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
         threads=_threads(config),
         monitor=config.monitor,
         register=config.register,
-        boosting=[dict(asked.options) for asked in config.boosting_candidates],
+        baselines=[{"name": asked.name, **asked.options} for asked in config.registrable_baselines],
         calibration=config.calibration,
         explain=config.explain,
     )

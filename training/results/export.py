@@ -84,9 +84,9 @@ class ExportPlan:
         registered_model: Name in the model registry.
         model_tags: Tags of the registered version and of the logged model.
         threads: TensorFlow threads.
-        monitor: Metric that chooses between the model, gradient boosting and their blend.
+        monitor: Metric that chooses between the model, the baselines and their blend.
         register: ``model``, or ``better`` to register the best of them.
-        boosting: Settings of each gradient boosting to choose from.
+        baselines: Name and settings of each baseline to choose from.
         calibration: Kind of the calibration of the predictions.
         explain: Explain the registered one's predictions of the test rows that the dataset has kept.
     """
@@ -108,7 +108,7 @@ class ExportPlan:
     threads: int
     monitor: str = ""
     register: str = "model"
-    boosting: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     calibration: str = "none"
     explain: bool = False
 
@@ -266,7 +266,7 @@ def main() -> int:
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
     registered = plan.model
     if plan.register == "better":
-        on_progress("fitting gradient boosting")
+        on_progress("fitting the other models")
         registered, tables, predict = _best(plan, dataset, architecture, model, tables, predict, on_progress)
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
@@ -331,17 +331,17 @@ def _best(
     predict: Callable[[Any], Any],
     on_progress: OnProgress,
 ) -> tuple[str, Mapping[str, pa.Table], Callable[[Any], Any]]:
-    """Put gradient boosting, or a blend with it, into the model's folder if it is better.
+    """Put a baseline, or a blend with it, into the model's folder if it is better.
 
     Returns:
         The best one's name, its predictions, and how it predicts.
     """
-    from mirrorspark.models import blend, boosted_trees
+    from mirrorspark.models import blend
     from mirrorspark.models.serving import export as serving
     from mirrorspark.training.results.evaluation import model_choice
 
     task = architecture.TASK
-    asked = [RowBaseline("hist_gradient_boosting", options) for options in plan.boosting]
+    asked = [RowBaseline.parse(given) for given in plan.baselines]
     found = model_choice.challenge(
         *(dataset, task, plan.monitor, plan.seed, asked, tables, Path(plan.predictions), on_progress)
     )
@@ -349,19 +349,17 @@ def _best(
     if registered == model_choice.NETWORK:
         return plan.model, found.tables, predict
     folder = Path(plan.folder)
-    classes = dataset.features.classes if task == "multi_class" else 0
 
-    def part(name: str) -> blend.Part:
+    def graph(name: str) -> tuple[Any, Any]:
         if name == model_choice.NETWORK:
-            return blend.Part(architecture, model, weights.get(name, 0.0))
-        trees = boosted_trees.BoostedTrees(model_choice.trees_of(found.fitted[name], classes))
-        return blend.Part(boosted_trees, trees, weights.get(name, 0.0))
+            return architecture, model
+        return model_choice.graph_of(found.fitted[name], task, dataset.features.classes)
 
-    kind: Any = boosted_trees
+    kind: Any = blend
     if registered == model_choice.BLEND:
-        kind, scorer = blend, blend.Blend(tuple(map(part, weights)))
+        scorer = blend.Blend(tuple(blend.Part(*graph(name), weight) for name, weight in weights.items()))
     else:
-        scorer = part(registered).model
+        kind, scorer = graph(registered)
     shutil.rmtree(folder / SAVED_MODEL_FOLDER)
     serving.save(serving.ScoringModule(kind, scorer, dataset.features), folder / SAVED_MODEL_FOLDER)
     description = ModelDescription.load(folder)

@@ -84,11 +84,11 @@ def log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, mode
 def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress) -> list[evaluate_run.Baseline]:
     """Return the models to compare the model with: the one that was not registered, and the baselines, fitted here."""
     config, dataset, asked_for = job.config, job.dataset, job.config.row_baselines
-    baselines = [] if choice is None else _others(choice, job.folder.predictions)
     rows, rows_of_test = None, dataset.manifest.rows("test")
     step = evaluate_run.evaluated_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
+    baselines = [] if choice is None else _others(choice, job.folder.predictions, step)
     for place, asked in enumerate(asked_for):
-        if asked in config.boosting_candidates:
+        if choice is not None and asked.label in choice.values:
             continue
         if asked.name == POPULARITY:
             rates = fitted_baselines.label_rates(dataset)
@@ -111,12 +111,12 @@ def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress)
     return baselines
 
 
-def _others(choice: Choice, predictions: Path) -> list[evaluate_run.Baseline]:
-    """Return the models that a choice has not registered, the best one first."""
+def _others(choice: Choice, predictions: Path, step: int) -> list[evaluate_run.Baseline]:
+    """Return the models that a choice has not registered, with their scores of every ``step``-th test row."""
     return [
         evaluate_run.Baseline(
             name,
-            read_scores(predictions / OTHERS_FOLDER / name / "test.parquet"),
+            read_scores(predictions / OTHERS_FOLDER / name / "test.parquet")[::step],
             choice.learnt_from if name in choice.seconds else {},
             choice.left_out.get(name, ""),
             choice.seconds.get(name),

@@ -349,7 +349,7 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
     """#23."""
     several = ["xgboost", "logistic_regression", "hist_gradient_boosting"]
     config = TrainingConfig(name="rides", baseline=several, register="better")
-    assert config.boosting_candidates == (RowBaseline("hist_gradient_boosting"),)
+    assert config.registrable_baselines == tuple(map(RowBaseline, several[1:]))
     deep = TrainingConfig(name="rides", baseline={"name": "lightgbm", "num_leaves": 63, "learning_rate": 0.05})
     assert [asked.label for asked in deep.row_baselines] == ["lightgbm_num_leaves_63_learning_rate_0.05"]
     assert config.row_baselines == tuple(map(RowBaseline, several))

@@ -17,7 +17,7 @@ from mlflow.tracking import fluent
 
 from mirrorspark.models.calibration import Calibration
 from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.configuration.tasks import REGISTERED_BASELINE as BASELINE
+from mirrorspark.training.configuration.tasks import DEFAULT_BOOSTING as BASELINE
 from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.protocol.messages.events import Event

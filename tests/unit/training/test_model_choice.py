@@ -8,19 +8,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines import convert
 from mirrorspark.data_pipelines.any_table import in_memory
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.training.configuration import RowBaseline
-from mirrorspark.training.configuration.tasks import REGISTERED_BASELINE as BASELINE
+from mirrorspark.training.configuration.tasks import DEFAULT_BOOSTING as BASELINE
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison, list_column
+from mirrorspark.training.results.evaluation.linear import linear_model as linear_model_of
 from mirrorspark.training.results.evaluation.model_choice import (
     BLEND,
     NETWORK,
@@ -29,6 +32,7 @@ from mirrorspark.training.results.evaluation.model_choice import (
     best_weights,
     challenge,
     choose,
+    graph_of,
     read_scores,
     trees_of,
 )
@@ -194,6 +198,42 @@ def test_the_graph_of_the_trees_scores_as_scikit_learn_does_also_unknown_ids_and
     without = model.predict({**rows, "previous": np.zeros((3_000, 1), np.int64)})
     found = next(iter(boosted_trees.predict(trees, empty).values())).numpy()
     np.testing.assert_allclose(found[:, known] if classes else found, without, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("task", ["binary", "regression", "multi_class", "multi_label"])
+def test_the_graph_of_a_linear_model_scores_as_scikit_learn_does(task: str) -> None:
+    """F15: numbers, ids, lists, vectors and sparse columns, with ids that no training row has."""
+    import tensorflow as tf
+
+    from mirrorspark.models import linear_model
+    from mirrorspark.models.serving import input_tensors
+
+    label = {"binary": "late", "regression": "minutes", "multi_class": "sometimes", "multi_label": "tags"}[task]
+    rest = (BaselineFeature("place", "vector", 2), BaselineFeature("words", "sparse", 9))
+
+    def rows(number: int, seed: int, **options: Any) -> dict[str, Any]:
+        found, random = rides(number, seed, **options), np.random.default_rng(seed)
+        words = SparseRows(
+            np.tile([1, 4, 8], number), random.normal(size=3 * number).astype(np.float32), np.full(number, 3)
+        )
+        tags = csc_matrix(np.stack([found["late"] > 0, random.random(number) < 0.2, np.zeros(number)], 1).astype(bool))
+        return found | {"place": random.normal(size=(number, 2)).astype(np.float32), "words": words, "tags": tags}
+
+    fit = linear_model_of(split_rows(rows(2_000, 1), rows(500, 2), (*FEATURES, *rest), label, task=task))
+    classes = {"multi_class": 5, "multi_label": 3}.get(task, 0)
+    given = rows(300, 3, planes=5_000)
+    expected = fit.predict(given)
+    specs = (Numeric("distance"), Categorical("carrier"), Categorical("plane"), MultiValued("previous", max_length=4))
+    tensors = input_tensors((*specs, Vector("place", size=2), Sparse("words", size=9)), given)
+    graph, model = graph_of(fit, task, classes)
+    assert graph is linear_model
+    found = next(iter(linear_model.predict(model, tensors).values())).numpy()
+    if task == "multi_class":
+        assert fit.class_numbers is not None
+        np.testing.assert_array_equal(np.delete(found, fit.class_numbers, axis=1), 0)
+        found = found[:, fit.class_numbers]
+    assert tf.convert_to_tensor(found).shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_a_blend_is_the_mean_of_its_parts_and_is_saved_with_the_variables_of_both(tmp_path: Path) -> None:

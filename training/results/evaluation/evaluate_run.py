@@ -407,6 +407,8 @@ def metrics_of(
     """Return the metrics of predictions: a table with ``score`` or ``scores``, ``label`` and ``weight``."""
     if task == "multi_class":
         return multi_class_metrics(*classed_columns(table, classes), split=split, is_ordinal=is_ordinal)
+    if task == "multi_label":
+        return multi_label_metrics(*labelled_columns(table, classes), split=split)
     return (binary_metrics if task == "binary" else regression_metrics)(*weighed_columns(table), split=split)
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
@@ -34,6 +34,9 @@ from mirrorspark.training.results.evaluation.baselines import (
     TimeLimit,
     feature_columns,
 )
+
+if TYPE_CHECKING:
+    from mirrorspark.models import linear_model as linear_model_graph
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
 _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -130,6 +133,42 @@ def linear_model(
     if unfinished := getattr(best, "unfinished_", 0):
         limit.left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")
     return replace(fitted, model=best, left_out=limit.in_words())
+
+
+def linear_of(fitted: FittedLinear, task: str, classes: int = 0) -> linear_model_graph.Linear:
+    """Return the weights of a fit for :mod:`models.linear_model`.
+
+    Args:
+        fitted: A fit that reads all columns.
+        task: The task of the fit.
+        classes: The number of classes, of several.
+    """
+    from mirrorspark.models import linear_model as graph
+
+    model: Any = fitted.model
+    if task == "multi_label":
+        weights, bias = model.weights_, model.biases_
+    else:
+        weights, bias = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
+    inputs, first = [], 0
+    for feature, scaling in zip(fitted.features, fitted.scalings, strict=True):
+        size = len(scaling.scale) * (2 if scaling.has_missing else 1)
+        inputs.append(
+            graph.LinearInput(
+                *(feature.name, feature.form, scaling.centre, scaling.scale, scaling.has_missing),
+                weights[first : first + size],
+            )
+        )
+        first += size
+    several: graph.Link = "softmax" if len(bias) > 1 else "logit"
+    links: Mapping[str, graph.Link] = {
+        "multi_label": "sigmoid",
+        "regression": "identity",
+        "multi_class": several,
+        "binary": "logit",
+    }
+    numbers = () if fitted.class_numbers is None else tuple(map(int, fitted.class_numbers))
+    return graph.Linear(tuple(inputs), bias, links[task], numbers, classes)
 
 
 def _tried(split: Split, given: float | Sequence[float] | None) -> Sequence[float]:

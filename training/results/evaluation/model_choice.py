@@ -1,4 +1,4 @@
-"""The best of a trained network, fits of gradient boosting and their blend, by their quality on the validation rows.
+"""The best of a trained network, its baselines and their blend, by their quality on the validation rows.
 
 The export decides, in its own process; the driver reads its decision.
 """
@@ -21,10 +21,12 @@ from mirrorspark.models import catalog
 from mirrorspark.storage import atomic_file
 from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature
+from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
     classed_columns,
+    evaluated_step,
+    labelled_columns,
     list_column,
     metrics_of,
     weighed_columns,
@@ -35,6 +37,7 @@ from mirrorspark.training.results.evaluation.fitted_baselines import (
     fitted_baseline,
     train_fraction,
 )
+from mirrorspark.training.results.evaluation.linear import FittedLinear, linear_of
 from mirrorspark.training.results.report import in_words
 
 if TYPE_CHECKING:
@@ -48,12 +51,19 @@ NETWORK = catalog.NETWORK
 BLEND = catalog.BLEND
 
 # The metric that decides where the monitored one exists only for the network, such as its loss.
-_FIRST_METRIC: Mapping[str, str] = {"binary": "auc", "multi_class": "log_loss", "regression": "rmse"}
+_FIRST_METRIC: Mapping[str, str] = {
+    "binary": "auc",
+    "multi_class": "log_loss",
+    "multi_label": "log_loss",
+    "regression": "rmse",
+}
 
 # Models are added to a blend one by one, and again: its weights are multiples of a twentieth. Validation rows do not
 # tell finer ones apart.
 _PARTS = 20
 _LEAST_PROBABILITY = 1e-7
+# Scores of a split, of several classes or labels: those of all models and splits are in memory together.
+_MOST_SCORES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -61,13 +71,13 @@ class Choice:
     """Choice of the model that is registered, and its reason.
 
     Attributes:
-        registered: The best one: ``network``, ``blend`` or the label of a gradient boosting.
+        registered: The best one: ``network``, ``blend`` or the label of a baseline.
         metric: Metric of the validation rows that decided.
         values: Its value of each one, the simplest first.
         weights: The share of each part of the blend.
-        seconds: Time of each fit of gradient boosting.
+        seconds: Time of the fit of each baseline.
         left_out: Parts of each fit that were left out to end in time, in words; empty for a whole one.
-        learnt_from: Number of ``rows`` that gradient boosting learnt from, ``of`` all training rows; empty for all.
+        learnt_from: Number of ``rows`` that the baselines learnt from, ``of`` all training rows; empty for all.
     """
 
     registered: str
@@ -80,7 +90,7 @@ class Choice:
 
     @property
     def others(self) -> list[str]:
-        """Those that are not registered: gradient boosting, the network, the blend."""
+        """Those that are not registered: baselines, the network, the blend."""
         names = [*self.seconds, NETWORK, BLEND]
         return [name for name in names if name in self.values and name != self.registered]
 
@@ -122,9 +132,9 @@ def choose(task: str, monitor: str, metrics: Mapping[str, Mapping[str, float]]) 
     """Return the best one by the monitored metric and the first of equal ones, the metric, and its values.
 
     Args:
-        task: ``binary``, ``multi_class`` or ``regression``.
+        task: ``binary``, ``multi_class``, ``multi_label`` or ``regression``.
         monitor: The monitored metric, with ``val_`` before it. If one of the models does not have it, AUC (binary), log
-            loss (multi_class) or RMSE (regression) decides.
+            loss (several classes or labels) or RMSE (regression) decides.
         metrics: Metrics on the validation rows by the names of the models, the simplest first.
     """
     metric = monitor.removeprefix("val_")
@@ -147,15 +157,19 @@ def best_weights(
     of Models".
 
     Args:
-        task: ``binary``, ``multi_class`` or ``regression``.
-        label: 0 or 1, numbers of classes, or numbers, ``[rows]``.
-        predictions: By the model's name ``[rows]`` or ``[rows, classes]``.
+        task: ``binary``, ``multi_class``, ``multi_label`` or ``regression``.
+        label: 0 or 1, numbers of classes, or numbers, ``[rows]``; of several labels 0 or 1, ``[rows, labels]``.
+        predictions: By the model's name ``[rows]`` or ``[rows, classes or labels]``.
         weight: Weight of each row.
     """
     if task == "multi_class":  # the probabilities of the right classes alone
         right = np.arange(len(label)), label.astype(np.int64)
         predictions = {name: scores[right] for name, scores in predictions.items()}
-    if task == "binary":
+    if task == "multi_label":
+        predictions = {name: scores.ravel() for name, scores in predictions.items()}
+        weight = np.repeat(weight, label.size // len(weight))
+        label = label.ravel()
+    if task in ("binary", "multi_label"):
         predictions = {name: np.where(label > 0, scores, 1 - scores) for name, scores in predictions.items()}
 
     def loss(mean: np.ndarray) -> float:
@@ -177,12 +191,12 @@ class Challenge:
 
     Attributes:
         choice: The choice.
-        fitted: The fits of gradient boosting by their labels.
+        fitted: The fits by their labels.
         tables: The predictions of the one that is registered, by split.
     """
 
     choice: Choice
-    fitted: Mapping[str, FittedBoosting]
+    fitted: Mapping[str, FittedBaseline]
     tables: Mapping[str, pa.Table] = field(repr=False)
 
 
@@ -196,40 +210,39 @@ def challenge(
     folder: Path,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> Challenge:
-    """Fit gradient boosting, choose the best model, and keep the choice and the others' predictions.
+    """Fit the baselines, choose the best model, and keep the choice and the others' predictions.
 
     Args:
         dataset: The dataset of the training.
         task: The network's task.
         monitor: The monitored metric.
         seed: Fixes the sampling of the fits.
-        asked: Settings of scikit-learn's gradient boosting, one or several.
+        asked: The baselines. A linear one that reads only a part of the columns is left out.
         tables: The network's predictions by split.
         folder: Folder of the predictions.
         on_progress: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
     """
+    classes = dataset.features.classes if task in ("multi_class", "multi_label") else 0
+    if max(table.num_rows for table in tables.values()) * classes > _MOST_SCORES:
+        asked = ()
     rows = baseline_rows(dataset, task)
-    fitted: dict[str, FittedBoosting] = {}
+    fitted: dict[str, FittedBaseline] = {}
     seconds = {}
     for one in asked:
         begin = time.monotonic()
         model = fitted_baseline(one, rows, seed, on_progress)
-        assert isinstance(model, FittedBoosting)  # noqa: S101 - those of the plan are
+        if isinstance(model, FittedLinear) and model.kept is not None:
+            continue
         fitted[one.label], seconds[one.label] = model, time.monotonic() - begin
-    classes = dataset.features.classes if task == "multi_class" else 0
-
-    def columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return classed_columns(table, classes) if task == "multi_class" else weighed_columns(table)
-
-    parts = {split: {NETWORK: columns(table)[1]} for split, table in tables.items()}
+    parts = {split: {NETWORK: scores_of(table)} for split, table in tables.items()}
     for split, of_split in parts.items():
         of_split |= {name: baseline_scores(model, dataset, split) for name, model in fitted.items()}
-    label, _, weight = columns(tables["validation"])
-    weights = best_weights(task, label, parts["validation"], weight)
+    label, weight, step = _judged(task, tables["validation"], classes)
+    weights = best_weights(task, label, {name: of[::step] for name, of in parts["validation"].items()}, weight)
     if len(weights) > 1:
         for of_split in parts.values():
             of_split[BLEND] = sum(share * of_split[name] for name, share in weights.items())  # type: ignore[assignment]
-    column = "scores" if task == "multi_class" else "score"
+    column = "scores" if classes else "score"
     found = {
         name: {
             split: table if name == NETWORK else _with(table, column, parts[split][name])
@@ -258,9 +271,22 @@ def challenge(
     return Challenge(choice, fitted, found[choice.registered])
 
 
+def _judged(task: str, table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the labels and the weights of every n-th row, and n."""
+    if task == "multi_label":
+        label, _, weight = labelled_columns(table, classes)
+        return label, weight, evaluated_step(table.num_rows, classes)
+    label, _, weight = classed_columns(table, classes) if classes else weighed_columns(table)
+    return label, weight, 1
+
+
 def read_scores(file: Path) -> np.ndarray:
-    """Return the scores in a file of predictions: ``[rows]``, or ``[rows, classes]``."""
-    table = pq.read_table(file)
+    """Return the scores in a file of predictions: see :func:`scores_of`."""
+    return scores_of(pq.read_table(file))
+
+
+def scores_of(table: pa.Table) -> np.ndarray:
+    """Return the scores of predictions: ``[rows]``, or ``[rows, classes or labels]``."""
     if "score" in table.column_names:
         return np.asarray(table["score"].to_numpy())
     lists = table["scores"].combine_chunks()
@@ -271,6 +297,24 @@ def _with(table: pa.Table, column: str, scores: np.ndarray) -> pa.Table:
     scores = scores.astype(np.float32)
     values = list_column(scores) if scores.ndim == 2 else pa.array(scores)
     return table.set_column(table.column_names.index(column), column, values)
+
+
+def graph_of(fitted: FittedBaseline, task: str, classes: int) -> tuple[Any, Any]:
+    """Return the architecture of a fit, and the fit as its model.
+
+    Args:
+        fitted: One of :attr:`Challenge.fitted`.
+        task: Its task.
+        classes: Number of classes, or of labels.
+    """
+    from mirrorspark.models import boosted_trees, linear_model
+
+    if isinstance(fitted, FittedLinear):
+        linear = linear_of(fitted, task, classes if task == "multi_class" else 0)
+        return linear_model, linear_model.LinearModel(linear)
+    assert isinstance(fitted, FittedBoosting)  # noqa: S101 - there are no others
+    trees = trees_of(fitted, classes if task == "multi_class" else 0)
+    return boosted_trees, boosted_trees.BoostedTrees(trees)
 
 
 def trees_of(fitted: FittedBoosting, classes: int = 0) -> "boosted_trees.Trees":
