@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.models import blend, boosted_trees, catalog, classical, keras3, own_model
+    from mirrorspark.models import blend, boosted_trees, catalog, classical, keras3, linear_model, own_model
     from mirrorspark.models.calibration import (
         CALIBRATION_FILE,
         CalibratedArchitecture,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         sparse_features,
     )
     from mirrorspark.models.code_digests import code_digest
-    from mirrorspark.models.settings import ModelSettingsError, Schedule, check_candidates, check_warm_up
+    from mirrorspark.models.settings import ModelSettingsError, Schedule, check_candidates, check_warm_up, labelled
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -52,6 +52,8 @@ __all__ = [
     "fit_centroids",
     "fit_mixture",
     "keras3",
+    "labelled",
+    "linear_model",
     "log_loss",
     "own_model",
     "save_calibration",

@@ -195,7 +195,7 @@ def _check_settings(asked: RowBaseline, *, is_regression: bool) -> None:
 
 
 def check_register(config: "TrainingConfig") -> None:
-    """Check that the best of the model, gradient boosting and their blend can be registered."""
+    """Check that the best of the model, its baselines and their blend can be registered."""
     if config.register != "better":
         return
     require(

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models import classical
-from mirrorspark.models.settings import labelled
+from mirrorspark.models import classical, labelled
 
 # ``val_recall_at_K`` and ``val_ndcg_at_K`` of a retrieval model, for any K.
 RANKING = re.compile(r"val_(?:recall|ndcg)_at_([1-9]\d{0,3})", re.ASCII)

@@ -138,7 +138,7 @@ def fit(
         seed: Fixes the split, initial weights, data order and dropout.
         baseline: Model to compare with, as a name or with its settings (``{"name": "lightgbm", "num_leaves": 63}``), a
             list of several, or ``"none"``.
-        register: ``"better"`` for the best one, on the validation rows, of the model, gradient boosting and their
+        register: ``"better"`` for the best one, on the validation rows, of the model, its baselines and their
             blend, the default where ``model`` is left out; ``"model"``; ``"always"``, the model with an alias even if
             something is better.
         warm_start: Model to begin from: ``models:/NAME@ALIAS``, ``runs:/ID`` or a folder.

@@ -38,7 +38,7 @@ def evaluate(
         predictions: Of the evaluated splits, by their names.
         best: The epoch that was exported.
         attempts: Every launch.
-        choice: The choice between the network, gradient boosting and their blend, if there was one.
+        choice: The choice between the network, baselines and their blend, if there was one.
         on_progress: Gets the progress of the baselines.
     """
     config, dataset = job.config, job.dataset
