@@ -30,6 +30,7 @@ _ERRORS = (
     "pinball",
     "interval_width",
     "ece",
+    "cost",
 )
 _BIAS = "bias"
 # They describe the rows or the recommended candidates, or are right at a value that the quantiles fix.

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.models import blend, boosted_trees, catalog, classical, keras3, linear_model, own_model
+    from mirrorspark.models import (
+        blend,
+        boosted_trees,
+        catalog,
+        classical,
+        decisions,
+        keras3,
+        linear_model,
+        own_model,
+    )
     from mirrorspark.models.calibration import (
         CALIBRATION_FILE,
         CalibratedArchitecture,
@@ -48,6 +57,7 @@ __all__ = [
     "classical",
     "code_digest",
     "counted_rows",
+    "decisions",
     "fit",
     "fit_centroids",
     "fit_mixture",

@@ -159,6 +159,14 @@ def decode_block(payload: bytes | memoryview, spec: FeatureSpec, *, keys: bool =
     )
 
 
+def decode_classes(payload: bytes | memoryview, spec: FeatureSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the classes, int64, and the weights of the rows of one record, without their features."""
+    weight = [WEIGHT_PREFIX + spec.weight] if spec.weight else []
+    columns = decode_example(payload, [*_stored_label(spec), *weight])
+    classes = np.asarray(_label_values(spec, columns)).astype(np.int64)
+    return classes, np.asarray(columns[weight[0]]) if weight else np.ones(len(classes), np.float32)
+
+
 def _weights(table: pa.Table, name: str) -> np.ndarray:
     column = raw_columns.plain_column(table, name)
     if not raw_columns.is_number(column.type):

@@ -189,6 +189,24 @@ class Dataset:
                 )
             yield block
 
+    def class_counts(self, split: str) -> npt.NDArray[np.float64]:
+        """Return the sum of the weights of the rows of each class: ``[classes]``, of a binary label ``[2]``.
+
+        Raises:
+            DatasetError: There is no such split, or the label has no classes of which a row has one.
+            DamagedRecordError: A shard is damaged.
+        """
+        label = self.spec.label
+        if label.form not in ("binary", "multi_class"):
+            raise DatasetError(f"label '{label.name}' of kind {label.kind} has no classes of which a row has one")
+        counts = np.zeros(2 if label.form == "binary" else self.features.classes)
+        stored = StoredBlocks(self.path, self._shards(split))
+        for number in range(len(stored.rows)):
+            content, offset, name = stored.place(number)
+            classes, weight = block_format.decode_classes(read_record_at(content.data, offset, name=name), self.spec)
+            counts += np.bincount(classes, weight, len(counts))
+        return counts
+
     def records_of(self, plan: "ReadPlan", epoch: int, step: int) -> dict[str, tuple[int, ...]]:
         """Return, by file, the records from which the worker of ``plan`` takes its part of a step, counted from 0."""
         shards = [shard for shard in self._shards(plan.split) if shard.rows]
@@ -221,6 +239,8 @@ class ReadPlan:
         epochs: The number of epochs; None never ends.
         remainder: The treatment of rows that do not fill the last batch: ``pad`` fills it up with rows of zeros that
             have weight 0, ``drop`` leaves them out (with a seed, different ones in every epoch).
+        class_weights: Factor of a row's weight by the number of its class, of a binary, multi-class or ordinal label;
+            empty leaves the weights as they are.
     """
 
     split: str
@@ -232,6 +252,7 @@ class ReadPlan:
     step: int = 0
     epochs: int | None = 1
     remainder: Remainder = "pad"
+    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.workers:
@@ -419,6 +440,15 @@ def _sparse_rows(rows: SparseSteps) -> list[SparseRows]:
     ]
 
 
+def _weighed(chunk: Chunk, columns: BatchColumns, class_weights: tuple[float, ...]) -> Chunk:
+    """Multiply the weights of a chunk's rows by those of their classes, and return it."""
+    if class_weights:
+        arrays, names = (chunk.int64s, columns.int64s) if LABEL in columns.int64s else (chunk.floats, columns.floats)
+        classes = arrays[:, names.index(LABEL)].astype(np.int64)
+        chunk.floats[:, columns.floats.index(WEIGHT)] *= np.array(class_weights, np.float32)[classes]
+    return chunk
+
+
 def _scales(order: EpochOrder, first_step: int, steps: int, part: range) -> npt.NDArray[np.float32]:
     """Return :attr:`PaddedBatch.scale` of some steps, of a part of their rows."""
     scales = np.ones(steps, np.float32)
@@ -441,6 +471,6 @@ def _chunks(dataset: Dataset, plan: ReadPlan) -> Iterator[tuple[Chunk, EpochOrde
         reader = EpochReader(stored, columns, order, plan.share, reader.slots if reader else None)
         while step < steps:
             last = min(step + at_once, steps)
-            yield reader.read(step, last), order, step
+            yield _weighed(reader.read(step, last), columns, plan.class_weights), order, step
             step = last
         epoch, step = epoch + 1, 0

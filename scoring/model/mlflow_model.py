@@ -73,6 +73,8 @@ def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]
     inputs: list[Any] = [ColSpec(type_, name, required=False) for name, type_ in types.items()]
     given: Mapping[str, Any] = {
         "float": DataType.float,
+        "int": DataType.integer,
+        "string": DataType.string,
         "array<float>": Array(DataType.float),
         "array<string>": Array(DataType.string),
     }

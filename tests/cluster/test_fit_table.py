@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.conversion import ConversionOptions
 from mirrorspark.data_pipelines.converted_once import convert_once
 from mirrorspark.data_pipelines.features.infer import NoKeyError
 from mirrorspark.models.calibration import CALIBRATION_FILE
+from mirrorspark.models.decisions import Decisions
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.configuration.config import ConfigError
 from mirrorspark.training.configuration.tasks import RowBaseline
@@ -311,9 +312,12 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     """T3, T8, S1: inferred from the column, trained, exported, and scored by Spark, SQL, files and rows alike."""
     others = [name for name in ("price", "way", "dear", "size") if name != label]
     table = parcels().drop(columns=others)
-    settings = {"output": str(tmp_path), "epochs": 12, "learning_rate": 0.02}
+    settings: dict[str, Any] = {"output": str(tmp_path), "epochs": 12, "learning_rate": 0.02}
     if kind == "binary":  # gradient boosting beats a network that has hardly learnt, and takes its place everywhere
         settings |= {"register": "better", "epochs": 1, "learning_rate": 1e-6, "workers": 2}
+        settings |= {"class_weights": "balanced", "costs": {"false_negative": 5}}
+    if kind == "ordinal":
+        settings |= {"class_weights": {SIZES[0]: 2}, "costs": {SIZES[0]: {SIZES[-1]: 100}}}
     if kind == "numeric":
         settings |= {"model": {"name": "regression", "loss": "quantile"}, "optimizer": "adamw", "workers": 2}
     result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
@@ -327,7 +331,8 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     assert at_least <= result.metrics["test"][metric] <= at_most
     assert result.trained.explanation is not None
     assert metric in result.trained.verdict.baseline["intervals"]
-    of_baseline = result.table.iloc[:, -1].drop(["interval_coverage", "interval_width"], errors="ignore")
+    with_costs = {name for name in result.table.index if name.startswith("cost")}
+    of_baseline = result.table.iloc[:, -1].drop(["interval_coverage", "interval_width", *with_costs], errors="ignore")
     assert of_baseline.notna().all()
     column = "scores" if kind in ("multi_class", "ordinal") else "score"
     rows = table.drop(columns=label).head(64)
@@ -352,6 +357,19 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     spark.createDataFrame(rows).createOrReplaceTempView("parcels")
     in_sql = spark.sql("SELECT parcel, from_sql(struct(*)) AS scored FROM parcels").select("parcel", f"scored.{column}")
     np.testing.assert_allclose(of(in_sql.toPandas()), scores, rtol=1e-5, atol=1e-6)
+    assert bool(with_costs) == ("costs" in settings)
+    if with_costs:
+        rule, test_costs = Decisions.load(Path(result.model.path)), result.metrics["test"]
+        assert rule is not None
+        decided = rule.applied(scores)
+        wanted = decided.tolist() if kind == "binary" else [SIZES[number] for number in decided]
+        assert list(result.score(rows).sort_values("parcel")["decision"]) == wanted
+        assert [row["decision"] for row in predictor.predict_rows(rows.to_dict("records"))] == wanted
+        assert list(spark.read.parquet(str(tmp_path / "scored")).toPandas().sort_values("parcel")["decision"]) == wanted
+        sql = spark.sql("SELECT parcel, from_sql(struct(*)).decision AS decision FROM parcels ORDER BY parcel")
+        assert list(sql.toPandas()["decision"]) == wanted
+        assert test_costs["cost"] <= min(test_costs[name] for name in with_costs) + 0.1
+        assert str(result.trained.decisions) in result.report.read_text(encoding="utf-8")
     assert result.explain(rows=60, repeats=1).importance["feature"][0] in ("region", "weight")
     if kind == "numeric":
         assert 0.6 < result.metrics["test"]["interval_coverage"] < 0.95  # of 0.8

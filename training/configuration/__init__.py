@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from mirrorspark.training.configuration.class_weights import class_factors
+    from mirrorspark.training.configuration.classes import Classes
     from mirrorspark.training.configuration.command_line import parse, summary_file
     from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
+    from mirrorspark.training.configuration.costs import cost_matrix
     from mirrorspark.training.configuration.defaults import (
         ROWS_PER_WORKER,
         Presets,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.configuration.tasks import (
         BOOSTING,
         LINEAR_BASELINES,
+        MONOTONE,
         POPULARITY,
         STRENGTHS,
         TASKS,
@@ -59,12 +63,14 @@ else:
 __all__ = [
     "BOOSTING",
     "LINEAR_BASELINES",
+    "MONOTONE",
     "POPULARITY",
     "ROWS_PER_WORKER",
     "SQL_FILE",
     "STRENGTHS",
     "TASKS",
     "BaselineName",
+    "Classes",
     "ConfigError",
     "EventWay",
     "FurtherSettings",
@@ -85,6 +91,8 @@ __all__ = [
     "check_presets",
     "check_registry_name",
     "check_values",
+    "class_factors",
+    "cost_matrix",
     "default_baseline",
     "default_batch_size",
     "default_epochs",

@@ -16,7 +16,9 @@ from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.data_pipelines.reading import MAX_LANES
 from mirrorspark.models import catalog, check_warm_up, classical, own_model, sparse_features
 from mirrorspark.storage import StorageError, StoragePath, atomic_file, clean
+from mirrorspark.training.configuration import class_weights, costs
 from mirrorspark.training.configuration import rules as config_rules
+from mirrorspark.training.configuration.classes import Classes
 from mirrorspark.training.configuration.defaults import OPTIMIZER, PATIENCE, default_batch_size, defaults_of_label
 from mirrorspark.training.configuration.fields import (
     CheckpointSettings,
@@ -61,6 +63,8 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         self._fill_in({"model": self.model or {"name": "multi_field"}, "patience": PATIENCE, "optimizer": OPTIMIZER})
         self._take_paths("output", "checkpoints", "warm_start")
         self._check_run_date()
+        object.__setattr__(self, "class_weights", class_weights.with_class_texts(self.class_weights))
+        object.__setattr__(self, "costs", costs.with_class_texts(self.costs))
         check_output(self.output)
         if self.checkpoints is not None:
             try:
@@ -87,6 +91,9 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         config_rules.check_baseline(self)
         config_rules.check_register(self)
         config_rules.check_ranking(self)
+        config_rules.check_class_weights(self)
+        config_rules.check_costs(self)
+        config_rules.check_monotone(self)
         config_rules.check_time_limit(self)
         require(
             not self.is_fitted or (self.warm_start is None and self.strategy != "parameter_server"),
@@ -230,6 +237,8 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"model '{self.model['name']}' needs a label of kind {kind}; "
             f"'{spec.label.name}' is of kind {spec.label.kind}",
         )
+        self.require_classes(Classes.of_label(spec.label))
+        config_rules.check_monotone_features(self, spec)
         require(
             self.task != "retrieval" or self.monitor != RATING_ERROR or spec.label.rating is not None,
             f"monitor '{self.monitor}' is the error of a rating, and label '{spec.label.name}' has none; give the "
@@ -257,6 +266,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         catalog.check_features(self.model["name"], self.model_options, spec)
         if self.calibration == "centroids":
             sparse_features(spec, classes=0)
+
+    def require_classes(self, classes: Classes) -> None:
+        """Raise ``ConfigError`` if a setting names a class that a label does not have."""
+        class_weights.check_class_weights(self.class_weights, classes)
+        costs.check_costs(self.costs, classes)
 
     @property
     def as_recommender(self) -> classical.Recommender:
@@ -335,8 +349,8 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     def for_ranks(self) -> "TrainingConfig":
         """Return the settings that ranks need to train, without tables, stores or servers."""
         settings = {each.name: getattr(self, each.name) for each in dataclasses.fields(TrainingConfig)}
-        # The driver alone fits baselines, and has their packages.
-        of_driver = {"tracking_uri": None, "baseline": "none", "register": "model"}
+        # The driver alone fits baselines, and has their packages; the export decides.
+        of_driver = {"tracking_uri": None, "baseline": "none", "register": "model", "costs": None, "monotone": None}
         return TrainingConfig(**settings | of_driver)
 
     def as_yaml(self) -> str:

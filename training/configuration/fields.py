@@ -64,6 +64,10 @@ class ResultSettings:
     baseline: Annotated[
         BaselineName | dict[str, Any] | list[Any], doc("Baseline to compare the model with, or a list of them")
     ] = "none"
+    monotone: Annotated[
+        dict[str, Any] | None,
+        doc("Features by which the score may only rise or fall: {age: increasing}"),
+    ] = None
     register: Annotated[
         Registered,
         doc("Register this model, or the best of it, gradient boosting and both; always: with an alias though worse"),
@@ -71,6 +75,10 @@ class ResultSettings:
     calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"
     )
+    costs: Annotated[
+        dict[Any, Any] | None,
+        doc("Costs of mistakes, by which scored rows get a decision"),
+    ] = None
     explain: Annotated[bool, doc("Explain the predictions on some test rows, for the report")] = True
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False
@@ -111,6 +119,10 @@ class FitSettings:
         doc(
             "Validation queries to rank after an epoch, for recall and NDCG; by default all if --monitor is one of them"
         ),
+    ] = None
+    class_weights: Annotated[
+        Literal["balanced"] | dict[Any, Any] | None,
+        doc("Weights of the training rows by class, {no: 1, yes: 5}, or balanced"),
     ] = None
     seed: Annotated[int, Ge(0), doc("Fixes initial weights, data order and dropout")] = 1
     warm_start: Annotated[str | None, doc("Model to begin from: models:/NAME@ALIAS, runs:/ID or a folder")] = None
@@ -289,8 +301,9 @@ def check_values(settings: Any) -> None:
             continue
         plain, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         choices = choices_of(plain)
-        is_nested = isinstance(value, list | dict) and type(value) in [get_origin(part) for part in alternatives(plain)]
-        if choices and not is_nested and value not in choices:
+        # Its own rules check a list or a mapping.
+        is_other = any(get_origin(part) is type(value) for part in alternatives(plain))
+        if choices and not is_other and value not in choices:
             raise ConfigError(f"{each.name} '{value}' is unknown{meant(str(value), choices)}; use one of {choices}")
         for bound in (note for note in notes if not isinstance(note, DocInfo)):
             # A number as text cannot be compared with a bound.

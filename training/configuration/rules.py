@@ -8,11 +8,22 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mirrorspark.callbacks.checkpoints import Mode
+from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.extras import install_line
 from mirrorspark.models import own_model
 from mirrorspark.storage import meant, one_line
+from mirrorspark.training.configuration import costs
 from mirrorspark.training.configuration.fields import ConfigError
-from mirrorspark.training.configuration.tasks import BOOSTING, RANKING, REGISTRABLE, STRENGTHS, TASKS, RowBaseline
+from mirrorspark.training.configuration.tasks import (
+    BOOSTING,
+    DEFAULT_BOOSTING,
+    MONOTONE,
+    RANKING,
+    REGISTRABLE,
+    STRENGTHS,
+    TASKS,
+    RowBaseline,
+)
 
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import TrainingConfig
@@ -220,6 +231,75 @@ def check_register(config: "TrainingConfig") -> None:
         f"calibration '{config.calibration}' does not go with register better: gradient boosting is not calibrated; "
         f"leave one of them out",
     )
+
+
+def check_class_weights(config: "TrainingConfig") -> None:
+    """Check that the model learns one of several classes, whose rows may count differently."""
+    require(
+        config.class_weights is None or config.task in ("binary", "multi_class"),
+        f"class_weights are for labels of kind binary, multi_class and ordinal, and model '{config.model['name']}' "
+        f"learns {config.task}; leave them out",
+    )
+
+
+def check_costs(config: "TrainingConfig") -> None:
+    """Check that the model decides for one of several classes, and that the costs of decisions have its form."""
+    if config.costs is None:
+        return
+    require(
+        config.task in ("binary", "multi_class"),
+        f"costs are for labels of kind binary, multi_class and ordinal, and model '{config.model['name']}' learns "
+        f"{config.task}; leave them out",
+    )
+    costs.check_form(config.costs, config.task)
+
+
+def check_monotone(config: "TrainingConfig") -> None:
+    """Check that gradient boosting is registered, which alone holds monotone constraints, and takes them."""
+    given = config.monotone
+    if given is None:
+        return
+    require(isinstance(given, dict) and bool(given), f"monotone is {given!r}; use {{'age': 'increasing'}}")
+    for name, direction in given.items():
+        require(
+            direction in MONOTONE,
+            f"monotone has {direction!r} for feature '{name}'{meant(str(direction), MONOTONE)}; use one of "
+            f"{list(MONOTONE)}",
+        )
+    require(
+        config.task in ("binary", "regression"),
+        f"monotone is for labels of kind binary and numeric: gradient boosting holds no constraints for a "
+        f"{config.task} model; leave it out",
+    )
+    require(
+        config.register == "better",
+        f"register is {config.register}, and gradient boosting alone holds the constraints of monotone; set it to "
+        f"better, or in ms.fit leave register and model out",
+    )
+    require(
+        any(asked.name in BOOSTING for asked in config.registrable_baselines),
+        f"monotone needs the baseline {DEFAULT_BOOSTING}, which alone holds the constraints, and baseline is "
+        f"'{config.baseline}'; add it",
+    )
+
+
+def check_monotone_features(config: "TrainingConfig", spec: FeatureSpec) -> None:
+    """Check that monotone constraints are on numeric features, and that nothing else reads their columns."""
+    for name in config.monotone or ():
+        known = {feature.name: feature for feature in spec}
+        numeric = [each for each, feature in known.items() if feature.kind == "numeric"]
+        require(
+            name in numeric,
+            f"monotone names '{name}', which is "
+            f"{f'a feature of kind {known[name].kind}' if name in known else 'not a feature'}"
+            f"{meant(name, numeric)}; use numeric features",
+        )
+        others = [each for each, of in known.items() if each != name and set(of.columns) & set(known[name].columns)]
+        require(
+            not others,
+            f"monotone names '{name}', whose column is read by {others}, too, which may fall where it rises; give a "
+            f"spec without {'it' if len(others) == 1 else 'them'}",
+        )
 
 
 def check_time_limit(config: "TrainingConfig") -> None:

@@ -2,7 +2,7 @@
 
 from datetime import date
 from os import PathLike
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.models import CalibrationKind, Schedule
@@ -23,6 +23,7 @@ class FurtherSettings(TypedDict, total=False):
     """The fields of ``TrainingConfig`` that ``fit`` takes without naming them in its signature."""
 
     ranked_queries: int | None
+    class_weights: Literal["balanced"] | dict[Any, Any] | None
     resume: bool
     run_date: str | date | None
     learning_rate_scaling: LearningRateScaling
@@ -61,7 +62,9 @@ class FurtherSettings(TypedDict, total=False):
     registered_model: str | None
     tracking_uri: str | None
     mlflow_run: MLflowRun
+    monotone: dict[str, Any] | None
     calibration: CalibrationKind
+    costs: dict[Any, Any] | None
     explain: bool
     top_k: int
     profile: bool

@@ -112,6 +112,9 @@ BaselineName = Literal["none", RowBaselineName, "popularity", "item_knn", "bspm"
 """The names of all baselines. A new one is a name here, an entry of its task in :data:`TASKS`, and its fit in
 ``training.results.evaluation``."""
 
+MONOTONE = {"increasing": 1, "decreasing": -1}
+"""The directions of monotone constraints, with the numbers that the libraries of gradient boosting have for them."""
+
 POPULARITY = "popularity"
 """The baseline that gives every row the same: the rates of the labels, or the most frequent candidates."""
 

@@ -16,12 +16,18 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import ModelSettingsError
 from mirrorspark.spark_session import require_own_installation
 from mirrorspark.storage import likely_meant, meant
-from mirrorspark.training.configuration import ConfigError, NullLabels, TrainingConfig, defaults_of_label
+from mirrorspark.training.configuration import (
+    ConfigError,
+    NullLabels,
+    TrainingConfig,
+    default_register,
+    defaults_of_label,
+)
 from mirrorspark.training.entry_points import fit_items
 from mirrorspark.training.protocol import parse_workers
 
 # Settings whose values are checked against the architecture, which a function does not name.
-_OF_THE_MODEL = ("monitor", "mode", "baseline", "calibration", "register")
+_OF_THE_MODEL = ("monitor", "mode", "baseline", "calibration", "register", "monotone")
 
 
 def check_arguments(
@@ -120,10 +126,13 @@ def _check_settings(label_kinds: Iterable[str], model: Any, settings: Mapping[st
     errors: list[ValueError] = []
     for kind in label_kinds:
         # As ``fit`` has it for a table of rows; sparse features and vectors, which it does not take, are found later.
-        has_boosting = given.get("register") == "better" and kind not in ("candidate", "multi_label")
-        baseline = {"baseline": "hist_gradient_boosting"} if has_boosting else {}
+        boosting = {"baseline": "hist_gradient_boosting"}
+        chosen = {} if given.get("monotone") is None else {"register": default_register(kind, {**boosting, **given})}
+        chosen |= {"register": given["register"]} if "register" in given else {}
+        has_boosting = chosen.get("register") == "better" and kind not in ("candidate", "multi_label")
+        baseline = boosting if has_boosting else {}
         try:
-            TrainingConfig(**{"name": "model", **baseline, **given} | defaults_of_label(kind, given))
+            TrainingConfig(**{"name": "model", **baseline, **chosen, **given} | defaults_of_label(kind, given))
         except (ConfigError, ModelSettingsError) as error:
             errors.append(error)
         else:

@@ -32,6 +32,7 @@ from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
     ROWS_PER_WORKER,
     BaselineName,
+    Classes,
     ConfigError,
     FurtherSettings,
     NullLabels,
@@ -219,7 +220,7 @@ def fit(
     from mirrorspark.training.results import FitResult, RecommenderResult
 
     settings["presets"] = presets
-    tracking = _require_valid(spec, session.slots, name=name, **settings)
+    tracking = _require_valid(spec, session.slots, rows, name=name, **settings)
     with view.stage("convert", spark=session.known) as stage:
         options = ConversionOptions(accept_errors=accept_data_errors)
         folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
@@ -334,7 +335,9 @@ def default_config(
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen, spec)).fitted_to(rows)
 
 
-def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking":
+def _require_valid(
+    spec: FeatureSpec, slots: int, rows: DataFrame | MemorySource | None = None, **settings: Any
+) -> "Tracking":
     """Return the training's place in MLflow.
 
     Raises:
@@ -350,6 +353,10 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> "Tracking"
     except ConfigError:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
+    # Of a table in memory alone the label's values are known at once.
+    if isinstance(rows, MemorySource) and (config.class_weights or config.costs):
+        values = rows.rows[spec.label.name].unique().drop_null().to_pylist()
+        config.require_classes(Classes.of_values(spec.label, values))
     preflight.require([preflight.check_tracking(store_of(config))])
     tracking = Tracking.find(config)
     tracking.require_names(config.registry_name)

@@ -16,7 +16,14 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import check_candidates, classical, sparse_features
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import StoragePath
-from mirrorspark.training.configuration import SQL_FILE, TrainingConfig, default_strategy, few_updates
+from mirrorspark.training.configuration import (
+    SQL_FILE,
+    TrainingConfig,
+    class_factors,
+    cost_matrix,
+    default_strategy,
+    few_updates,
+)
 from mirrorspark.training.driver import StoreReader
 from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
@@ -77,6 +84,7 @@ def open_job(
         classical.check_recommenders(config.recommenders, dataset.features)
         if config.is_fitted:
             classical.check_recommenders([config.as_recommender], dataset.features)
+    factors, costs = class_factors(config.class_weights, dataset), cost_matrix(config.costs, dataset)
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(
@@ -92,7 +100,7 @@ def open_job(
         free = slots or (lambda: session_of(prepared.spark).task_slots() - config.ranks_beside_workers)
         free = (lambda: 1) if config.local_mode else free
         cluster = Cluster(prepared.spark, free, prepared.events_by_files)
-        job = TrainingJob(dataset, config, cluster, run, warm_start=begin)
+        job = TrainingJob(dataset, config, cluster, run, warm_start=begin, class_factors=factors, costs=costs)
         run.recall(job.remember)
         view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
         yield job
@@ -120,6 +128,8 @@ class TrainingJob:
         warm_start: The model to begin from; None for random initial weights.
         warm_start_event: The chief's ``warm_start`` event.
         most_epochs: The number of epochs that a time limit has become; None without one.
+        class_factors: Factor of a training row's weight by the number of its class; empty without class weights.
+        costs: Cost of each decision, by the actual class and the one decided for; empty without costs.
     """
 
     dataset: Dataset
@@ -130,6 +140,8 @@ class TrainingJob:
     warm_start: WarmStart | None = None
     warm_start_event: Event | None = None
     most_epochs: int | None = None
+    class_factors: tuple[float, ...] = ()
+    costs: tuple[tuple[float, ...], ...] = ()
     _signal: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
 
     def __post_init__(self) -> None:
@@ -383,4 +395,5 @@ class TrainingJob:
             profile=str(self.folder.profile) if self.config.profile else None,
             warm_start=str(self.warm_start.folder) if self.warm_start else None,
             graph=self._graph(),
+            class_weights=self.class_factors,
         )

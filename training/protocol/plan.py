@@ -88,6 +88,7 @@ class TrainingPlan(AttemptPlan):
         profile: Folder for the ranks' profiles; None records none.
         warm_start: Folder of the model with the initial weights of a fresh start; None for random ones.
         graph: File of the graph that the model propagates its embeddings over; None for a model without one.
+        class_weights: Factor of a training row's weight by the number of its class; empty without class weights.
     """
 
     config: TrainingConfig
@@ -95,6 +96,7 @@ class TrainingPlan(AttemptPlan):
     profile: str | None = None
     warm_start: str | None = None
     graph: str | None = None
+    class_weights: tuple[float, ...] = ()
 
     @property
     def entry(self) -> str:
@@ -128,4 +130,5 @@ class TrainingPlan(AttemptPlan):
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> Self:
-        return super()._from_document(document | {"config": TrainingConfig(**document["config"])})
+        config, class_weights = TrainingConfig(**document["config"]), tuple(document["class_weights"])
+        return super()._from_document(document | {"config": config, "class_weights": class_weights})

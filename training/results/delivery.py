@@ -15,6 +15,7 @@ from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.mlflow import metric_requests
 from mirrorspark.clear_error import ClearError
+from mirrorspark.models import decisions
 from mirrorspark.pages import beside_the_result
 from mirrorspark.pages.figures import figure_of_image
 from mirrorspark.scoring.model.stored import PinnedModel, resolve
@@ -25,6 +26,7 @@ from mirrorspark.training.protocol import SUMMARY_FILE
 from mirrorspark.training.protocol.messages import Event
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.calibrate import CalibrationResult
+from mirrorspark.training.results.decide import with_costs
 from mirrorspark.training.results.evaluation import (
     EXPLANATION_FILE,
     NETWORK,
@@ -82,6 +84,7 @@ class Trained:
         cost: Core-seconds per stage, and money where the price of a core is known; likewise.
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
         calibration: The calibration and its effect, in words, where there is one.
+        decisions: The rule of decisions by cost and its cost, in words, where there is one.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
         explanation: The features' influence on the predictions, measured on some test rows; None if it was switched off
             or the model cannot be explained quickly.
@@ -105,6 +108,7 @@ class Trained:
     cost: Cost | None = None
     chosen: str | None = None
     calibration: str | None = None
+    decisions: str | None = None
     run_page: str | None = None
     explanation: Explanation | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -199,6 +203,8 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         # The notebook's mlflow.autolog() would open a run for the baseline.
         with disable_autologging():
             verdict = evaluate(job, predictions, best, attempts, choice, stage.report)
+            metrics = with_costs(verdict.metrics, predictions, job.dataset, job.folder.model)
+            verdict = replace(verdict, metrics=metrics)
         stage.report("logging the metrics and plots")
         log_verdict(job, verdict, exported.model_uri)
         _describe_model(job, exported, verdict, choice)
@@ -250,6 +256,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "cost": trained.cost and trained.cost.to_dict(),
         "chosen": trained.chosen,
         "calibration": trained.calibration,
+        "decisions": trained.decisions,
         "run_page": trained.run_page,
         "base_rate": trained.verdict.base_rate,
         "withheld": trained.withheld,
@@ -345,6 +352,9 @@ def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
         baselines=[{"name": asked.name, **asked.options} for asked in config.registrable_baselines],
         calibration=config.calibration,
         explain=config.explain,
+        class_weights=list(job.class_factors),
+        costs=list(map(list, job.costs)),
+        monotone=config.monotone,
     )
 
 
@@ -391,7 +401,7 @@ def _trained(
     predictions: dict[str, pa.Table],
     choice: Choice | None,
 ) -> Trained:
-    calibrated = CalibrationResult.load(job.folder.model)
+    calibrated, rule = CalibrationResult.load(job.folder.model), decisions.Decisions.load(job.folder.model)
     rates = [event["examples_per_second"] for event in job.epochs.values() if event["examples_per_second"]]
     return Trained(
         run_id=job.tracked.require_run_id(),
@@ -406,6 +416,7 @@ def _trained(
         tracking_uri=job.tracked.uri,
         chosen=choice.in_words() if choice else None,
         calibration=calibrated.in_words() if calibrated else None,
+        decisions=rule.in_words(verdict.metrics["test"]) if rule else None,
         run_page=job.tracked.page,
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),
         withheld=_withheld(job.config, verdict, choice),

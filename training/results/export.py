@@ -10,9 +10,8 @@ import gc
 import importlib
 import json
 import logging
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.mlflow import tracking_store
@@ -35,8 +33,9 @@ from mirrorspark.scoring.embedding import encoder_versions, graph_encoders, save
 from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, input_example, mlflow_flavour
 from mirrorspark.scoring.model.folder import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
 from mirrorspark.storage import atomic_file, clean, one_line
-from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress, Tail, child_process
+from mirrorspark.training.results.best_model import best_model
+from mirrorspark.training.results.decide import add_decisions
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and the parts that were registered after it.
@@ -89,6 +88,9 @@ class ExportPlan:
         baselines: Name and settings of each baseline to choose from.
         calibration: Kind of the calibration of the predictions.
         explain: Explain the registered one's predictions of the test rows that the dataset has kept.
+        class_weights: Factors of rows' weights by class, for the fit of gradient boosting.
+        costs: Cost of each decision, by the actual class and the one decided for; empty for a model without decisions.
+        monotone: Directions of features that the registered one must hold.
     """
 
     dataset: str
@@ -111,6 +113,9 @@ class ExportPlan:
     baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     calibration: str = "none"
     explain: bool = False
+    class_weights: Sequence[float] = ()
+    costs: Sequence[Sequence[float]] = ()
+    monotone: Mapping[str, str] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -261,13 +266,16 @@ def main() -> int:
         architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), on_progress)
     on_progress("building the index" if architecture.TASK == "retrieval" else "writing the model")
     _write_model(plan, dataset, architecture, model, on_progress)
-    predict = traced(architecture, model)
+    scorer, predict = (architecture, model), traced(architecture, model)
     tables = all_predictions(architecture, model, predict, dataset, plan.top_k, partial(on_progress, "rows predicted"))
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
     registered = plan.model
     if plan.register == "better":
         on_progress("fitting the other models")
-        registered, tables, predict = _best(plan, dataset, architecture, model, tables, predict, on_progress)
+        registered, tables, scorer, predict = best_model(plan, dataset, scorer, tables, predict, on_progress)
+    if plan.costs:
+        on_progress("fitting the decisions")
+        add_decisions(plan.costs, dataset, tables["validation"], *scorer, Path(plan.folder))
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
     on_progress("registering")
@@ -320,52 +328,6 @@ def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) 
         return
     if found is not None:
         found.save(path)
-
-
-def _best(
-    plan: ExportPlan,
-    dataset: Dataset,
-    architecture: Any,
-    model: Any,
-    tables: Mapping[str, pa.Table],
-    predict: Callable[[Any], Any],
-    on_progress: OnProgress,
-) -> tuple[str, Mapping[str, pa.Table], Callable[[Any], Any]]:
-    """Put a baseline, or a blend with it, into the model's folder if it is better.
-
-    Returns:
-        The best one's name, its predictions, and how it predicts.
-    """
-    from mirrorspark.models import blend
-    from mirrorspark.models.serving import export as serving
-    from mirrorspark.training.results.evaluation import model_choice
-
-    task = architecture.TASK
-    asked = [RowBaseline.parse(given) for given in plan.baselines]
-    found = model_choice.challenge(
-        *(dataset, task, plan.monitor, plan.seed, asked, tables, Path(plan.predictions), on_progress)
-    )
-    registered, weights = found.choice.registered, found.choice.weights
-    if registered == model_choice.NETWORK:
-        return plan.model, found.tables, predict
-    folder = Path(plan.folder)
-
-    def graph(name: str) -> tuple[Any, Any]:
-        if name == model_choice.NETWORK:
-            return architecture, model
-        return model_choice.graph_of(found.fitted[name], task, dataset.features.classes)
-
-    kind: Any = blend
-    if registered == model_choice.BLEND:
-        scorer = blend.Blend(tuple(blend.Part(*graph(name), weight) for name, weight in weights.items()))
-    else:
-        kind, scorer = graph(registered)
-    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
-    serving.save(serving.ScoringModule(kind, scorer, dataset.features), folder / SAVED_MODEL_FOLDER)
-    description = ModelDescription.load(folder)
-    versions = {**description.versions, "scikit-learn": library_version("scikit-learn")}
-    dataclasses.replace(description, architecture=registered, versions=versions).save(folder)
-    return registered, found.tables, traced(kind, scorer)
 
 
 def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress) -> None:

@@ -101,7 +101,7 @@ def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress)
         def on_fit_progress(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
             on_progress(f"{which}{doing}", done, total)
 
-        rows = rows or fitted_baselines.baseline_rows(dataset, config.task)
+        rows = rows or fitted_baselines.baseline_rows(dataset, config.task, job.class_factors, config.monotone)
         begin = time.monotonic()
         fitted = fitted_baselines.fitted_baseline(asked, rows, config.seed, on_fit_progress)
         seconds = time.monotonic() - begin

@@ -172,6 +172,22 @@ def test_the_sequence_of_global_batches_is_the_same_for_any_number_of_workers(sm
         assert_equal_steps(global_steps(small, ReadPlan("train", 12, workers=workers, seed=5, epochs=2)), alone)
 
 
+def test_class_weights_multiply_the_weight_of_a_row_on_any_number_of_workers(small: Dataset) -> None:
+    plain = global_steps(small, ReadPlan("train", 12, seed=5))
+    for workers in (1, 3):
+        plan = ReadPlan("train", 12, workers=workers, seed=5, class_weights=(0.5, 3.0))
+        expected = [{**step, WEIGHT: step[WEIGHT] * np.where(step[LABEL] > 0, 3.0, 0.5)} for step in plain]
+        assert_equal_steps(global_steps(small, plan), expected)
+
+
+def test_the_rows_of_a_class_are_counted_by_weight(small: Dataset) -> None:
+    rows = np.arange(53)
+    weights = 1 + rows % 3
+    np.testing.assert_array_equal(
+        small.class_counts("train"), [weights[rows % 2 == 0].sum(), weights[rows % 2 == 1].sum()]
+    )
+
+
 @pytest.mark.parametrize("batch", [1, 4, 7, 48, 60])
 @pytest.mark.parametrize("seed", [None, 5])
 def test_a_reader_that_begins_in_the_middle_goes_on_as_the_unbroken_one(

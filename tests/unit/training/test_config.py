@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError, Label, Numeric, Sparse
+from mirrorspark.data_pipelines.features.kinds import Categorical, FeatureSpecError, Label, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.classical import Ease
 from mirrorspark.models.own_model import own_model
@@ -43,6 +43,8 @@ NewConfig = Callable[..., RunConfig]
         {"sql": "SELECT 1"},
         {"data": "elsewhere"},
         {"features": {"town": {"kind": "categorical"}}},
+        {"class_weights": "balanced"},
+        {"costs": {"false_negative": 10}},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -170,6 +172,42 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"mode": "min"}, "mode 'min' does not fit monitor 'val_auc'; set mode to max"),
         ({"baseline": "popularity"}, "baseline 'popularity' does not fit a binary model"),
         ({"tables": {}}, "recipe 'rides' names no tables"),
+        ({"class_weights": "even"}, "class_weights is 'even'; use 'balanced', or the weights by class"),
+        ({"class_weights": {0: 1, 1: -2}}, "class_weights has -2 for class '1'; a weight is a finite number from 0 on"),
+        ({"class_weights": {True: math.nan}}, "class_weights has nan for class 'true'"),
+        (
+            {"class_weights": {1: 1, 1.5: 2}},
+            "class_weights names class '1.5', which label 'late' does not have; use 0, 1",
+        ),
+        (
+            {"class_weights": {"1": 1, True: 2}},
+            "class_weights names '1' and 'true', which are one class of label 'late'",
+        ),
+        ({"class_weights": {0: 0, 1: 0}}, "class_weights leave no training row any weight"),
+        ({"costs": 3}, "costs is 3; use {'false_positive': 1, 'false_negative': 10} for a binary label"),
+        ({"costs": {"false_positives": 1}}, "costs of a binary label name 'false_positives'; use {'false_positive'"),
+        ({"costs": {"false_positive": -1}}, "costs have -1 for 'false_positive'; a cost is a finite number from 0 on"),
+        ({"costs": {"false_positive": 0, "false_negative": 0}}, "costs are all 0, so any decision would do"),
+        (
+            {"costs": {"false_positive": 1}, "label": {"name": "delay", "kind": "numeric"}},
+            "costs are for labels of kind binary, multi_class and ordinal, and model 'regression' learns regression",
+        ),
+        (
+            {"costs": {"false_positive": 1}, "label": {"name": "way", "kind": "multi_class"}},
+            "costs of several classes have 1 for class 'false_positive'; use {'actual': {'decided': 10}}",
+        ),
+        (
+            {"costs": {0: {1: math.inf}}, "label": {"name": "way", "kind": "multi_class"}},
+            "costs have inf for '0', decided '1'",
+        ),
+        (
+            {"costs": {0: {4: 2}}, "label": {"name": "way", "kind": "multi_class", "classes": 3}},
+            "costs names class '4', which label 'way' does not have; use 0, 1, 2",
+        ),
+        (
+            {"class_weights": "balanced", "label": {"name": "delay", "kind": "numeric"}},
+            "class_weights are for labels of kind binary, multi_class and ordinal, and model 'regression' learns",
+        ),
         ({"run_date": 20260131}, "run_date '20260131' is not a date; use the form 2026-01-31"),
         (
             {"workers": 3, "strategy": "parameter_server", "global_batch_size": 2048},
@@ -435,6 +473,31 @@ def test_the_better_one_is_registered_only_where_the_two_can_be_exchanged(change
     assert config.identity == dataclasses.replace(config, register="model").identity
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(config, monitor=None, mode=None, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"monotone": {"age": "rising"}}, "monotone has 'rising' for feature 'age'; use one of"),
+        (
+            {"register": "model"},
+            "register is model, and gradient boosting alone holds the constraints of monotone",
+        ),
+        ({"model": {"name": "multi_class"}}, "gradient boosting holds no constraints for a multi_class model"),
+        ({"monotone": {"agee": "increasing"}}, "monotone names 'agee', which is not a feature (did you mean 'age'?)"),
+        ({"monotone": {"town": "increasing"}}, "monotone names 'town', which is a feature of kind categorical"),
+    ],
+)
+def test_monotone_constraints_are_on_numbers_and_need_gradient_boosting(change: dict[str, Any], message: str) -> None:
+    """#55."""
+    given = {"name": "rides", "baseline": "hist_gradient_boosting", "register": "better"}
+    spec = FeatureSpec((Numeric("age"), Categorical("town")), Label("late"), ("id",))
+    fine = TrainingConfig(**given, monotone={"age": "increasing"})
+    fine.require_features(spec)
+    assert fine.for_ranks().monotone is None
+    with pytest.raises(ConfigError) as raised:
+        dataclasses.replace(fine, monitor=None, mode=None, **change).require_features(spec)
+    assert message in str(raised.value)
 
 
 def test_a_notebook_may_give_paths(new_config: NewConfig, tmp_path: Path) -> None:

@@ -201,6 +201,21 @@ def test_the_better_of_two_needs_no_baseline_of_its_own() -> None:
         check({"name": "late", "kind": "multi_label"})
 
 
+def test_monotone_constraints_need_no_setting_for_their_model_and_exclude_a_named_one() -> None:
+    """#55."""
+
+    def check(**given: Any) -> None:
+        settings = {"monotone": {"age": "increasing"}, **given}
+        model = settings.pop("model", None)
+        early_checks.check_arguments(TABLE, "late", None, model, (), settings, null_labels="refuse", known=())
+
+    check()
+    check(model="multi_field", register="better")
+    for given in ({"model": "multi_field"}, {"register": "model"}):
+        with pytest.raises(ConfigError, match="register is model, and gradient boosting alone holds the constraints"):
+            check(**given)
+
+
 def test_the_arguments_of_fit_are_the_settings_of_a_training() -> None:
     """#52: type checkers and editors know every setting by its name and type, and no other."""
     fields = get_type_hints(TrainingConfig)

@@ -1,12 +1,15 @@
 """T3, H9: the defaults of ``fit`` make a valid configuration for every table and cluster."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from mirrorspark.data_pipelines.any_table import in_memory
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
@@ -121,6 +124,33 @@ def test_settings_are_refused_before_rows_are_converted_only_if_no_number_of_wor
     _require_valid(SPEC, 2, name="late", global_batch_size=63)
     with pytest.raises(ConfigError, match="epochs"):
         _require_valid(SPEC, 2, name="late", epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("label", "setting", "message"),
+    [
+        (
+            Label("late", positive="yes"),
+            {"class_weights": {"yess": 3}},
+            "class 'yess', which label 'late' does not have",
+        ),
+        (Label("late", positive="yes"), {"class_weights": {"no": 1, "yes": 3}}, None),
+        (
+            Label("late", "multi_class"),
+            {"costs": {"no": {"si": 3}}},
+            "costs names class 'si', which label 'late' does not",
+        ),
+        (Label("late", "multi_class"), {"costs": {"no": {"yes": 3}}, "class_weights": "balanced"}, None),
+    ],
+)
+def test_classes_of_a_table_in_memory_are_known_before_it_is_converted(
+    label: Label, setting: dict[str, Any], message: str | None
+) -> None:
+    """#55."""
+    rows = in_memory(pa.table({"town": ["here", "there"], "late": ["no", "yes"], "id": [1, 2]}))
+    spec = FeatureSpec((Categorical("town"),), label, ("id",))
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        _require_valid(spec, 2, rows, name="late", **setting)
 
 
 @pytest.mark.parametrize("model", [None, "multi_field", {"name": "multi_field"}])

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from tests.unit.training.test_fit_callbacks import NoDriver
 from tests.unit.training.test_function_rank import Twin
 
 BuildModel = Callable[..., tf_keras.Model]
+Locate = tuple[Callable[[int, int], str], Mapping[str, ReadPlan]]
 LossScaling = tf_keras.mixed_precision.LossScaleOptimizer
 
 ROWS = 64
@@ -219,9 +220,7 @@ def test_after_the_local_steps_that_are_configured_comes_the_outer_one_that_is(
 
 
 @pytest.fixture
-def locate(
-    tokens: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Callable[[int, int], str], ReadPlan]:
+def locate(tokens: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Locate:
     """Return the second of two ranks' description of a step, and the plans that it was given to read."""
     read: list[ReadPlan] = []
 
@@ -239,17 +238,22 @@ def locate(
     monkeypatch.setattr(fit, "fit_callbacks", leave)
     # Of batches of two rows each rank has one: the rows of a record are read one after the other.
     config = TrainingConfig(name="a", workers=2, global_batch_size=2, epochs=2, seed=4)
-    said = train(
-        TrainingPlan(config, str(tokens.path), checkpoints=str(tmp_path), workers=2, global_batch_size=2), rank=1
+    plan = TrainingPlan(
+        config,
+        str(tokens.path),
+        checkpoints=str(tmp_path),
+        workers=2,
+        global_batch_size=2,
+        class_weights=(1.0, 3.0),
     )
-    return said, next(plan for plan in read if plan.split == "train")
+    said = train(TrainingPlan.from_json(plan.to_json()), rank=1)
+    return said, {plan.split: plan for plan in read}
 
 
-def test_the_records_that_are_told_of_a_step_are_those_that_its_rank_was_given(
-    locate: tuple[Callable[[int, int], str], ReadPlan], tokens: Dataset
-) -> None:
+def test_the_records_that_are_told_of_a_step_are_those_that_its_rank_was_given(locate: Locate, tokens: Dataset) -> None:
     """T6: after a loss of NaN or infinity, in whatever epoch."""
-    say, plan = locate
+    say, plans = locate
+    plan = plans["train"]
     records = [set(block.features["token"].tolist()) for block in tokens.blocks("train")]  # type: ignore[union-attr]
     per_epoch = tokens.steps("train", 2)
     read = itertools.islice(load_batches(tokens, plan).as_numpy_iterator(), 2 * per_epoch)
@@ -262,9 +266,11 @@ def test_the_records_that_are_told_of_a_step_are_those_that_its_rank_was_given(
     assert told[:per_epoch] != told[per_epoch:]
 
 
-def test_the_checkpoint_that_is_told_of_a_step_is_the_last_one_before_it(
-    locate: tuple[Callable[[int, int], str], ReadPlan], tmp_path: Path
-) -> None:
+def test_class_weights_are_those_of_training_rows_alone(locate: Locate) -> None:
+    assert {split: plan.class_weights for split, plan in locate[1].items()} == {"train": (1.0, 3.0), "validation": ()}
+
+
+def test_the_checkpoint_that_is_told_of_a_step_is_the_last_one_before_it(locate: Locate, tmp_path: Path) -> None:
     for step, epoch, step_in_epoch in ((10, 0, 10), (20, 0, 20), (1032, 1, 0)):
         publish_files(tmp_path, {"state.json": "{}"}, step=step, epoch=epoch, step_in_epoch=step_in_epoch)
     say, _ = locate

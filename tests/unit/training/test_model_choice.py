@@ -1,5 +1,6 @@
 """F7, F15, T8: the best of network, gradient boosting and their blend, and those with trees as a graph."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
-from mirrorspark.training.configuration import RowBaseline
+from mirrorspark.training.configuration import BOOSTING, ConfigError, RowBaseline, class_factors
 from mirrorspark.training.configuration.tasks import DEFAULT_BOOSTING as BASELINE
+from mirrorspark.training.results.evaluation import boosting
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison, list_column
@@ -137,6 +139,10 @@ def test_a_leaderboard_has_the_best_one_first_with_what_is_known_of_each() -> No
     assert table["share"].tolist()[1:3] == [0.75, 0.25]
     assert table["registered"].tolist() == [True, False, False, False]
     assert (rows[1]["low"], rows[1]["high"], rows[3]["validation_auc"]) == (0.01, 0.03, None)
+    assert "monotone" not in table
+    constrained = dataclasses.replace(choice, registered=BASELINE, is_monotone=True)
+    marked = leaderboard_table(leaderboard_rows(verdict, constrained, name="", monitor="val_auc", seconds=20.0))
+    assert marked["monotone"].to_dict() == {BLEND: False, BASELINE: True, NETWORK: False, "lightgbm": True}
     alone = BaselineComparison({"validation": {"rmse": 2.0, "mae": 1.0}, "test": {"rmse": 2.5, "mae": 1.5}}, {}, {})
     only = leaderboard_rows(alone, None, name="regression", monitor="val_loss", seconds=None)
     assert only[0] | {"model": "regression", "registered": True} == only[0]
@@ -236,6 +242,35 @@ def test_the_graph_of_a_linear_model_scores_as_scikit_learn_does(task: str) -> N
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("library", list(BOOSTING))
+@pytest.mark.parametrize("sign", [1, -1, 0])
+def test_predictions_along_a_grid_hold_a_monotone_constraint_also_in_the_exported_graph(
+    library: str, sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorflow as tf
+
+    from mirrorspark.models import boosted_trees
+
+    monkeypatch.setattr(boosting, "MAX_ITERATIONS", 50)
+    of_trees = (dataclasses.replace(FEATURES[0], monotone=sign), FEATURES[1])
+    splits = [rides(3_000, 1), rides(500, 2)]
+    for rows in splits:  # a wave
+        rows["minutes"] = np.sin(2 * rows["distance"]) + 0.1 * (rows["carrier"] % 2)
+    model = gradient_boosting(split_rows(*splits, of_trees, "minutes", task="regression"), seed=0, library=library)
+    grid = np.linspace(-3, 3, 200).astype(np.float32)
+    for carrier in (0, 1):
+        columns = {"distance": grid, "carrier": np.full(200, carrier)}
+        steps = [np.diff(model.predict(columns))]
+        if library == BASELINE:
+            trees = boosted_trees.BoostedTrees(trees_of(model))
+            given = {name: tf.constant(values) for name, values in columns.items()}
+            steps.append(np.diff(boosted_trees.predict(trees, given)["score"].numpy()))
+        for step in steps:
+            assert np.abs(step).max() > 0.01
+            assert (sign * step >= -1e-6).all()
+            assert sign or (step.min() < -0.01 and step.max() > 0.01)
+
+
 def test_a_blend_is_the_mean_of_its_parts_and_is_saved_with_the_variables_of_both(tmp_path: Path) -> None:
     import tensorflow as tf
 
@@ -292,3 +327,71 @@ def test_a_network_that_has_learnt_nothing_is_beaten_and_kept_for_the_comparison
     scores = {name: read_scores(tmp_path / OTHERS_FOLDER / name / "test.parquet") for name in choice.values}
     mean = sum(weight * scores[name] for name, weight in choice.weights.items())
     np.testing.assert_allclose(scores.get(BLEND, scores[BASELINE]), mean, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return rides of which a fifth is late, in words; rows of an even number count twice."""
+    rows = rides(3_000, 1)
+    late = np.random.default_rng(2).random(3_000) < 0.1 + 0.2 * (rows["distance"] > 0)
+    splits = ["train"] * 2_000 + ["validation"] * 500 + ["test"] * 500
+    columns = {"distance": rows["distance"], "late": np.where(late, "yes", "no"), "w": 2.0 - np.arange(3_000) % 2}
+    spec = FeatureSpec((Numeric("distance"),), Label("late", positive="yes"), ("id",), weight="w")
+    folder = tmp_path_factory.mktemp("late") / "dataset"
+    convert(in_memory(pa.table({**columns, "id": range(3_000), "split": splits})), spec, folder)
+    return Dataset.open(folder)
+
+
+def test_balanced_classes_count_the_same_by_the_weights_of_the_rows(late: Dataset) -> None:
+    counts = late.class_counts("train")
+    assert counts.sum() == 3_000
+    np.testing.assert_allclose(np.array(class_factors("balanced", late)) * counts, [1_500, 1_500])
+    assert class_factors({"yes": 3}, late) == (1.0, 3.0)
+    assert class_factors({"no": 0.5, "yes": 3}, late) == (0.5, 3.0)
+    with pytest.raises(
+        ConfigError, match=r"class 'yess', which label 'late' does not have \(did you mean 'yes'\?\); use no, yes"
+    ):
+        class_factors({"yess": 3}, late)
+    with pytest.raises(ConfigError, match="leave no training row any weight"):
+        class_factors({"no": 0, "yes": 0}, late)
+
+
+def test_gradient_boosting_learns_by_class_weights_and_is_judged_without_them(late: Dataset, tmp_path: Path) -> None:
+    tables = {}
+    for split in ("validation", "test"):
+        blocks = list(late.blocks(split))
+        label, weight = (np.concatenate([getattr(of, name) for of in blocks]) for name in ("label", "weight"))
+        tables[split] = pa.table(
+            {"score": pa.array(np.full(len(label), 0.5, np.float32)), "label": label, "weight": weight}
+        )
+    means, values = [], []
+    for weights in ((), class_factors("balanced", late)):
+        choice = challenge(
+            late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path, class_weights=weights
+        )
+        scores = choice.tables["test"]["score"].to_numpy()
+        means.append(np.average(scores, weights=tables["test"]["weight"]))
+        values.append(choice.choice.values[BASELINE])
+    assert means == pytest.approx([0.2, 0.45], abs=0.05)
+    assert values[0] == pytest.approx(values[1], abs=0.03)
+
+
+def test_with_monotone_constraints_gradient_boosting_is_registered_though_the_network_is_better(
+    late: Dataset, tmp_path: Path
+) -> None:
+    tables = {}
+    for split in ("validation", "test"):
+        label = np.concatenate([block.label for block in late.blocks(split)])
+        scores = pa.array((0.8 * label + 0.1).astype(np.float32))
+        tables[split] = pa.table({"score": scores, "label": label, "weight": np.ones(len(label))})
+    assert (
+        challenge(late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path).choice.registered != BASELINE
+    )
+    found = challenge(
+        late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path, monotone={"distance": "decreasing"}
+    )
+    assert found.choice.registered == BASELINE
+    assert "which alone holds the monotone constraints, compared with the network" in found.choice.in_words()
+    by_distance = np.argsort(np.concatenate([block.features["distance"] for block in late.blocks("test")]))
+    assert (np.diff(found.tables["test"]["score"].to_numpy()[by_distance]) <= 1e-6).all()
+    assert Choice.load(tmp_path) == found.choice

@@ -8,8 +8,12 @@ import pytest
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.training.configuration.config import TrainingConfig
+from mirrorspark.training.programs.parameter_servers import train
 from mirrorspark.training.programs.parameter_servers.data import BatchSupply, RemoteBatches
 from mirrorspark.training.protocol.outcomes.activity import Activity
+from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.training.protocol.roles import Roles
 from tests.unit.training.token_dataset import write_token_dataset
 
 TRAINING = ReadPlan("train", 32, rank=1, workers=2, seed=3, epochs=None)
@@ -38,6 +42,20 @@ def test_training_stream_is_that_of_the_worker(dataset: Dataset) -> None:
     for found, expected in zip(stream.take(9), load_batches(dataset, TRAINING, scaled_to="share").take(9), strict=True):
         assert_equal(found, expected)
     assert activity.step >= 9
+
+
+def test_class_weights_are_those_of_training_rows_alone(dataset: Dataset, tmp_path: Path) -> None:
+    config = TrainingConfig(name="a", strategy="parameter_server", parameter_servers=1, workers=2, global_batch_size=16)
+    plan = TrainingPlan(
+        *(config, str(dataset.path)),
+        checkpoints=str(tmp_path),
+        workers=2,
+        global_batch_size=16,
+        class_weights=(1.0, 3.0),
+    )
+    roles = Roles(2, 1)
+    training, validation = train._read_plans(plan, roles, roles.of(1), dataset)
+    assert (training.class_weights, validation.class_weights) == ((1.0, 3.0), ())
 
 
 def test_a_gate_holds_up_the_training_stream_alone(dataset: Dataset) -> None:

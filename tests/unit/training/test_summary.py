@@ -53,6 +53,7 @@ def test_the_document_has_the_promised_fields_and_where_to_look_further(tmp_path
     assert set(document) - set(PROMISED) == {
         *("error", "run_folder", "tracking_uri", "run_page", "compare_page", "replay", "warm_start", "chosen"),
         "calibration",
+        "decisions",
         "warnings",
         "verdict",
         "withheld",

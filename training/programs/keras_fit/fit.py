@@ -284,4 +284,5 @@ def _read_plan(plan: TrainingPlan, split: str, rank: int, start: tuple[int, int]
         epoch=start[0],
         step=start[1],
         epochs=None,
+        class_weights=plan.class_weights if split == "train" else (),
     )

@@ -12,6 +12,7 @@ and early stopping are those of every other training. The differences:
 - a checkpoint has the same names and shapes as that of a training without servers, and either resumes the other.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -347,7 +348,8 @@ def _read_plans(plan: TrainingPlan, roles: Roles, role: Role, dataset: Dataset) 
     training = worker_read_plan(
         rows, plan.global_batch_size, role, roles, plan.config.seed, start.epoch, start.step_in_epoch
     )
-    return training, ReadPlan("validation", plan.global_batch_size)
+    weighed = dataclasses.replace(training, class_weights=plan.class_weights)
+    return weighed, ReadPlan("validation", plan.global_batch_size)
 
 
 def _start_server(role: Role, host: str, threads: int) -> tuple[Any, str]:

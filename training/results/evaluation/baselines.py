@@ -41,11 +41,14 @@ class BaselineFeature:
     By its form, ``value`` is float ``[rows]``; ``id`` int64 ``[rows]``; ``ids`` int64 ``[rows, max_length]``,
     right-padded with 0; ``vector`` float ``[rows, size]``; ``sparse`` are ``SparseRows`` of ``size`` columns. Ids: 0
     missing, 1 out of vocabulary, from 2 the vocabulary by descending frequency.
+
+    By ``monotone`` gradient boosting may only rise with it (1), or only fall (-1); 0 leaves it free.
     """
 
     name: str
     form: kinds.Form
     size: int = 0
+    monotone: int = 0
 
 
 @dataclass(frozen=True)

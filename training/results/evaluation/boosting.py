@@ -76,6 +76,7 @@ class _Fit:
     train: _Inputs
     held_back: _Inputs | None
     native_categorical: tuple[bool, ...]
+    monotone: tuple[int, ...]
     is_regression: bool
     seed: int
     threads: int
@@ -143,8 +144,8 @@ def gradient_boosting(
     with free_threads() as threads:
         limit, is_regression = TimeLimit(), split.task == "regression"
         fit = _Fit(
-            *(inputs(split.train, matrix), held_back, native, is_regression, seed, threads, on_progress, limit),
-            *(library, options or {}),
+            *(inputs(split.train, matrix), held_back, native, _monotone(split.features), is_regression, seed, threads),
+            *(on_progress, limit, library, options or {}),
         )
         model = _LIBRARIES[library](fit)
     return FittedBoosting(model, split.features, split.class_numbers, native, library, left_out=limit.in_words())
@@ -158,6 +159,7 @@ def _hist_gradient_boosting(fit: _Fit) -> Any:
         **_HIST_SETTINGS,
         **stopping | ({} if fit.held_back else {"validation_fraction": None}),
         categorical_features=list(fit.native_categorical),
+        monotonic_cst=fit.monotone if any(fit.monotone) else None,
         random_state=fit.seed,
     )
     held_back: dict[str, Any] = {}
@@ -193,6 +195,7 @@ def _xgboost(fit: _Fit) -> Any:
         early_stopping_rounds=None if rest is None else PATIENCE,
         enable_categorical=True,
         feature_types=["c" if is_native else "q" for is_native in fit.native_categorical],
+        monotone_constraints=fit.monotone if any(fit.monotone) else None,
         n_jobs=fit.threads,
         random_state=fit.seed,
         callbacks=[Count()],
@@ -222,6 +225,7 @@ def _lightgbm(fit: _Fit) -> Any:
 
     rest = fit.held_back
     model = fit.model(
+        monotone_constraints=list(fit.monotone) if any(fit.monotone) else None,
         n_jobs=fit.threads,
         random_state=fit.seed,
         deterministic=True,
@@ -264,6 +268,7 @@ def _catboost(fit: _Fit) -> Any:
     model = fit.model(
         thread_count=fit.threads,
         random_seed=fit.seed,
+        monotone_constraints=list(fit.monotone) if any(fit.monotone) else None,
         early_stopping_rounds=None if fit.held_back is None else PATIENCE,
         allow_writing_files=False,
         verbose=0,
@@ -334,6 +339,13 @@ def _id_columns(features: Sequence[BaselineFeature]) -> list[bool]:
     """Return True for each column of ``_matrix`` that holds ids."""
     of_form = {"value": [False], "id": [True], "ids": [True, False]}
     return [is_id for feature in features for is_id in of_form[feature.form]]
+
+
+def _monotone(features: Sequence[BaselineFeature]) -> tuple[int, ...]:
+    """Return the constraint of each column of ``_matrix``."""
+    return tuple(
+        of for feature in features for of in ((feature.monotone, 0) if feature.form == "ids" else (feature.monotone,))
+    )
 
 
 def _ordinals_missing_as_nan(

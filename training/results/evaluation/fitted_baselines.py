@@ -1,6 +1,6 @@
 """Baselines of a run: the rows of the dataset that they are fitted from, and their scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.reading import Dataset
-from mirrorspark.training.configuration import STRENGTHS, RowBaseline
+from mirrorspark.training.configuration import MONOTONE, STRENGTHS, RowBaseline
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
@@ -44,18 +44,39 @@ def label_rates(dataset: Dataset) -> np.ndarray:
     return counts / rows
 
 
-def baseline_rows(dataset: Dataset, task: str) -> Split:
-    """Return the rows that baselines of a model that scores rows are fitted from."""
+def baseline_rows(
+    dataset: Dataset, task: str, class_weights: Sequence[float] = (), monotone: Mapping[str, str] | None = None
+) -> Split:
+    """Return the rows that baselines of a model that scores rows are fitted from.
+
+    Args:
+        dataset: The dataset.
+        task: The task of that model.
+        class_weights: Factors of the rows' weights by class, of the validation rows, too: the loss that is learnt stops
+            a baseline. Empty leaves the weights as they are.
+        monotone: Directions of features that gradient boosting must hold, by their names.
+    """
     labels = _label_count(dataset)
     limits = BASELINE_ROWS, BASELINE_NUMBERS
     if labels:
         limits = min(BASELINE_ROWS, BASELINE_PAIRS // labels), min(BASELINE_NUMBERS, BASELINE_PRODUCTS // labels)
     train, validation = (_columns(dataset.blocks(split), labels, limits) for split in ("train", "validation"))
     sizes = {feature.name: int(getattr(feature, "size", 0)) for feature in dataset.spec}
-    features = [BaselineFeature(feature.name, feature.form, sizes[feature.name]) for feature in dataset.spec]
+    signs = {name: MONOTONE[direction] for name, direction in (monotone or {}).items()}
+    features = [
+        BaselineFeature(feature.name, feature.form, sizes[feature.name], signs.get(feature.name, 0))
+        for feature in dataset.spec
+    ]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
-    weight = _WEIGHT if dataset.spec.weight else None
+    weight = _WEIGHT if dataset.spec.weight or class_weights else None
+    for columns in (train, validation):
+        columns[_WEIGHT] = weighed_by_class(columns[_WEIGHT], columns[_LABEL], class_weights)
     return split_rows(train, validation, features, _LABEL, weight=weight, task=task)
+
+
+def weighed_by_class(weight: np.ndarray, label: Any, class_weights: Sequence[float]) -> np.ndarray:
+    """Return the weights ``[rows]`` times those of the rows' classes; as they are without class weights."""
+    return weight * np.array(class_weights)[label.astype(np.int64)] if class_weights else weight
 
 
 def train_fraction(rows: Split, all_rows: int) -> dict[str, int]:

@@ -36,6 +36,7 @@ from mirrorspark.training.results.evaluation.fitted_baselines import (
     baseline_scores,
     fitted_baseline,
     train_fraction,
+    weighed_by_class,
 )
 from mirrorspark.training.results.evaluation.linear import FittedLinear, linear_of
 from mirrorspark.training.results.report import in_words
@@ -78,6 +79,7 @@ class Choice:
         seconds: Time of the fit of each baseline.
         left_out: Parts of each fit that were left out to end in time, in words; empty for a whole one.
         learnt_from: Number of ``rows`` that the baselines learnt from, ``of`` all training rows; empty for all.
+        is_monotone: True if monotone constraints were given, which gradient boosting alone holds.
     """
 
     registered: str
@@ -87,6 +89,7 @@ class Choice:
     seconds: Mapping[str, float]
     left_out: Mapping[str, str] = field(default_factory=dict)
     learnt_from: Mapping[str, int] = field(default_factory=dict)
+    is_monotone: bool = False
 
     @property
     def others(self) -> list[str]:
@@ -99,6 +102,7 @@ class Choice:
         own, others = self.values[self.registered], [self.values[name] for name in self.others]
         shares = [f"{share:.0%} {in_words(name)}" for name, share in self.weights.items()]
         verdict = "better than" if own not in others else "as good as or better than"
+        verdict = "which alone holds the monotone constraints, compared with" if self.is_monotone else verdict
         if len(others) == 1:
             against, figures = in_words(self.others[0]), f"against {others[0]:.4f}"
         elif len(others) == 2:
@@ -209,6 +213,8 @@ def challenge(
     tables: Mapping[str, pa.Table],
     folder: Path,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
+    class_weights: Sequence[float] = (),
+    monotone: Mapping[str, str] | None = None,
 ) -> Challenge:
     """Fit the baselines, choose the best model, and keep the choice and the others' predictions.
 
@@ -221,11 +227,13 @@ def challenge(
         tables: The network's predictions by split.
         folder: Folder of the predictions.
         on_progress: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
+        class_weights: Factors of the rows' weights by class in what is learnt, which the choice itself leaves out.
+        monotone: Directions of features that the registered model must hold, as gradient boosting alone does.
     """
     classes = dataset.features.classes if task in ("multi_class", "multi_label") else 0
     if max(table.num_rows for table in tables.values()) * classes > _MOST_SCORES:
         asked = ()
-    rows = baseline_rows(dataset, task)
+    rows = baseline_rows(dataset, task, class_weights, monotone)
     fitted: dict[str, FittedBaseline] = {}
     seconds = {}
     for one in asked:
@@ -238,6 +246,7 @@ def challenge(
     for split, of_split in parts.items():
         of_split |= {name: baseline_scores(model, dataset, split) for name, model in fitted.items()}
     label, weight, step = _judged(task, tables["validation"], classes)
+    weight = weighed_by_class(weight, label, class_weights)
     weights = best_weights(task, label, {name: of[::step] for name, of in parts["validation"].items()}, weight)
     if len(weights) > 1:
         for of_split in parts.values():
@@ -255,12 +264,17 @@ def challenge(
         name: metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
         for name, of in found.items()
     }
+    best, metric, values = choose(task, monitor, metrics)
+    if monotone:
+        held = {name: of for name, of in metrics.items() if isinstance(fitted.get(name), FittedBoosting)}
+        best, _, _ = choose(task, f"val_{metric}", held)
     choice = Choice(
-        *choose(task, monitor, metrics),
+        *(best, metric, values),
         weights=weights,
         seconds=seconds,
         left_out={name: model.left_out for name, model in fitted.items()},
         learnt_from=train_fraction(rows, dataset.manifest.rows("train")),
+        is_monotone=bool(monotone),
     )
     shutil.rmtree(folder / OTHERS_FOLDER, ignore_errors=True)  # of an earlier try, which may have chosen another one
     for name in choice.others:

@@ -47,6 +47,8 @@ def report_facts(
         facts["registered"] = trained.chosen
     if trained.calibration is not None:
         facts["calibration"] = trained.calibration
+    if trained.decisions is not None:
+        facts["decisions"] = trained.decisions
     if parity is not None:
         facts["parity"] = parity
     if (warning := few_updates(config, dataset.manifest.rows("train"))) is not None:

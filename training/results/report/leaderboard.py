@@ -9,6 +9,7 @@ from markupsafe import Markup
 from mirrorspark.evaluation import is_better
 from mirrorspark.models import catalog
 from mirrorspark.pages import table_html
+from mirrorspark.training.configuration import BOOSTING
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.run_records import run_history
 
@@ -31,7 +32,8 @@ def leaderboard_rows(
 
     A row has the ``model``, the metric on both splits (``validation_auc``, ``test_auc``), the ``difference`` on the
     test rows of the registered model to this one with its 95% interval (``low``, ``high``), the ``share`` of each part
-    of a blend, the ``seconds`` of its training, and whether it is ``registered``. Unknown values are None.
+    of a blend, the ``seconds`` of its training, whether it is ``registered``, and with monotone constraints, whether it
+    holds them (``monotone``). Unknown values are None.
 
     Args:
         verdict: Metrics of the registered model and of those it is compared with.
@@ -69,6 +71,7 @@ def leaderboard_rows(
             "share": shares.get(model),
             "seconds": times.get(model),
             "registered": model == registered,
+            "monotone": model.startswith(tuple(BOOSTING)) if choice is not None and choice.is_monotone else None,
         }
 
     def place(model: str) -> tuple[bool, float]:
@@ -88,7 +91,8 @@ def leaderboard_html(rows: Leaderboard) -> Markup:
     if len(rows) < 2:
         return Markup()
     table = leaderboard_table(rows)
-    words = {"registered": table["registered"].map({True: "yes", False: ""})}
+    marks = [name for name in ("registered", "monotone") if name in table]
+    words = {name: table[name].map({True: "yes", False: ""}) for name in marks}
     if "seconds" in table:
         words["seconds"] = table["seconds"].map(lambda seconds: "" if pd.isna(seconds) else f"{seconds:,.1f}")
     return table_html(table.assign(**words), index=True)

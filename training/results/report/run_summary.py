@@ -72,6 +72,7 @@ def finished(known: Summary, trained: Trained, report: ParityReport) -> Summary:
         examples_per_second=trained.examples_per_second,
         chosen=trained.chosen,
         calibration=trained.calibration,
+        decisions=trained.decisions,
         cost=trained.cost.to_dict() if trained.cost else {},
         verdict=verdict_sentences(trained.verdict.metrics, trained.verdict.compared),
         withheld=trained.withheld,

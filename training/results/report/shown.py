@@ -72,6 +72,8 @@ def _lines(trained: "Trained") -> Iterator[tuple[str, str]]:
     metrics, places = trained.verdict.metrics, ("run folder", without_credentials(str(trained.run_folder)))
     if trained.chosen:
         yield "registered", trained.chosen
+    if trained.decisions:
+        yield "decisions", trained.decisions
     if trained.rows:
         yield "rows", ", ".join(f"{count:,} {split}" for split, count in trained.rows.items())
     names = run_history.headline(metrics.get("test", {}))
@@ -98,6 +100,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
         paragraph_html(f"{trained.withheld}.") if trained.withheld else "",
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
+        paragraph_html(f"Decisions: {trained.decisions}.") if trained.decisions else "",
         *_metrics_html(metrics_table(verdict.metrics, verdict.baseline)),
         leaderboard_html(trained.leaderboard),
         *(

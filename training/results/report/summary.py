@@ -49,6 +49,7 @@ class Summary:
             empty for random initial weights.
         chosen: Why this model was registered, where ``register`` is ``better``.
         calibration: The calibration and its effect, in words, where there is one.
+        decisions: The rule of decisions by cost and its cost, in words, where there is one.
         warnings: Findings about the settings, each with its remedy.
         verdict: Comparison with the baselines, or with the base rate, in sentences.
         withheld: The reason, with the remedy, why the version has no alias; None where it has one.
@@ -79,6 +80,7 @@ class Summary:
     warm_start: Mapping[str, Any] = field(default_factory=dict)
     chosen: str | None = None
     calibration: str | None = None
+    decisions: str | None = None
     warnings: Sequence[str] = field(default_factory=list)
     verdict: Sequence[str] = field(default_factory=list)
     withheld: str | None = None
@@ -113,6 +115,7 @@ class Summary:
             "model": model if self.model_version else None,
             "registered": self.chosen,
             "calibration": self.calibration,
+            "decisions": self.decisions,
             "scores": self.scored_table,
             "dataset": self.dataset.get("path"),
             "data quality": _data_quality(self.dataset),

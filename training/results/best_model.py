@@ -1,0 +1,67 @@
+"""The best of a network, its baselines and their blend in the place of the network: the exported model of a table."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.distributions import library_version
+from mirrorspark.scoring.embedding import graph_encoders
+from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDescription
+from mirrorspark.training.configuration import RowBaseline
+from mirrorspark.training.executor import OnProgress
+from mirrorspark.training.results.predictions import traced
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results.export import ExportPlan
+
+
+def best_model(
+    plan: "ExportPlan",
+    dataset: Dataset,
+    scorer: tuple[Any, Any],
+    tables: Mapping[str, pa.Table],
+    predict: Callable[[Any], Any],
+    on_progress: OnProgress,
+) -> tuple[str, Mapping[str, pa.Table], tuple[Any, Any], Callable[[Any], Any]]:
+    """Put a baseline, or a blend with it, into the model's folder if it is better.
+
+    Returns:
+        The best one's name, its predictions, its architecture with the model, and how it predicts.
+    """
+    from mirrorspark.models import blend
+    from mirrorspark.models.serving import export as serving
+    from mirrorspark.training.results.evaluation import model_choice
+
+    (architecture, model), task = scorer, scorer[0].TASK
+    asked = [RowBaseline.parse(given) for given in plan.baselines]
+    found = model_choice.challenge(
+        *(dataset, task, plan.monitor, plan.seed, asked, tables, Path(plan.predictions), on_progress),
+        *(plan.class_weights, plan.monotone),
+    )
+    registered, weights = found.choice.registered, found.choice.weights
+    if registered == model_choice.NETWORK:
+        return plan.model, found.tables, scorer, predict
+    folder = Path(plan.folder)
+
+    def graph(name: str) -> tuple[Any, Any]:
+        if name == model_choice.NETWORK:
+            return architecture, model
+        return model_choice.graph_of(found.fitted[name], task, dataset.features.classes)
+
+    if registered == model_choice.BLEND:
+        parts = tuple(blend.Part(*graph(name), weight) for name, weight in weights.items())
+        best: tuple[Any, Any] = blend, blend.Blend(parts)
+    else:
+        best = graph(registered)
+    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
+    encoders = graph_encoders(folder, dataset.spec.query_features)
+    serving.save(serving.ScoringModule(*best, dataset.features, encoders), folder / SAVED_MODEL_FOLDER)
+    description = ModelDescription.load(folder)
+    versions = {**description.versions, "scikit-learn": library_version("scikit-learn")}
+    dataclasses.replace(description, architecture=registered, versions=versions).save(folder)
+    return registered, found.tables, best, traced(*best)
