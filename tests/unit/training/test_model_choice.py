@@ -91,6 +91,8 @@ def test_a_choice_is_described_and_kept(tmp_path: Path) -> None:
     assert Choice.load(tmp_path) == blend
     other = RowBaseline(BASELINE, {"max_leaf_nodes": 15}).label
     both = {BASELINE: 3.0, other: 2.0}
+    only = Choice(NETWORK, "auc", {NETWORK: 0.7}, {NETWORK: 1.0}, {})
+    assert only.in_words() == "the network, as there was nothing to choose from"
     several = Choice(NETWORK, "rmse", {NETWORK: 1.0, BASELINE: 1.2, other: 1.1, BLEND: 1.0}, weights, both)
     assert several.in_words() == (
         "the network, as good as or better than the 3 others on the validation rows (rmse 1.0000 against 1.0000 of the "

@@ -99,6 +99,8 @@ class Choice:
 
     def in_words(self) -> str:
         """Return the choice as a sentence."""
+        if not self.others:
+            return f"{in_words(self.registered)}, as there was nothing to choose from"
         own, others = self.values[self.registered], [self.values[name] for name in self.others]
         shares = [f"{share:.0%} {in_words(name)}" for name, share in self.weights.items()]
         verdict = "better than" if own not in others else "as good as or better than"
