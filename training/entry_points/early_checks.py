@@ -126,11 +126,11 @@ def _check_settings(label_kinds: Iterable[str], model: Any, settings: Mapping[st
     errors: list[ValueError] = []
     for kind in label_kinds:
         # As ``fit`` has it for a table of rows; sparse features and vectors, which it does not take, are found later.
-        boosting = {"baseline": "hist_gradient_boosting"}
-        chosen = {} if given.get("monotone") is None else {"register": default_register(kind, {**boosting, **given})}
+        name = {"candidate": "item_knn", "multi_label": "logistic_regression"}.get(kind, "hist_gradient_boosting")
+        other = {"baseline": name}
+        chosen = {} if given.get("monotone") is None else {"register": default_register(kind, {**other, **given})}
         chosen |= {"register": given["register"]} if "register" in given else {}
-        has_boosting = chosen.get("register") == "better" and kind not in ("candidate", "multi_label")
-        baseline = boosting if has_boosting else {}
+        baseline = other if chosen.get("register") == "better" else {}
         try:
             TrainingConfig(**{"name": "model", **baseline, **chosen, **given} | defaults_of_label(kind, given))
         except (ConfigError, ModelSettingsError) as error:
