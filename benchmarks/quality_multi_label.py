@@ -3,9 +3,9 @@
 ``python -m benchmarks.quality_multi_label FOLDER`` prints rows of ``docs/quality.md``. FOLDER has ``bibtex`` (Mulan's
 ARFF files) and ``rcv1_subset1`` (``X.npz`` and ``Y.npz``; a random third of its first half is the test). A random 15 %
 of the training rows choose the epoch, the logistic regression's C, and the threshold of the F1 score; then both models
-are trained on all training rows. The validation rows also fit the mixture of the network and the labels' centroids,
-which are those of all training rows in the end. Rows of several seeds are means. ``--choose`` prints the validation
-rows' figures by epoch and looks at no test row.
+are trained on all training rows. The validation rows also choose the shares of a blend of the two, and fit the mixture
+of the network and the labels' centroids, which are those of all training rows in the end. Rows of several seeds are
+means. ``--choose`` prints the validation rows' figures by epoch and looks at no test row.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from mirrorspark.models import multi_label
 from mirrorspark.models.centroids import LabelledRows, fit_centroids, fit_mixture
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.training.results.evaluation.model_choice import best_weights
 
 VALIDATION_SHARE = 0.15
 LOGISTIC_C = (1.0, 10.0, 100.0)
@@ -176,16 +177,18 @@ def main() -> None:
         known, test = read(given.folder, name)
         is_held = np.random.default_rng(0).random(len(known.labels)) < VALIDATION_SHARE
         train, held = known[~is_held], known[is_held]
-        found = [_of_network((train, held, known, test), name, given, seed) for seed in given.seeds]
+        began = time.monotonic()
+        tried = {c: logistic(train, held, c) for c in LOGISTIC_C}
+        c = max(tried, key=lambda c: sum(quality(held.labels, tried[c], 0.5).values()))
+        linear = tried[c], logistic(known, test, c)
+        seconds = time.monotonic() - began
+        found = [_of_network((train, held, known, test), linear, name, given, seed) for seed in given.seeds]
         if given.choose:
             continue
         for model in found[0]:
             _print(name, model, [of_seed[model] for of_seed in found])
-        began = time.monotonic()
-        tried = {c: logistic(train, held, c) for c in LOGISTIC_C}
-        c = max(tried, key=lambda c: sum(quality(held.labels, tried[c], 0.5).values()))
-        measured = quality(test.labels, logistic(known, test, c), best_threshold(held.labels, tried[c]))
-        _print(name, "logistic regression", [(measured, f"C {c:g}", time.monotonic() - began)])
+        measured = quality(test.labels, linear[1], best_threshold(held.labels, tried[c]))
+        _print(name, "logistic regression", [(measured, f"C {c:g}", seconds)])
 
 
 Found: TypeAlias = tuple[Mapping[str, float], str, float]
@@ -193,9 +196,13 @@ Found: TypeAlias = tuple[Mapping[str, float], str, float]
 
 
 def _of_network(
-    rows: tuple[Rows, Rows, Rows, Rows], name: str, given: argparse.Namespace, seed: int
+    rows: tuple[Rows, Rows, Rows, Rows],
+    linear: tuple[np.ndarray, np.ndarray],
+    name: str,
+    given: argparse.Namespace,
+    seed: int,
 ) -> Mapping[str, Found]:
-    """Return the network's figures, alone and with the labels' centroids."""
+    """Return the network's figures: alone, in a blend with the linear scores of held and test rows, with centroids."""
     train, held, known, test = rows
     best, best_scores, epochs, began = 0.0, np.empty(0), 0, time.monotonic()
     for epoch, scores in enumerate(islice(network(train, held, name, given, seed), given.most_epochs), 1):
@@ -210,12 +217,19 @@ def _of_network(
     threshold = best_threshold(held.labels, best_scores)
     *_, scores = islice(network(known, test, name, given, seed), epochs)
     alone = quality(test.labels, scores, threshold), f"{epochs}", time.monotonic() - began
+    of_both = {"network": best_scores, "linear": linear[0]}
+    weights = best_weights("multi_label", held.labels, of_both, np.ones(len(held.labels)))
+    share = weights.get("network", 0.0)
+    threshold = best_threshold(held.labels, share * best_scores + (1 - share) * linear[0])
+    blended = quality(test.labels, share * scores + (1 - share) * linear[1], threshold)
+    blend = blended, f"{epochs}, share {share:.2f}", time.monotonic() - began
     of_held, of_test = cosines(train, held), cosines(known, test)
     pairs = logits(best_scores).ravel(), of_held.ravel(), held.labels.ravel()
     mixture = fit_mixture(*pairs, np.ones(held.labels.size))
     threshold = best_threshold(held.labels, expit(mixture(logits(best_scores), of_held)))
     measured = quality(test.labels, expit(mixture(logits(scores), of_test)), threshold)
-    return {"multi_label": alone, "multi_label, centroids": (measured, f"{epochs}", time.monotonic() - began)}
+    with_centroids = measured, f"{epochs}", time.monotonic() - began
+    return {"multi_label": alone, "blend": blend, "multi_label, centroids": with_centroids}
 
 
 def _print(name: str, model: str, found: Sequence[Found]) -> None:
