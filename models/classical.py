@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
 Arrays = Mapping[str, "np.ndarray"]
 """What a recommender has learnt, by name; see :func:`training.programs.recommenders.fitting.fit`."""
 
-# EASE^R inverts a dense matrix: at this size it has 1.5 GB, and takes minutes.
+# EASE^R and SLIT invert a dense matrix: at this size it has 1.5 GB, and takes minutes.
 MOST_DENSE_ITEMS = 20_000
 
 
@@ -106,6 +106,21 @@ class Ease(HistorySettings):
 
 
 @dataclass(frozen=True)
+class Slit(HistorySettings):
+    """Settings of SLIT, which learns from the same number of last items that it scores from.
+
+    Attributes:
+        l2: Weight of the squared weights in the least squares.
+    """
+
+    l2: float = 50.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("l2", self.l2, above_0=True)
+
+
+@dataclass(frozen=True)
 class ALS(HistorySettings):
     """Settings of alternating least squares for implicit feedback, by their meaning in Spark.
 
@@ -134,11 +149,15 @@ RECOMMENDERS: Mapping[str, type[Any]] = {
     "item_knn": ItemKNN,
     "bspm": BSPM,
     "ease": Ease,
+    "slit": Slit,
     "als": ALS,
 }
 
-SUMS_OVER_HISTORY = ("popularity", "item_knn", "bspm", "ease")
+SUMS_OVER_HISTORY = ("popularity", "item_knn", "bspm", "ease", "slit")
 """Those whose scores are sums over the items of a history, and no products of vectors."""
+
+DENSE = ("ease", "slit")
+"""Those that learn a dense matrix of all pairs of items."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +240,7 @@ def check_recommenders(asked: Iterable[Recommender], fitted: "FittedFeatures") -
     """Check whether recommenders can be fitted on a dataset with these features.
 
     Raises:
-        ModelSettingsError: EASE^R would have too many items, or a row has no history to take the last items of.
+        ModelSettingsError: EASE^R or SLIT would have too many items, or a row has no history that they need.
     """
     for each in asked:
         last_items = getattr(each.settings, "last_items", 0)
@@ -230,8 +249,13 @@ def check_recommenders(asked: Iterable[Recommender], fitted: "FittedFeatures") -
                 f"baseline '{each.name}': last_items {last_items} takes the last items of a row's history, and no "
                 f"feature is a list with vocabulary_of: {fitted.spec.candidate.name}; leave it out, or add one"
             )
-        if each.name == "ease":
-            check_dense_items(len(fitted.vocabulary(fitted.spec.candidate)))
+        if each.name == "slit" and history_of(fitted.spec) is None:
+            raise ModelSettingsError(
+                f"baseline 'slit' learns which item follows those of a row's history, and no feature is a list with "
+                f"vocabulary_of: {fitted.spec.candidate.name}; leave it out, or add one"
+            )
+        if each.name in DENSE:
+            check_dense_items(each.name, len(fitted.vocabulary(fitted.spec.candidate)))
 
 
 def history_of(spec: FeatureSpec) -> str | None:
@@ -239,11 +263,11 @@ def history_of(spec: FeatureSpec) -> str | None:
     return next(iter(spec.histories), None)
 
 
-def check_dense_items(items: int) -> None:
-    """Raise ``ModelSettingsError`` if EASE^R cannot hold a matrix of all pairs of this number of items."""
+def check_dense_items(name: str, items: int) -> None:
+    """Raise ``ModelSettingsError`` if a recommender cannot hold a matrix of all pairs of this number of items."""
     if items > MOST_DENSE_ITEMS:
         raise ModelSettingsError(
-            f"ease inverts a dense matrix of {items:,} x {items:,} items, which takes "
+            f"{name} inverts a dense matrix of {items:,} x {items:,} items, which takes "
             f"{items**2 * 4 / 2**30:.1f} GB and more, and is made for at most {MOST_DENSE_ITEMS:,}; use bspm, "
             f"item_knn or als, or leave rare items out by the candidate's min_count"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.models.index import ivf, row_sums, scann
+    from mirrorspark.models.index import blended, ivf, row_sums, scann
     from mirrorspark.models.index.exact import ExactTopK
     from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_filled, is_ranked_list
     from mirrorspark.models.index.search import (
@@ -36,6 +36,7 @@ __all__ = [
     "Index",
     "Queries",
     "best_columns",
+    "blended",
     "in_tiles",
     "is_filled",
     "is_ranked_list",

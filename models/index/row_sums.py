@@ -27,6 +27,11 @@ class HistoryTopK(ExactTopK):
         super().__init__(np.zeros((items + kinds.FIRST_VOCABULARY_ID, 0), np.float32))
         self._row_numbers, self._numbers_per_item = max(self._rows, numbers_per_row), numbers_per_item
 
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """The numbers in memory per row and, in addition, per place of its history."""
+        return self._row_numbers, self._numbers_per_item
+
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
         """Return the exact best ``k`` of all candidates, in tiles that are smaller the longer the histories are."""
         row = self._row_numbers + self._numbers_per_item * tf.shape(queries.vectors)[1]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.models.retrieval import saved_towers
+    from mirrorspark.models.retrieval import blended_recommender, saved_towers
+    from mirrorspark.models.retrieval.blended_recommender import BlendedRecommender
     from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
     from mirrorspark.models.retrieval.graph import GraphCandidates, GraphEmbeddings
     from mirrorspark.models.retrieval.graph_model import GraphRetrieval
@@ -31,6 +32,7 @@ else:
 
 __all__ = [
     "RANKING_KS",
+    "BlendedRecommender",
     "FittedRecommender",
     "GraphCandidates",
     "GraphEmbeddings",
@@ -40,6 +42,7 @@ __all__ = [
     "RetrievalTask",
     "SavedQueryTower",
     "SequenceRetrieval",
+    "blended_recommender",
     "candidate_tower",
     "catalogue_metrics",
     "configured_candidate_tower",

@@ -20,14 +20,21 @@ class FittedRecommender(tf.Module):
         index: Finds the best candidates of queries.
     """
 
-    def __init__(self, name: str, settings: Any, fitted: FittedFeatures, arrays: Arrays) -> None:
-        """Build the index of the recommender ``name``."""
+    def __init__(
+        self,
+        name: str,
+        settings: Any,
+        fitted: FittedFeatures,
+        arrays: Arrays,
+        index: row_sums.HistoryTopK | None = None,
+    ) -> None:
+        """Build the index of the recommender ``name``, or take that of another one with the same arrays."""
         super().__init__(name=name)
         self.arrays, self.settings = arrays, settings
         self._history = history_of(fitted.spec)
         self._last_items = getattr(settings, "last_items", 0)
         self._scores_from_history = name != "popularity"
-        self.index = _index(name, settings, arrays)
+        self.index = index or _index(name, settings, arrays)
 
     def queries(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Return the ids that rows are scored from."""
@@ -42,13 +49,15 @@ class FittedRecommender(tf.Module):
         ids = tf.sort(tf.where(ids >= kinds.FIRST_VOCABULARY_ID, ids, 0), axis=1)
         # An item that was had twice counts once.
         before = tf.pad(ids[:, :-1], [[0, 0], [1, 0]])[:, : tf.shape(ids)[1]]
-        return tf.where(ids == before, tf.zeros_like(ids), ids)
+        ids = tf.where(ids == before, tf.zeros_like(ids), ids)
+        # In their order the zeros come first.
+        return ids[:, -self._last_items :] if self._last_items else ids
 
 
 def _index(name: str, settings: Any, arrays: Arrays) -> row_sums.HistoryTopK:
     if name == "popularity":
         return row_sums.PopularTopK(arrays["counts"])
-    if name == "ease":
+    if "weights" in arrays:
         return row_sums.WeightsTopK(arrays["weights"])
     if name == "als":
         return row_sums.FactorsTopK(arrays["factors"], settings.l2, settings.alpha)

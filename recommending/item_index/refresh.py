@@ -17,6 +17,7 @@ from mirrorspark.data_pipelines import any_table, library_versions
 from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds, raw_columns
 from mirrorspark.data_pipelines.spark import task_bar
 from mirrorspark.distributions import library_version
+from mirrorspark.models import catalog, classical
 from mirrorspark.recommending.item_index.build import BuildPlan, RefreshError, build
 from mirrorspark.recommending.item_index.embed_items import embedded_items
 from mirrorspark.recommending.item_index.register import register
@@ -199,6 +200,13 @@ def catalogue_of(directory: ModelDirectory) -> Catalogue:
     description = directory.description
     found = Catalogue.of_description(description.catalogue) if isinstance(description, ModelDescription) else None
     if found is None:
+        if isinstance(description, ModelDescription) and (
+            description.architecture in classical.RECOMMENDERS or description.architecture == catalog.BLEND
+        ):
+            raise RefreshError(
+                f"the model in {directory.path} cannot take new items: it is {description.architecture}, which was "
+                f"better than the network on the validation rows; train again with register='model' for the network"
+            )
         raise RefreshError(
             f"the model in {directory.path} cannot take new items: it was not trained with a table of items, or an "
             f"earlier version of mirrorspark exported it; train one with items"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.models import classical
+from mirrorspark.models import catalog, classical
 from mirrorspark.models.index import is_ranked_list
 from mirrorspark.recommending.reranking import arrow_items, check_item_columns
 from mirrorspark.recommending.routing.blend import VectorFusion
@@ -149,11 +149,12 @@ def _check_vectors(found: Mapping[str, ModelDirectory], router: Router) -> None:
             if (
                 not isinstance(of, ModelDescription)
                 or of.task != "retrieval"
-                or of.architecture in classical.SUMS_OVER_HISTORY
+                or of.architecture in (*classical.SUMS_OVER_HISTORY, catalog.BLEND)
             ):
                 raise ModelDirectoryError(
                     f"fusion '{router.fusion}' goes by vectors, and '{name}' of the blend '{blend}' has none; blend "
-                    f"retrieval models that were trained here, but none of {', '.join(classical.SUMS_OVER_HISTORY)}"
+                    f"retrieval models that were trained here, but no blend and none of "
+                    f"{', '.join(classical.SUMS_OVER_HISTORY)}"
                 )
 
 

@@ -13,6 +13,7 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.interactions import InteractionColumns, interaction_rows, user_histories
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.training.configuration import ConfigError
 from mirrorspark.training.entry_points.fit_items import recommender_input
 from mirrorspark.training.entry_points.fit_table import default_config
 
@@ -118,8 +119,27 @@ def test_columns_and_settings_are_inferred(spark: "SparkSession") -> None:
     assert found.columns == InteractionColumns("userId", "film", "rated_at")
     assert found.in_words() == "users 'userId', items 'film' with 1 feature, in the order of 'rated_at'"
     config = default_config(found.spec, rows=1000, slots=2, name="films", epochs=2)
-    assert (config.baseline, config.epochs, config.patience) == (["popularity", "item_knn"], 2, 3)
-    assert config.model["name"] == "two_tower"
+    knn, *ease, slit, longer_slit, bspm = (
+        {"name": name, "last_items": last}
+        for name, lengths in (("item_knn", [10]), ("ease", [3, 5, 10, 15]), ("slit", [3, 10]), ("bspm", [5]))
+        for last in lengths
+    )
+    baseline = ["popularity", knn, "item_knn", *ease, "ease", slit, longer_slit, bspm, "bspm"]
+    assert (config.baseline, config.epochs, config.patience) == (baseline, 2, 3)
+    assert (config.model["name"], config.register) == ("two_tower", "better")
+    # SLIT, then EASE^R, and then BSPM, would take too long or too much memory.
+    sizes = (15_000, 30_000, 60_000)
+    many = [default_config(found.spec, rows=1000, slots=2, name="films", candidates=size) for size in sizes]
+    assert [len(one.baseline) for one in many] == [10, 5, 3]
+    asked: list[dict[str, Any]] = [{"baseline": "popularity"}, {"model": {"name": "two_tower"}}, {"register": "model"}]
+    for given in asked:
+        assert default_config(found.spec, rows=1000, slots=2, name="films", **given).register == "model"
+    rated = recommender_input(
+        *(table, {"name": "film", "rating": "stars"}, films()), user=None, time=None, exclude=(), spark=spark
+    )
+    assert default_config(rated.spec, rows=1000, slots=2, name="films").register == "model"
+    with pytest.raises(ConfigError, match=r"register better chooses among recommenders that score from a row's his"):
+        default_config(rated.spec, rows=1000, slots=2, name="films", register="better").require_features(rated.spec)
 
 
 @pytest.mark.full
@@ -127,11 +147,14 @@ def test_one_call_makes_a_recommender_with_lists_for_every_user(spark: "SparkSes
     settings: dict[str, Any] = {"output": str(tmp_path), "workers": 1, "learning_rate": 0.02, "top_k": 10}
     result = ms.fit(ratings(), label="film", items=films(), time="at", spark=spark, epochs=12, **settings)
     assert isinstance(result, ms.RecommenderResult)
-    assert list(result.table.columns) == ["validation", "test", "popularity", "item_knn"]
-    text = repr(result)
-    assert len(text.splitlines()) <= 10
-    assert "popularity" in text
-    assert "item_knn" in text
+    board = result.leaderboard
+    assert len(board) == 14
+    assert board["test_recall_at_10"].notna().all()
+    (registered,) = board.index[board["registered"]]
+    assert set(result.table.columns) == {"validation", "test", *board.index} - {registered}
+    assert result.trained.chosen is not None
+    assert result.trained.chosen in repr(result)
+    assert len(repr(result).splitlines()) <= 10
     lists = result.recommend(k=8)
     assert list(lists.columns) == ["userId", "candidates", "scores", "model_version"]
     assert list(lists["userId"]) == list(range(120))
@@ -140,8 +163,6 @@ def test_one_call_makes_a_recommender_with_lists_for_every_user(spark: "SparkSes
     same_kind = [sum(film % 2 == row.userId % 2 for film in row.candidates) for row in lists.itertuples()]
     # By chance a third: of the 30 films that a user has not met, 10 are of the kind.
     assert sum(same_kind) / (8 * len(lists)) > 0.7
-    # A film that nobody has met is in some list, by its features.
-    assert {38, 39} & {film for row in lists.itertuples() for film in row.candidates}
     some = result.recommend([3, 777])
     assert list(some["userId"]) == [3, 777]
     assert [len(row) for row in some["candidates"]] == [10, 10]
@@ -160,8 +181,12 @@ def test_one_call_makes_a_recommender_with_lists_for_every_user(spark: "SparkSes
         result.recommend(fresh.drop(columns="at"))
     with pytest.raises(ScoringError, match=r"score takes rows with the items that a user met before.*result.recommend"):
         result.score(ratings())
-    again = ms.fit(ratings(), label="film", items=films(), time="at", spark=spark, epochs=1, **settings)
-    assert again.dataset.path == result.dataset.path
+    settings |= {"epochs": 12, "register": "model"}
+    towers = ms.fit(ratings(), label="film", items=films(), time="at", spark=spark, **settings)
+    assert towers.dataset.path == result.dataset.path
+    assert towers.trained.chosen is None
+    # A film that nobody has met is in some list, by its features.
+    assert {38, 39} & {film for candidates in towers.recommend(k=8)["candidates"] for film in candidates}
 
 
 def own_towers() -> Callable[[Any], Any]:

@@ -7,17 +7,31 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.recommending.item_index.build import RefreshError
+from mirrorspark.recommending.item_index.refresh import catalogue_of
 from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.job.source_tables import recipe_table
+from mirrorspark.training.results.report.baselines import each_baseline
 from tests.cluster.test_main_job import run
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.timeout(800)
+
+
+def movielens_of(users: int, tmp_path: Path, shared_data: Path) -> Path:
+    """Return a folder with the ratings of this number of users, and all movies."""
+    data, source = tmp_path / "data", shared_data / "ml_latest_small"
+    data.mkdir()
+    header, *ratings = (source / "ratings.csv").read_text(encoding="utf-8").splitlines()
+    some = [rating for rating in ratings if int(rating.split(",")[0]) <= users]
+    (data / "ratings.csv").write_text("\n".join([header, *some]), encoding="utf-8")
+    (data / "movies.csv").write_bytes((source / "movies.csv").read_bytes())
+    return data
 
 
 @pytest.mark.full
@@ -88,6 +102,7 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
         ("item_knn", 1),
         ("bspm", 1),
         ("ease", 1),
+        ("slit", 1),
         ("als", 1),
     ],
 )
@@ -95,11 +110,8 @@ def test_movielens_is_learnt_from_the_order_as_well(
     spark: "SparkSession", tmp_path: Path, shared_data: Path, model: str, workers: int
 ) -> None:
     """F14: ragged histories from the table to the scores, which are those of the training framework."""
-    data, users = tmp_path / "data", 100
-    data.mkdir()
-    header, *ratings = (shared_data / "ml_latest_small" / "ratings.csv").read_text(encoding="utf-8").splitlines()
-    some = [rating for rating in ratings if int(rating.split(",")[0]) <= users]
-    (data / "ratings.csv").write_text("\n".join([header, *some]), encoding="utf-8")
+    users = 100
+    data = movielens_of(users, tmp_path, shared_data)
     flags = (f"--model.name={model}", "--epochs=2", "--baseline=none")
     flags += ("--model.graph_layers=2",) if model == "two_tower" else ()
     finished = run(tmp_path, "--recipe=movielens", f"--data={data}", f"--workers={workers}", *flags)
@@ -108,3 +120,20 @@ def test_movielens_is_learnt_from_the_order_as_well(
     table = pq.read_table(finished.summary["scored_table"], columns=["candidates"]).to_pandas()
     assert len(table) == users
     assert table["candidates"].map(lambda movies: len(set(movies))).eq(20).all()
+
+
+@pytest.mark.full
+def test_a_blend_that_is_better_than_the_network_is_scored_by_spark_as_by_numpy(
+    spark: "SparkSession", tmp_path: Path, shared_data: Path
+) -> None:
+    """#55: the run is chosen from the network and its baselines; ALS, which needs Spark, is compared alone."""
+    baseline = "[popularity, {name: ease, last_items: 5}, {name: slit, last_items: 3}, als]"
+    flags = ("--epochs=2", "--register=better", f"--baseline={baseline}")
+    finished = run(tmp_path, "--recipe=movielens_items", f"--data={movielens_of(100, tmp_path, shared_data)}", *flags)
+    assert finished.summary["parity"]["max"] <= 1e-5
+    assert finished.summary["chosen"].startswith("the blend (")
+    assert "als" not in finished.summary["chosen"]
+    compared = [entry["name"] for entry in each_baseline(finished.summary["baseline"])]
+    assert compared == ["popularity", "ease_last_items_5", "slit_last_items_3", "network", "als"]
+    with pytest.raises(RefreshError, match="it is blend, which was better than the network on the validation rows"):
+        catalogue_of(ModelDirectory.open(Path(finished.summary["run_folder"]) / "model"))

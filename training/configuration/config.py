@@ -122,6 +122,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         )
 
     @property
+    def registrable(self) -> tuple[classical.Recommender, ...]:
+        """The baselines of a retrieval model that may be registered in its place: the export has no Spark for ALS."""
+        return tuple(asked for asked in self.recommenders if asked.name != "als") if self.register == "better" else ()
+
+    @property
     def row_baselines(self) -> tuple[RowBaseline, ...]:
         """The baselines of a model that scores rows, with their settings."""
         if self.task == "retrieval" or self.baseline == "none":
@@ -243,6 +248,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             self.task != "retrieval" or self.monitor != RATING_ERROR or spec.label.rating is not None,
             f"monitor '{self.monitor}' is the error of a rating, and label '{spec.label.name}' has none; give the "
             f"label a rating, or monitor val_loss or val_recall@20",
+        )
+        require(
+            not self.registrable or (classical.history_of(spec) is not None and spec.label.rating is None),
+            f"register better chooses among recommenders that score from a row's history, a list with vocabulary_of: "
+            f"{spec.label.name}, and predict no ratings; add such a list and leave the rating out, or register model",
         )
         sparse = [feature.name for feature in spec if feature.form == "sparse"]
         wide = [feature.name for feature in spec if feature.form in kinds.WIDE_FORMS]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.models import classical
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration.fields import ConfigError
 from mirrorspark.training.configuration.tasks import (
@@ -60,11 +61,16 @@ _TOWERS: Mapping[str, Any] = {
     "id_dropout": 0.1,
 }
 _OF_ITEMS: Mapping[str, Any] = {
-    "baseline": [POPULARITY, "item_knn"],
     "epochs": 20,
     "learning_rate": 0.003,
     "patience": 3,
 }
+
+# SLIT inverts a dense matrix for each length of the history, which takes 10 seconds for this number of items.
+_MOST_STEPPED_ITEMS = 10_000
+
+# BSPM takes 100 seconds for 40,000 items, and as many times longer as there are pairs of items.
+_MOST_FILTERED_ITEMS = 50_000
 
 # Most epochs of a table's default model, whose patience usually ends it before the fortieth, and within a time limit.
 _EPOCHS_OF_ENSEMBLE = 200
@@ -130,9 +136,14 @@ def check_presets(presets: Any) -> None:
         raise ConfigError(f"presets '{presets}' is unknown{meant(str(presets), known)}; use {', '.join(known)}")
 
 
-def defaults_of_presets(presets: Presets, spec: FeatureSpec, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the baselines, and for ``best`` the members of the network, as far as ``given`` is silent about them."""
-    baseline = default_baseline(spec)
+def defaults_of_presets(
+    presets: Presets, spec: FeatureSpec, given: Mapping[str, Any], items: int = 0
+) -> dict[str, Any]:
+    """Return the baselines, and for ``best`` the members of the network, as far as ``given`` is silent about them.
+
+    ``items`` are the candidates of a label of that kind, as far as they are known.
+    """
+    baseline = default_baseline(spec, items)
     chosen: dict[str, Any] = {"baseline": baseline}
     if baseline == DEFAULT_BOOSTING and presets != "fast":
         chosen["baseline"] = [dict(each) if isinstance(each, Mapping) else each for each in _SEVERAL_BOOSTINGS]
@@ -161,31 +172,54 @@ def default_batch_size(rows: int, parts: int = 1) -> int:
     return -(-about // parts) * parts
 
 
-def default_baseline(spec: FeatureSpec) -> str:
-    """Return the baseline of the label's kind.
+def default_baseline(spec: FeatureSpec, items: int = 0) -> str | list[Any]:
+    """Return the baseline of the label's kind, or several.
 
-    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class``,
-    ``numeric`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
-    take, logistic or ridge regression.
+    For ``candidate`` they are recommenders that score from the whole history and from its last items, and without a
+    history popularity. It is logistic regression for ``multi_label``. For ``binary``, ``multi_class``, ``numeric`` and
+    ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not take, logistic or
+    ridge regression.
+
+    Args:
+        spec: The feature specification.
+        items: Candidates of a ``candidate``, as far as they are known: too many for a recommender leave it out.
     """
     if spec.label.kind == "candidate":
-        return POPULARITY
+        return POPULARITY if classical.history_of(spec) is None else _recommenders(items)
     if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
         return DEFAULT_BOOSTING
     return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
 
 
-def default_register(kind: str, given: Mapping[str, Any]) -> str:
+def _recommenders(items: int) -> list[Any]:
+    """Return recommenders that take seconds to minutes for this number of items, each from a few lengths of history."""
+    lengths: dict[str, tuple[int, ...]] = {"item_knn": (10, 0)}
+    if items <= classical.MOST_DENSE_ITEMS:
+        lengths["ease"] = (3, 5, 10, 15, 0)
+    if items <= _MOST_STEPPED_ITEMS:
+        lengths["slit"] = (3, 10)
+    if items <= _MOST_FILTERED_ITEMS:
+        lengths["bspm"] = (5, 0)
+    named = [(name, last) for name, of_name in lengths.items() for last in of_name]
+    return [POPULARITY, *({"name": name, "last_items": last} if last else name for name, last in named)]
+
+
+def default_register(kind: str, given: Mapping[str, Any], *, has_recommenders: bool = False) -> str:
     """Return ``better`` where nothing is asked of the model, and a baseline may take its place; else ``model``.
 
     Args:
         kind: Kind of the label.
         given: Settings of the user, with a baseline.
+        has_recommenders: True for a candidate if rows have a history, which classical recommenders score from, and no
+            rating, which none of them predicts.
     """
-    is_free = not given.get("model") and not given.get("warm_start") and given.get("calibration", "none") == "none"
+    if given.get("model") or given.get("warm_start") or given.get("calibration", "none") != "none":
+        return "model"
     asked = given["baseline"] if isinstance(given["baseline"], list | tuple) else [given["baseline"]]
-    has_other = any(RowBaseline.parse(each).name in REGISTRABLE for each in asked)
-    return "better" if kind in (*_TABLES, "multi_label") and is_free and has_other else "model"
+    names = {RowBaseline.parse(each).name for each in asked}
+    if kind == "candidate":
+        return "better" if has_recommenders and names & {"item_knn", "ease", "slit", "bspm"} else "model"
+    return "better" if kind in (*_TABLES, "multi_label") and names & {*REGISTRABLE} else "model"
 
 
 def few_updates(config: "TrainingConfig", rows: int) -> str | None:

@@ -70,7 +70,7 @@ class ResultSettings:
     ] = None
     register: Annotated[
         Registered,
-        doc("Register this model, or the best of it, gradient boosting and both; always: with an alias though worse"),
+        doc("Register this model, or the best of it, its baselines and a blend; always: with an alias though worse"),
     ] = "model"
     calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"

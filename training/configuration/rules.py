@@ -209,6 +209,18 @@ def check_register(config: "TrainingConfig") -> None:
     """Check that the best of the model, its baselines and their blend can be registered."""
     if config.register != "better":
         return
+    if config.task == "retrieval":
+        require(
+            not config.is_fitted,
+            f"register better chooses between a network and baselines, and model '{config.model['name']}' is fitted; "
+            f"register model",
+        )
+        require(
+            bool(config.registrable),
+            f"register better needs a baseline that can be registered, and {config.baseline!r} cannot; use one or more "
+            f"of {[name for name in TASKS['retrieval'].baselines if name != 'als']}, or register model",
+        )
+        return
     require(
         bool(config.registrable_baselines),
         f"register better needs a baseline that can be registered, and '{config.baseline}' cannot; use the baseline "

@@ -108,7 +108,7 @@ BOOSTING: Mapping[str, BoostingLibrary] = {
 name, which may be missing."""
 
 RowBaselineName = Literal["hist_gradient_boosting", "xgboost", "lightgbm", "catboost", "logistic_regression", "ridge"]
-BaselineName = Literal["none", RowBaselineName, "popularity", "item_knn", "bspm", "ease", "als"]
+BaselineName = Literal["none", RowBaselineName, "popularity", "item_knn", "bspm", "ease", "slit", "als"]
 """The names of all baselines. A new one is a name here, an entry of its task in :data:`TASKS`, and its fit in
 ``training.results.evaluation``."""
 

@@ -26,7 +26,7 @@ from mirrorspark.data_pipelines.features import (
 )
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
 from mirrorspark.data_pipelines.sources import MemorySource, why_not_here
-from mirrorspark.models import own_model
+from mirrorspark.models import classical, own_model
 from mirrorspark.spark_session import SessionAhead, local_slots, on_running_session
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
@@ -139,8 +139,8 @@ def fit(
         seed: Fixes the split, initial weights, data order and dropout.
         baseline: Model to compare with, as a name or with its settings (``{"name": "lightgbm", "num_leaves": 63}``), a
             list of several, or ``"none"``.
-        register: ``"better"`` for the best one, on the validation rows, of the model, its baselines and their
-            blend, the default where ``model`` is left out; ``"model"``; ``"always"``, the model with an alias even if
+        register: ``"better"`` for the best one, on the validation rows, of the model, its baselines and their blend,
+            the default where ``model`` is left out; ``"model"``; ``"always"``, the model with an alias even if
             something is better.
         warm_start: Model to begin from: ``models:/NAME@ALIAS``, ``runs:/ID`` or a folder.
         output: Folder of datasets, runs and models, which all machines share; by default ``mirrorspark-output``.
@@ -236,7 +236,10 @@ def fit(
         add_findings(stage, dataset)
         tracking.open_ahead()
         spark = session.get()
-    config = default_config(spec, rows=counts["train"], slots=session.slots, name=name, **settings)
+    candidates = len(dataset.features.vocabulary(spec.candidate)) if spec.label.kind == "candidate" else 0
+    config = default_config(
+        spec, rows=counts["train"], slots=session.slots, candidates=candidates, name=name, **settings
+    )
     trained = train_in_view(view, dataset, config, spark)
     result = FitResult.of(trained, dataset, config, rows, spark)
     if of_users is None:
@@ -307,7 +310,13 @@ def default_name(spec: FeatureSpec) -> str:
 
 
 def default_config(
-    spec: FeatureSpec, *, rows: int, slots: int, presets: Presets = "fast", **settings: Unpack[TrainingSettings]
+    spec: FeatureSpec,
+    *,
+    rows: int,
+    slots: int,
+    candidates: int = 0,
+    presets: Presets = "fast",
+    **settings: Unpack[TrainingSettings],
 ) -> TrainingConfig:
     """Return the configuration of a training that fits the label and the size of the table.
 
@@ -319,6 +328,7 @@ def default_config(
         spec: The feature specification.
         rows: Training rows.
         slots: Slots of the session.
+        candidates: Candidates of a label of that kind, as far as they are known.
         presets: See :func:`fit`.
         settings: Fields of :class:`training.configuration.TrainingConfig` that differ from these.
 
@@ -326,9 +336,12 @@ def default_config(
         ConfigError: A setting has an invalid value.
     """
     workers = default_workers(rows, 1 if settings.get("local_mode") else slots)
-    of_presets = defaults_of_presets(presets, spec, settings)
+    of_presets = defaults_of_presets(presets, spec, settings, candidates)
     chosen: dict[str, Any] = {"workers": workers, **settings, **of_presets}
-    chosen.setdefault("register", default_register(spec.label.kind, {**settings, "baseline": chosen["baseline"]}))
+    is_candidate = spec.label.kind == "candidate" and spec.label.rating is None
+    has_recommenders = is_candidate and classical.history_of(spec) is not None
+    asked = {**settings, "baseline": chosen["baseline"]}
+    chosen.setdefault("register", default_register(spec.label.kind, asked, has_recommenders=has_recommenders))
     chosen |= default_epochs(spec.label.kind, settings)
     if spec.items is not None:
         chosen |= defaults_of_items(settings)

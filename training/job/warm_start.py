@@ -148,7 +148,7 @@ def _find(name: str, store: str) -> PinnedModel:
         _LOGGER.info("warm_start %s has a later catalogue; its weights are those of %s", name, catalogue.trained_model)
         return _find(catalogue.trained_model, store)
     architecture = directory.description.architecture
-    of_boosting = {catalog.BOOSTED_TREES: "gradient boosting", catalog.BLEND: "a blend with gradient boosting"}
+    of_boosting = {catalog.BOOSTED_TREES: "gradient boosting", catalog.BLEND: "a blend"}
     if architecture in of_boosting or architecture in classical.RECOMMENDERS:
         kind = of_boosting.get(architecture, architecture)
         raise ConfigError(

@@ -32,6 +32,7 @@ from mirrorspark.training.results.evaluation import (
     NETWORK,
     Choice,
     Explanation,
+    RecommenderChoice,
     evaluate_run,
 )
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
@@ -324,8 +325,10 @@ def _predictions(folder: RunFolder) -> dict[str, pa.Table]:
 
 
 def _choice(job: TrainingJob) -> Choice | None:
-    """Return the export's choice between the model and gradient boosting; None where it had no choice."""
-    return Choice.load(job.folder.predictions) if job.config.register == "better" else None
+    """Return the export's choice between the model and others; None where it had no choice."""
+    if job.config.register != "better":
+        return None
+    return (RecommenderChoice if job.config.task == "retrieval" else Choice).load(job.folder.predictions)
 
 
 def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
@@ -350,6 +353,7 @@ def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
         monitor=config.monitor,
         register=config.register,
         baselines=[{"name": asked.name, **asked.options} for asked in config.registrable_baselines],
+        recommenders=[{"name": one.name, **one.options} for one in config.registrable],
         calibration=config.calibration,
         explain=config.explain,
         class_weights=list(job.class_factors),

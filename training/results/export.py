@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from mirrorspark.scoring.model.folder import OUTPUTS, QUANTILES, SAVED_MODEL_FOL
 from mirrorspark.storage import atomic_file, clean, one_line
 from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.best_model import best_model
+from mirrorspark.training.results.best_recommender import best_recommender
 from mirrorspark.training.results.decide import add_decisions
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
@@ -83,9 +84,10 @@ class ExportPlan:
         registered_model: Name in the model registry.
         model_tags: Tags of the registered version and of the logged model.
         threads: TensorFlow threads.
-        monitor: Metric that chooses between the model, the baselines and their blend.
+        monitor: Metric that chooses between the model, baselines and their blend.
         register: ``model``, or ``better`` to register the best of them.
         baselines: Name and settings of each baseline to choose from.
+        recommenders: The same of a retrieval model.
         calibration: Kind of the calibration of the predictions.
         explain: Explain the registered one's predictions of the test rows that the dataset has kept.
         class_weights: Factors of rows' weights by class, for the fit of gradient boosting.
@@ -110,7 +112,8 @@ class ExportPlan:
     threads: int
     monitor: str = ""
     register: str = "model"
-    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    recommenders: list[dict[str, Any]] = field(default_factory=list)
     calibration: str = "none"
     explain: bool = False
     class_weights: Sequence[float] = ()
@@ -264,13 +267,16 @@ def main() -> int:
         from mirrorspark.training.results.calibrate import calibrate
 
         architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), on_progress)
-    on_progress("building the index" if architecture.TASK == "retrieval" else "writing the model")
-    _write_model(plan, dataset, architecture, model, on_progress)
+    registered = name = plan.model
+    is_retrieval = architecture.TASK == "retrieval"
+    if is_retrieval and plan.register == "better":
+        registered, name, architecture, model = best_recommender(plan, dataset, architecture, model, on_progress)
+    on_progress("building the index" if is_retrieval else "writing the model")
+    _write_model(plan, dataset, name, architecture, model, on_progress)
     scorer, predict = (architecture, model), traced(architecture, model)
     tables = all_predictions(architecture, model, predict, dataset, plan.top_k, partial(on_progress, "rows predicted"))
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
-    registered = plan.model
-    if plan.register == "better":
+    if plan.register == "better" and not is_retrieval:
         on_progress("fitting the other models")
         registered, tables, scorer, predict = best_model(plan, dataset, scorer, tables, predict, on_progress)
     if plan.costs:
@@ -330,8 +336,10 @@ def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) 
         found.save(path)
 
 
-def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress) -> None:
-    from mirrorspark.models.retrieval import saved_towers
+def _write_model(
+    plan: ExportPlan, dataset: Dataset, name: str, architecture: Any, model: Any, on_progress: OnProgress
+) -> None:
+    from mirrorspark.models.retrieval import BlendedRecommender, FittedRecommender, saved_towers
     from mirrorspark.models.serving import export as serving
 
     folder, saved = Path(plan.folder), Path(plan.folder) / SAVED_MODEL_FOLDER
@@ -339,11 +347,10 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
     encoders = graph_encoders(folder, dataset.spec.query_features)
     indexes: dict[str, float] = {}
     catalogue: Mapping[str, Any] = {}
-    is_fitted = isinstance(architecture, classical.FittedArchitecture)
-    if is_fitted:
+    if isinstance(model, FittedRecommender | BlendedRecommender):
         # Only vectors have approximate indexes.
-        indexes, built = {signatures.EXACT: 1.0}, {signatures.EXACT: model.index}
-        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
+        indexes, exact = {signatures.EXACT: 1.0}, {signatures.EXACT: model.index}
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, exact, saved, encoders)
     elif architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
         built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, on_progress=on_progress)
@@ -357,7 +364,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
         serving.save(serving.ScoringModule(architecture, model, dataset.features, encoders), saved)
     ModelDescription(
         task=architecture.TASK,
-        architecture=plan.model,
+        architecture=name,
         features_hash=dataset.features.hash,
         outputs={**OUTPUTS[architecture.TASK], **(QUANTILES if getattr(model, "has_quantiles", False) else {})},
         versions=encoder_versions(folder, dataset.spec.embedded)

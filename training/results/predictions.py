@@ -69,9 +69,7 @@ def reference_predictions(
     rows = 0
     lists_of: Lists | None = None
     if architecture.TASK == "retrieval":
-        lists_of = (_fitted_lists if isinstance(architecture, classical.FittedArchitecture) else _vector_lists)(
-            model, dataset, k
-        )
+        lists_of = _lists_of(architecture, model, dataset, k)
     for block in dataset.blocks(split, keys=True):
         predicted = predict(input_tensors(dataset.spec.query_features, block.features))
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
@@ -126,6 +124,15 @@ Lists = Callable[[block_format.Block, np.ndarray], tuple[np.ndarray, np.ndarray]
 """From a block and its queries to the ids and the scores of the best candidates."""
 
 
+def _lists_of(architecture: Any, model: Any, dataset: Dataset, k: int) -> Lists:
+    from mirrorspark.models.retrieval import BlendedRecommender
+
+    if isinstance(model, BlendedRecommender):
+        return _blended_lists(model, dataset, k)
+    is_fitted = isinstance(architecture, classical.FittedArchitecture)
+    return (_fitted_lists if is_fitted else _vector_lists)(model, dataset, k)
+
+
 def _vector_lists(model: Any, dataset: Dataset, k: int) -> Lists:
     from mirrorspark.models.serving import candidate_embeddings
 
@@ -140,6 +147,27 @@ def _fitted_lists(model: Any, dataset: Dataset, k: int) -> Lists:
     interactions, scores = Interactions(dataset), scores_of(model.name, model.settings, model.arrays)
     last_items = getattr(model.settings, "last_items", 0)
     return lambda block, _: best(scores, interactions.histories(block, last_items), block.excluded, k)
+
+
+def _blended_lists(model: Any, dataset: Dataset, k: int) -> Lists:
+    """Return the lists of a blend, which share with its graph the network's queries alone."""
+    from mirrorspark.training.programs.recommenders import Interactions, best_of_rows, blended_rows, scores_of
+
+    interactions = Interactions(dataset)
+    fitted = [scores_of(one.name, one.settings, one.arrays) for one in model.others]
+    candidates = model.embeddings[kinds.FIRST_VOCABULARY_ID :]
+
+    def lists(block: block_format.Block, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        vectors = queries[:, : candidates.shape[1]].astype(np.float32)
+        histories = [interactions.histories(block, getattr(one.settings, "last_items", 0)) for one in model.others]
+        others = [
+            lambda part, score=score, history=history: score(history[part])
+            for score, history in zip(fitted, histories, strict=True)
+        ]
+        scores = blended_rows(lambda part: vectors[part] @ candidates.T, others, model.share)
+        return best_of_rows(scores, (block.rows, len(candidates)), block.excluded, k)
+
+    return lists
 
 
 def _rated(model: Any, queries: Any, dataset: Dataset, block: block_format.Block) -> dict[str, pa.Array]:

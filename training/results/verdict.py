@@ -18,6 +18,7 @@ from mirrorspark.training.results.evaluation import (
     Choice,
     evaluate_run,
     fitted_baselines,
+    read_lists,
     read_scores,
 )
 from mirrorspark.training.results.report import each_baseline
@@ -48,9 +49,9 @@ def evaluate(
         history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:])
     )
     if config.task == "retrieval":
-        return evaluate_run.compare_retrieval(
-            dataset, predictions, _recommended(job, on_progress), config.top_k, curves
-        )
+        lists = _recommended(job, choice, on_progress)
+        seconds = {} if choice is None else choice.seconds
+        return evaluate_run.compare_retrieval(dataset, predictions, lists, config.top_k, curves, seconds)
     baselines = _baselines(job, choice, on_progress)
     if config.task == "multi_label":
         return evaluate_run.compare_multi_label(predictions, baselines, config.seed, curves, dataset.features.classes)
@@ -125,18 +126,21 @@ def _others(choice: Choice, predictions: Path, step: int) -> list[evaluate_run.B
     ]
 
 
-def _recommended(job: TrainingJob, on_progress: OnProgress) -> dict[str, np.ndarray]:
-    """Return the lists of each baseline of a retrieval model for the test rows, by its label."""
-    if not job.config.recommenders:
-        return {}
+def _recommended(job: TrainingJob, choice: Choice | None, on_progress: OnProgress) -> dict[str, np.ndarray]:
+    """Return the lists of each baseline for the test rows, by its label: the export's, and those of others."""
+    known = [] if choice is None else choice.others
+    found = {name: read_lists(job.folder.predictions, name) for name in known}
+    fitted = found if choice is None else choice.values
+    wanted = [asked for asked in job.config.recommenders if asked.label not in fitted]
+    if not wanted:
+        return found
     # They import Numba and Spark ML.
     from mirrorspark.training.programs.recommenders import Interactions, recommended
 
     config, interactions = job.config, Interactions(job.dataset)
-    if any(asked.name == "als" for asked in config.recommenders):
+    if any(asked.name == "als" for asked in wanted):
         session_of(job.cluster.spark).give_checkpoints(job.folder.spark_checkpoints)
-    found = {}
-    for place, asked in enumerate(config.recommenders):
-        on_progress(f"baselines; now {asked.label}", place, len(config.recommenders))
+    for place, asked in enumerate(wanted):
+        on_progress(f"baselines; now {asked.label}", place, len(wanted))
         found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.cluster.spark)
     return found

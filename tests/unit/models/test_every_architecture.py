@@ -319,6 +319,7 @@ def recommender(name: str, comment: TextEmbedding) -> Trained:
     arrays = {
         "popularity": {"counts": weights[0]},
         "ease": {"weights": weights},
+        "slit": {"weights": weights},
         "als": {"factors": weights[:, :4]},
     }.get(name, {"ends": sparse.indptr, "columns": sparse.indices, "values": sparse.data})
     model = architecture.build(catalog.settings(name, RECOMMENDER_OPTIONS[name]), fitted, arrays)

@@ -375,7 +375,7 @@ def test_a_retrieval_model_may_be_compared_with_several_recommenders() -> None:
     for baseline, message in (
         (["ease", {"name": "ease"}], "baseline lists one twice: ['ease', 'ease']"),
         (["hist_gradient_boosting"], "baseline 'hist_gradient_boosting' is unknown; use one of ['popularity', 'item"),
-        ("hist_gradient_boosting", "use popularity, item_knn, bspm, ease, als, a list of them or none"),
+        ("hist_gradient_boosting", "use popularity, item_knn, bspm, ease, slit, als, a list of them or none"),
         ([{"name": "popularity", "last_items": 1}], "model 'popularity' has no setting ['last_items']"),
         ([{"name": "ease", "l2": 0.0}], "model setting l2 is 0.0; use a finite number above 0"),
     ):

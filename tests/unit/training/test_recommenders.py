@@ -21,9 +21,9 @@ from mirrorspark.models.index.search import Queries
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.programs.recommenders import item_models, lists
 from mirrorspark.training.programs.recommenders.als import fold_in
-from mirrorspark.training.programs.recommenders.fitting import fit, load, save, scores_of
+from mirrorspark.training.programs.recommenders.fitting import fit, largest, load, save, scores_of
 from mirrorspark.training.programs.recommenders.interactions import Interactions
-from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn
+from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn, slit
 from mirrorspark.training.programs.recommenders.lists import best, recommended
 from mirrorspark.training.programs.recommenders.popularity import popularity
 from tests.unit.training.test_evaluate_run import HandmadeDataset, block
@@ -77,6 +77,13 @@ def test_ease_is_a_ridge_regression_of_each_item_on_the_others(monkeypatch: pyte
         weights = np.linalg.solve(others.T @ others + 5 * np.eye(9), others.T @ bought[:, item])
         np.testing.assert_allclose(np.delete(found[:, item], item), weights, atol=1e-5)
         assert found[item, item] == 0
+
+
+def test_slit_is_a_ridge_regression_of_the_next_item_on_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_models, "_ITEMS_AT_ONCE", 3)
+    past, following = purchases(60, 7, seed=3), np.eye(7, dtype=np.float32)[np.arange(60) % 7]
+    expected = np.linalg.solve(past.T @ past + 2.0 * np.eye(7), past.T @ following)
+    np.testing.assert_allclose(slit(csr_array(past), csr_array(following), 2.0), expected, atol=1e-5)
 
 
 def test_a_user_is_folded_in_by_the_least_squares_over_all_items() -> None:
@@ -159,6 +166,13 @@ def test_a_row_is_scored_from_its_history_or_else_from_its_users_rows(
     assert interactions.histories(rows, last_items).toarray().tolist() == expected
 
 
+def test_the_steps_of_training_rows_are_their_histories_and_their_candidates() -> None:
+    past, following = (part.toarray().tolist() for part in Interactions(dataset(history=True)).steps(1))
+    none, a, b, c, d = [0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]
+    assert past == [none, a, b, b, a, d]
+    assert following == [a, b, a, none, c, a]
+
+
 @pytest.mark.parametrize("name", ["item_knn", "ease"])
 def test_the_best_are_listed_but_those_that_a_row_excludes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "TILE_SCORES", 4)  # a row at a time
@@ -186,6 +200,7 @@ def test_popularity_is_a_recommender_like_the_others() -> None:
         ("item_knn", {"neighbours": 3}),
         ("bspm", {"neighbours": 9, "dimensions": 4}),
         ("ease", {"last_items": 2}),
+        ("slit", {"last_items": 2}),
         ("als", {"rank": 4}),
     ],
 )
@@ -258,6 +273,15 @@ def test_blurring_and_sharpening_agree_with_their_plain_twin(monkeypatch: pytest
     )
 
 
+def test_the_largest_weights_of_each_item_score_as_all_of_them_where_the_rest_is_small() -> None:
+    weights = np.float32([[0, 3, -1e-9], [-2, 1e-9, 1], [1e-9, 0, 4]])
+    kept, histories = largest({"weights": weights}, 2), csr_array(np.eye(3, dtype=np.float32))
+    assert kept["columns"].reshape(3, 2)[1].tolist() == [0, 2]
+    np.testing.assert_allclose(scores_of("ease", None, kept)(histories), weights, atol=1e-8)
+    assert largest({"weights": weights}, 3)["weights"] is weights
+    assert "counts" in largest({"counts": weights[0]}, 2)
+
+
 def test_what_a_recommender_has_learnt_is_kept_by_its_content(tmp_path: Path) -> None:
     arrays = {"factors": np.arange(6, dtype=np.float32).reshape(3, 2)}
     path = save(arrays, tmp_path, "als")
@@ -272,6 +296,8 @@ def test_recommenders_that_cannot_be_fitted_are_refused_before_the_training() ->
     check_recommenders([Recommender("item_knn"), Recommender("als")], fitted)
     with pytest.raises(ModelSettingsError, match=r"39,123 x 39,123 items, which takes 5\.7 GB and more"):
         check_recommenders([Recommender("ease")], fitted)
+    with pytest.raises(ModelSettingsError, match="baseline 'slit' learns which item follows those of a row's history"):
+        check_recommenders([Recommender("slit")], fitted)
     with pytest.raises(ModelSettingsError, match="last_items 15 takes the last items of a row's history, and no"):
         check_recommenders([Recommender("als", {"last_items": 15})], fitted)
 

@@ -155,7 +155,7 @@ def test_a_model_that_is_not_there_is_a_usage_error_in_one_line(
     ("architecture", "kind"),
     [
         ("hist_gradient_boosting", "gradient boosting"),
-        ("blend", "a blend with gradient boosting"),
+        ("blend", "a blend"),
         ("item_knn", "item_knn"),
     ],
 )

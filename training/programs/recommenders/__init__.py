@@ -9,17 +9,24 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.programs.recommenders import fitting
+    from mirrorspark.training.programs.recommenders.blending import blended, blended_rows, scaled
     from mirrorspark.training.programs.recommenders.fitting import load, scores_of
     from mirrorspark.training.programs.recommenders.interactions import Interactions
-    from mirrorspark.training.programs.recommenders.lists import best, recommended
+    from mirrorspark.training.programs.recommenders.lists import RowScores, best, best_of_rows, recommended, tiles
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "Interactions",
+    "RowScores",
     "best",
+    "best_of_rows",
+    "blended",
+    "blended_rows",
     "fitting",
     "load",
     "recommended",
+    "scaled",
     "scores_of",
+    "tiles",
 ]

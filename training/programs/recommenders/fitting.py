@@ -14,27 +14,32 @@ from mirrorspark.models import classical
 from mirrorspark.storage import atomic_file
 from mirrorspark.training.programs.recommenders.als import fold_in, item_factors
 from mirrorspark.training.programs.recommenders.interactions import Interactions
-from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn
+from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn, slit
+
+_ITEMS_AT_ONCE = 512
 
 Scores = Callable[[Any], npt.NDArray[np.float32]]
 """From sparse histories ``[rows, items]`` to the scores of all items, float32 of the same shape."""
 
 
 def fit(
-    asked: classical.Recommender, interactions: Interactions, seed: int, spark: SparkSession
+    asked: classical.Recommender, interactions: Interactions, seed: int, spark: SparkSession | None = None
 ) -> dict[str, np.ndarray]:
     """Return the arrays that a recommender learns from the training rows.
 
-    They are ``counts`` float32 ``[items]`` of popularity, ``weights`` float32 ``[items, items]`` of EASE^R, ``factors``
-    float32 ``[items, rank]`` of ALS, and the ``ends``, ``columns`` and ``values`` of the sparse rows of
-    item-kNN and BSPM.
+    They are ``counts`` float32 ``[items]`` of popularity, ``weights`` float32 ``[items, items]`` of EASE^R and SLIT,
+    ``factors`` float32 ``[items, rank]`` of ALS, and the ``ends``, ``columns`` and ``values`` of the sparse rows of
+    item-kNN and BSPM. Only ALS needs a session.
     """
     settings = asked.settings
     if asked.name == "popularity":
         return {"counts": interactions.counts}
     if asked.name == "ease":
         return {"weights": ease(interactions.matrix, settings.l2)}
+    if asked.name == "slit":
+        return {"weights": slit(*interactions.steps(settings.last_items), settings.l2)}
     if asked.name == "als":
+        assert spark is not None  # noqa: S101 - callers without a session ask for others
         return {"factors": item_factors(interactions.matrix, settings, seed, spark)}
     if asked.name == "bspm":
         weights = bspm(interactions.matrix, settings, seed)
@@ -43,12 +48,30 @@ def fit(
     return {"ends": weights.indptr, "columns": weights.indices, "values": weights.data}
 
 
+def largest(arrays: classical.Arrays, most: int) -> classical.Arrays:
+    """Return the result of :func:`fit` with the largest weights of each item in size, if it has all of them.
+
+    Args:
+        arrays: The arrays of a recommender.
+        most: Number of weights to keep of an item; arrays of no more items stay as they are.
+    """
+    weights = arrays.get("weights")
+    if weights is None or weights.shape[1] <= most:
+        return arrays
+    columns = np.empty((len(weights), most), np.int32)
+    for start in range(0, len(weights), _ITEMS_AT_ONCE):
+        part = slice(start, start + _ITEMS_AT_ONCE)
+        columns[part] = np.sort(np.argpartition(-np.abs(weights[part]), most - 1, axis=1)[:, :most], axis=1)
+    values = np.take_along_axis(weights, columns, axis=1)
+    return {"ends": np.arange(len(weights) + 1) * most, "columns": columns.ravel(), "values": values.ravel()}
+
+
 def scores_of(name: str, settings: Any, arrays: classical.Arrays) -> Scores:
     """Return the scores of a recommender by the result of :func:`fit`."""
     if name == "popularity":
         counts = arrays["counts"]
         return lambda histories: np.tile(counts, (histories.shape[0], 1))
-    if name == "ease":
+    if "weights" in arrays:
         weights = arrays["weights"]
         return lambda histories: histories @ weights
     if name == "als":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array  # type: ignore[import-untyped]
+from scipy.sparse import csr_array, vstack  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import kinds
@@ -95,6 +95,16 @@ class Interactions:
             ids = np.where(np.arange(ids.shape[1]) >= length[:, None] - last_items, ids, 0)
         row, place = np.nonzero(ids >= kinds.FIRST_VOCABULARY_ID)
         return _matrix(row * self.items + ids[row, place] - kinds.FIRST_VOCABULARY_ID, block.rows, self.items)
+
+    def steps(self, last_items: int = 0) -> tuple[Any, Any]:
+        """Return the histories of the training rows and their candidates, each sparse float32 ``[rows, items]``."""
+        past, following = [], []
+        for block in self.dataset.blocks("train"):
+            past.append(self.histories(block, last_items))
+            item = np.asarray(block.features[self.dataset.spec.candidate.name]) - kinds.FIRST_VOCABULARY_ID
+            row = np.flatnonzero(item >= 0)
+            following.append(_matrix(row * self.items + item[row], block.rows, self.items))
+        return vstack(past, format="csr"), vstack(following, format="csr")
 
     @property
     def _known_users(self) -> int:

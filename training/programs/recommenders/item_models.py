@@ -117,10 +117,40 @@ def ease(interactions: Matrix, l2: float) -> npt.NDArray[np.float32]:
         interactions: Sparse float32 ``[users, items]`` of zeros and ones.
         l2: Above 0.
     """
-    items = interactions.shape[1]
-    classical.check_dense_items(items)
-    columns = interactions.tocsc()
-    by_item = interactions.T.tocsr()
+    weights = _inverse(interactions, l2, "ease")
+    weights /= -weights.diagonal().copy()[None, :]
+    np.fill_diagonal(weights, 0)
+    return weights
+
+
+def slit(past: Matrix, following: Matrix, l2: float) -> npt.NDArray[np.float32]:
+    """Return the weights that predict the next item from those before it, float32 ``[items, items]``.
+
+    By ridge regression they are (S'S + l2 I)^-1 S'T of the past S and the items T that follow.
+
+    Source: Choi et al. 2021, "Session-aware Linear Item-Item Models for Session-based Recommendation", with the next
+    item alone as the future of a session.
+
+    Args:
+        past: Sparse float32 ``[rows, items]`` of zeros and ones.
+        following: The same of the item that follows.
+        l2: Above 0.
+    """
+    weights = _inverse(past, l2, "slit")
+    pairs = (past.T.tocsr() @ following).T.tocsr()
+    # A part of the rows needs the same part of the inverse alone.
+    for start in range(0, len(weights), _ITEMS_AT_ONCE):
+        part = slice(start, start + _ITEMS_AT_ONCE)
+        weights[part] = (pairs @ weights[part].T).T
+    return weights
+
+
+def _inverse(rows: Matrix, l2: float, name: str) -> npt.NDArray[np.float32]:
+    """Return the inverse of X'X + l2 I for the recommender ``name``, float32 ``[items, items]``."""
+    items = rows.shape[1]
+    classical.check_dense_items(name, items)
+    columns = rows.tocsc()
+    by_item = rows.T.tocsr()
     # LAPACK works in place in the order of Fortran.
     matrix = np.empty((items, items), np.float32, order="F")
     for start in range(0, items, _ITEMS_AT_ONCE):
@@ -131,14 +161,11 @@ def ease(interactions: Matrix, l2: float) -> npt.NDArray[np.float32]:
     if not failed:
         inverse, failed = lapack.spotri(factor, lower=1, overwrite_c=1)
     if failed:
-        raise ModelSettingsError(f"ease cannot be computed with l2 {l2:g}; use a larger one")
+        raise ModelSettingsError(f"{name} cannot be computed with l2 {l2:g}; use a larger one")
     # Only the lower half is computed. The matrix is symmetric, so its rows in C's order are its columns.
     for start in range(0, items, _ITEMS_AT_ONCE):
         end = min(start + _ITEMS_AT_ONCE, items)
         inverse[start:end, end:] = inverse[end:, start:end].T
         corner = inverse[start:end, start:end]
         corner[:] = np.tril(corner) + np.tril(corner, -1).T
-    weights = inverse.T
-    weights /= -weights.diagonal().copy()[None, :]
-    np.fill_diagonal(weights, 0)
-    return np.asarray(weights)
+    return np.asarray(inverse.T)

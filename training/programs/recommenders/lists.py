@@ -1,5 +1,6 @@
 """The best candidates of the test rows by classical recommenders, under the protocol that models are measured by."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from mirrorspark.training.programs.recommenders.popularity import popularity
 
 # Most scores in memory at a time, unless one row has more: 64 MB.
 TILE_SCORES = 1 << 24
+
+RowScores = Callable[[slice], npt.NDArray[np.float32]]
+"""From some rows of a block to the scores of all items, float32 ``[rows, items]``."""
 
 UNFILLED_ID = -1
 """The id in the unfilled places of a list that has fewer candidates than places."""
@@ -75,12 +79,17 @@ def best(
         excluded: int64 ``[rows, any]``, ids that are not candidates for the row; None to exclude none.
         k: Length of the lists; an empty place has :data:`UNFILLED_ID` and minus infinity.
     """
-    rows, items = histories.shape
+    return best_of_rows(lambda part: scores(histories[part]), histories.shape, excluded, k)
+
+
+def best_of_rows(
+    scores: RowScores, shape: tuple[int, int], excluded: npt.NDArray[np.int64] | None, k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the same as :func:`best` by scores of any origin, for ``shape``, the numbers of rows and items."""
+    rows, items = shape
     ids, values = np.full((rows, k), UNFILLED_ID, np.int64), np.full((rows, k), -np.inf, np.float32)
-    tile_rows = max(1, TILE_SCORES // max(items, 1))
-    for start in range(0, rows, tile_rows):
-        part = slice(start, start + tile_rows)
-        tile = np.ascontiguousarray(scores(histories[part]), np.float32)
+    for part in tiles(rows, items):
+        tile = np.array(scores(part), np.float32, order="C")
         if excluded is not None:
             row, place = np.nonzero(excluded[part] >= kinds.FIRST_VOCABULARY_ID)
             # The kernel passes over NaN.
@@ -91,3 +100,9 @@ def best(
         ids[part] = np.where(is_found, places % items + kinds.FIRST_VOCABULARY_ID, UNFILLED_ID)
         values[part] = np.where(is_found, tile.ravel()[places], -np.inf)
     return ids, values
+
+
+def tiles(rows: int, items: int) -> Iterator[slice]:
+    """Yield parts of the rows whose scores fit into memory together."""
+    tile_rows = max(1, TILE_SCORES // max(items, 1))
+    return (slice(start, start + tile_rows) for start in range(0, rows, tile_rows))

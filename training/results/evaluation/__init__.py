@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.training.results.evaluation import evaluate_run, fitted_baselines, model_choice
+    from mirrorspark.training.results.evaluation import (
+        evaluate_run,
+        fitted_baselines,
+        model_choice,
+        recommender_choice,
+    )
     from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
     from mirrorspark.training.results.evaluation.explanation import (
         EXPLANATION_FILE,
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
         read_scores,
     )
     from mirrorspark.training.results.evaluation.ranking import best_candidates
+    from mirrorspark.training.results.evaluation.recommender_choice import RecommenderChoice, read_lists
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -36,6 +42,7 @@ __all__ = [
     "SAMPLE_ROWS",
     "Choice",
     "Explanation",
+    "RecommenderChoice",
     "Tested",
     "best_candidates",
     "evaluate_run",
@@ -44,5 +51,7 @@ __all__ = [
     "fitted_baselines",
     "model_choice",
     "paired_differences",
+    "read_lists",
     "read_scores",
+    "recommender_choice",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,7 @@ def compare_retrieval(
     baselines: Mapping[str, np.ndarray],
     k: int,
     curves: Figure | None,
+    seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> BaselineComparison:
     """Compare a retrieval model with baselines, from its ``candidates`` and the held-back ``label`` per split.
 
@@ -220,6 +222,7 @@ def compare_retrieval(
         baselines: By the name of each baseline, the ids of its lists for the test rows, ``[rows, k]``.
         k: Length of the lists.
         curves: The learning curves.
+        seconds: Times of their fits, as far as they are known.
     """
     ranks = tuple(sorted({rank for rank in RANKING_KS if rank < k} | {k}))
     vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
@@ -255,6 +258,7 @@ def compare_retrieval(
         intervals = ranking_intervals(values["test"], baseline_values, users)
         compared.append(
             {"name": name, "metrics": baseline_metrics, "intervals": intervals, "resampled": test_rows.unit}
+            | ({"seconds": seconds[name]} if name in seconds else {})
         )
         shown[in_words(name)] = _recalls(baseline_metrics, ranks)
     figures = drawn({"recall_at_k": lambda: recall_at_k_curve(shown)})

@@ -1,0 +1,288 @@
+"""The best of a trained network, classical recommenders and their blend, by their lists for the validation rows.
+
+The export decides, in its own process, which has no Spark; the driver reads its decision.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import catalog, classical
+from mirrorspark.models.retrieval import ranking_values
+from mirrorspark.training.configuration import RANKING
+from mirrorspark.training.executor import OnProgress
+from mirrorspark.training.programs.recommenders import (
+    Interactions,
+    RowScores,
+    best_of_rows,
+    blended,
+    fitting,
+    scaled,
+    scores_of,
+    tiles,
+)
+from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK, OTHERS_FOLDER, Choice
+from mirrorspark.training.results.evaluation.segments import retrieval_rows
+from mirrorspark.training.results.report import in_words
+
+Lists = npt.NDArray[np.int64]
+Values = tuple[float, float]
+"""The metric that decides, and the one that decides between equal ones."""
+
+# Shares of the network in a blend: validation rows do not tell finer ones apart, and a recommender's highest scores
+# stand out more than a network's do, so that half of the sum is most of the list already.
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+# Number of recommenders in a blend with the network. Equal parts of the best ones were better on other rows than parts
+# that were fitted to the validation rows, and five of them better than three.
+_BLENDED = 5
+
+# Number of weights of an item that EASE^R and SLIT keep. For 10,000 items they take a fifth of the memory of all pairs,
+# and the lists of a blend were as good.
+_WEIGHTS = 1000
+
+# Losses of others than the network, where items have features.
+_LOSS = "it knows no item without training rows, which register='model' recommends by its features"
+_LOSSES = {BLEND: "new tables of items need a new training, or register='model'"}
+
+
+@dataclass(frozen=True)
+class RecommenderChoice(Choice):
+    """Choice of the recommender that is registered, and its reason.
+
+    Attributes:
+        loss: Abilities of the network that the registered one lacks, as a clause.
+    """
+
+    loss: str = ""
+
+    def in_words(self) -> str:
+        """Return the choice as a sentence."""
+        own, others = self.values[self.registered], self.others
+        shown = [name for name in others if name in (NETWORK, BLEND)]
+        if classics := [name for name in others if name not in shown]:
+            shown.insert(0, max(classics, key=self.values.__getitem__))
+        shares = ", ".join(f"{share:.0%} {in_words(name)}" for name, share in self.weights.items())
+        verdict = "as good as or better than" if own in map(self.values.__getitem__, others) else "better than"
+        return (
+            f"{in_words(self.registered)}{f' ({shares})' if self.registered == BLEND else ''}, {verdict} "
+            f"{' and '.join(map(in_words, shown))} on the validation rows ({self.metric} {own:.4f} against "
+            f"{' and '.join(f'{self.values[name]:.4f}' for name in shown)})"
+            f"{f'; {self.loss}' if self.loss else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class Recommenders:
+    """A network and fitted classical recommenders that score the same candidates.
+
+    Attributes:
+        dataset: The dataset of the training.
+        architecture: The module or object whose ``predict`` gives the network's queries.
+        network: The network.
+        predict: The same from a batch's inputs, as a graph.
+        embeddings: Its vectors of the candidates, float32 ``[ids, dim]``.
+        interactions: The users' items in the training rows, and the histories of rows.
+        asked: The classical recommenders.
+        arrays: The learnt arrays of each of them, in their order.
+    """
+
+    dataset: Dataset
+    architecture: Any
+    network: Any
+    predict: Callable[[Any], Any]
+    embeddings: npt.NDArray[np.float32]
+    interactions: Interactions
+    asked: Sequence[classical.Recommender]
+    arrays: Sequence[classical.Arrays] = field(repr=False)
+
+    def lists(self, split: str, k: int) -> dict[str, Lists]:
+        """Return the ids of the best ``k`` candidates of each row, int64 ``[rows, k]``, by model, the network first."""
+        parts = [
+            {
+                name: best_of_rows(scores, (block.rows, self._items), block.excluded, k)[0]
+                for name, scores in self._scores(block).items()
+            }
+            for block in self.dataset.blocks(split, keys=True)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def blended_lists(self, split: str, k: int, parts: Iterable[str], shares: Sequence[float]) -> list[Lists]:
+        """Return the lists of blends of the network with the same recommenders, for each share of the network."""
+        found: list[list[Lists]] = [[] for _ in shares]
+        for block in self.dataset.blocks(split, keys=True):
+            scores = self._scores(block)
+            for rows in tiles(block.rows, self._items):
+                network, others = scaled(scores[NETWORK](rows)), [scaled(scores[name](rows)) for name in parts]
+                excluded = None if block.excluded is None else block.excluded[rows]
+                for lists, share in zip(found, shares, strict=True):
+                    total = blended(network, others, share)
+                    lists.append(best_of_rows(total.__getitem__, total.shape, excluded, k)[0])
+        return [np.concatenate(lists) for lists in found]
+
+    @property
+    def _items(self) -> int:
+        return len(self.embeddings) - kinds.FIRST_VOCABULARY_ID
+
+    def _scores(self, block: block_format.Block) -> dict[str, RowScores]:
+        """Return the scores of a block's rows by model."""
+        from mirrorspark.models.serving import input_tensors
+
+        inputs = input_tensors(self.dataset.spec.query_features, block.features)
+        queries = self.predict(inputs).numpy()
+        candidates = self.embeddings[kinds.FIRST_VOCABULARY_ID :].T
+        found: dict[str, RowScores] = {NETWORK: lambda rows: queries[rows] @ candidates}
+        for one, arrays in zip(self.asked, self.arrays, strict=True):
+            scores = scores_of(one.name, one.settings, arrays)
+            histories = self.interactions.histories(block, getattr(one.settings, "last_items", 0))
+            found[one.label] = partial(_rows_scored, scores, histories)
+        return found
+
+
+def _rows_scored(scores: Any, histories: Any, rows: slice) -> npt.NDArray[np.float32]:
+    return np.asarray(scores(histories[rows]))
+
+
+@dataclass(frozen=True)
+class RecommenderChallenge:
+    """The outcome of a comparison: the choice, and the architecture and the model of the registered one."""
+
+    choice: RecommenderChoice
+    architecture: Any
+    model: Any = field(repr=False)
+
+
+def challenge(
+    dataset: Dataset,
+    architecture: Any,
+    network: Any,
+    predict: Callable[[Any], Any],
+    asked: Sequence[classical.Recommender],
+    *,
+    monitor: str,
+    k: int,
+    seed: int,
+    folder: Path,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
+) -> RecommenderChallenge:
+    """Fit classical recommenders, choose the best one or a blend, and keep the choice and the others' test lists.
+
+    The decision is by the monitored recall or NDCG, else by the recall of the lists; of equal ones by the other of the
+    two; then the network, and the first recommender, is registered before the blend.
+
+    Args:
+        dataset: The dataset of the training.
+        architecture: The module or object whose ``predict`` gives the network's queries.
+        network: The network.
+        predict: The same from a batch's inputs, as a graph.
+        asked: The recommenders to fit, none that Spark fits.
+        monitor: The monitored metric.
+        k: Length of the lists.
+        seed: Fixes what the recommenders draw.
+        folder: Folder of the predictions.
+        on_progress: Gets the progress.
+    """
+    from mirrorspark.models.serving import candidate_embeddings
+
+    interactions = Interactions(dataset)
+    arrays, fits = _fitted(interactions, asked, seed, on_progress)
+    embeddings = candidate_embeddings(network)
+    models = Recommenders(dataset, architecture, network, predict, embeddings, interactions, asked, arrays)
+    metric = monitor.removeprefix("val_") if RANKING.fullmatch(monitor) else f"recall_at_{k}"
+    names = metric, metric.replace("recall", "ndcg") if "recall" in metric else metric.replace("ndcg", "recall")
+    depth = int(metric.rpartition("_")[2])
+    rows = retrieval_rows(dataset, "validation")
+
+    def judged(lists: Lists) -> Values:
+        found = ranking_values(lists, rows.candidates, (depth,), queries=rows.queries)
+        first, second = (float(found[name].mean()) for name in names)
+        return first, second
+
+    on_progress("comparing recommenders on the validation rows")
+    values = {name: judged(lists) for name, lists in models.lists("validation", depth).items()}
+    classics = [one.label for one in asked]
+    parts = sorted(classics, key=lambda name: values[name], reverse=True)[:_BLENDED]
+    of_shares = [judged(lists) for lists in models.blended_lists("validation", depth, parts, _SHARES)]
+    share, values[BLEND] = max(zip(_SHARES, of_shares, strict=True), key=lambda pair: pair[1])
+    registered = max(values, key=values.__getitem__)  # the first of equal ones
+    choice = RecommenderChoice(
+        registered,
+        metric,
+        {name: value[0] for name, value in values.items()},
+        {NETWORK: share} | {name: (1 - share) / len(parts) for name in parts},
+        fits,
+        loss="" if registered == NETWORK or dataset.spec.items is None else _LOSSES.get(registered, _LOSS),
+    )
+    on_progress("lists of those that are not registered")
+    lists = models.lists("test", k) | {BLEND: models.blended_lists("test", k, parts, [share])[0]}
+    shutil.rmtree(folder / OTHERS_FOLDER, ignore_errors=True)  # of an earlier try
+    (folder / OTHERS_FOLDER).mkdir(parents=True)
+    for name in choice.others:
+        np.save(folder / OTHERS_FOLDER / f"{name}.npy", lists[name])
+    choice.save(folder)
+    return RecommenderChallenge(choice, *_registered(models, choice))
+
+
+def read_lists(folder: Path, name: str) -> Lists:
+    """Return the ids in the test lists of one that is not registered, int64 ``[rows, k]``.
+
+    ``folder`` is that of the predictions.
+    """
+    return np.asarray(np.load(folder / OTHERS_FOLDER / f"{name}.npy"))
+
+
+def fitted_as(one: classical.Recommender) -> tuple[str, str]:
+    """Return equal values for recommenders that learn the same, and score from histories of other lengths."""
+    learnt = {name: value for name, value in one.options.items() if name != "last_items" or one.name == "slit"}
+    return one.name, repr(sorted(learnt.items()))
+
+
+def _fitted(
+    interactions: Interactions, asked: Sequence[classical.Recommender], seed: int, on_progress: OnProgress
+) -> tuple[list[classical.Arrays], dict[str, float]]:
+    """Return the arrays of each recommender and the seconds of its fit by label.
+
+    Those that learn the same share the arrays, and the first one has the seconds.
+    """
+    found: dict[tuple[str, str], classical.Arrays] = {}
+    seconds = dict.fromkeys((one.label for one in asked), 0.0)
+    for place, one in enumerate(asked):
+        if fitted_as(one) not in found:
+            on_progress(f"fitting {in_words(one.name)}", place, len(asked))
+            begin = time.monotonic()
+            found[fitted_as(one)] = fitting.largest(fitting.fit(one, interactions, seed), _WEIGHTS)
+            seconds[one.label] = time.monotonic() - begin
+    return [found[fitted_as(one)] for one in asked], seconds
+
+
+def _registered(models: Recommenders, choice: RecommenderChoice) -> tuple[Any, Any]:
+    """Return the architecture and the model, in TensorFlow, of the registered one."""
+    from mirrorspark.models.retrieval import BlendedRecommender, FittedRecommender, blended_recommender
+
+    if choice.registered == NETWORK:
+        return models.architecture, models.network
+    parts = [name for name in choice.weights if name != NETWORK]
+    wanted = parts if choice.registered == BLEND else [choice.registered]
+    of_label = {one.label: (one, arrays) for one, arrays in zip(models.asked, models.arrays, strict=True)}
+    indexes: dict[tuple[str, str], Any] = {}
+    built = []
+    for one, arrays in (of_label[label] for label in wanted):
+        known = indexes.get(fitted_as(one))
+        built.append(FittedRecommender(one.name, one.settings, models.dataset.features, arrays, known))
+        indexes[fitted_as(one)] = built[-1].index
+    if choice.registered == BLEND:
+        blend = BlendedRecommender(
+            models.architecture, models.network, models.embeddings, built, choice.weights[NETWORK]
+        )
+        return blended_recommender, blend
+    return catalog.architecture(built[0].name), built[0]
