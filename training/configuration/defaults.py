@@ -193,19 +193,22 @@ def default_baseline(spec: FeatureSpec, items: int = 0) -> str | list[Any]:
 
 def _recommenders(items: int) -> list[Any]:
     """Return recommenders that take seconds to minutes for this number of items, each from a few lengths of history."""
+    if items > _MOST_FILTERED_ITEMS:
+        return [POPULARITY, "item_knn"]
     lengths: dict[str, tuple[int, ...]] = {"item_knn": (10, 0)}
     if items <= classical.MOST_DENSE_ITEMS:
         lengths["ease"] = (3, 5, 10, 15, 0)
     if items <= _MOST_STEPPED_ITEMS:
         lengths["slit"] = (3, 10)
-    if items <= _MOST_FILTERED_ITEMS:
-        lengths["bspm"] = (5, 0)
+    lengths["bspm"] = (5, 0)
     named = [(name, last) for name, of_name in lengths.items() for last in of_name]
     return [POPULARITY, *({"name": name, "last_items": last} if last else name for name, last in named)]
 
 
 def default_register(kind: str, given: Mapping[str, Any], *, has_recommenders: bool = False) -> str:
     """Return ``better`` where nothing is asked of the model, and a baseline may take its place; else ``model``.
+
+    Of a candidate only the network has approximate indexes for many of them.
 
     Args:
         kind: Kind of the label.
@@ -218,7 +221,7 @@ def default_register(kind: str, given: Mapping[str, Any], *, has_recommenders: b
     asked = given["baseline"] if isinstance(given["baseline"], list | tuple) else [given["baseline"]]
     names = {RowBaseline.parse(each).name for each in asked}
     if kind == "candidate":
-        return "better" if has_recommenders and names & {"item_knn", "ease", "slit", "bspm"} else "model"
+        return "better" if has_recommenders and names & {"ease", "slit", "bspm"} else "model"
     return "better" if kind in (*_TABLES, "multi_label") and names & {*REGISTRABLE} else "model"
 
 
