@@ -1,6 +1,7 @@
 """Checks for the settings of several architectures, without TensorFlow."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from mirrorspark.storage import meant
 
 if TYPE_CHECKING:  # settings are also checked without a dataset
     from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures
+
+_LONGEST_LABEL = 80
 
 Schedule = Literal["constant", "cosine", "linear"]
 Cell = Literal["lstm", "gru"]
@@ -51,9 +54,18 @@ def checked_settings(name: str, kind: type[Any], options: Mapping[str, Any]) -> 
 
 def labelled(name: str, options: Mapping[str, Any]) -> str:
     """Return the name of a model with settings in tables and metrics: ``ease``, or ``ease_last_items_15``."""
-    values = (f"{value:g}" if isinstance(value, int | float) else str(value) for value in options.values())
-    words = [name, *(f"{option}_{value}" for option, value in zip(options, values, strict=True))]
-    return re.sub(r"[^\w.-]+", "_", "_".join(words), flags=re.ASCII)
+    words = [name, *(f"{option}_{_in_short(value)}" for option, value in options.items())]
+    label = re.sub(r"[^\w.-]+", "_", "_".join(words), flags=re.ASCII)
+    # It is a part of the names of folders and metrics, whose lengths are limited.
+    digest = hashlib.sha256("_".join(words).encode()).hexdigest()[:8]
+    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 9]}_{digest}"
+
+
+def _in_short(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def check_positive(name: str, value: int) -> None:

@@ -42,7 +42,6 @@ from mirrorspark.training.configuration.tasks import (
     LINEAR_BASELINES,
     RANKING,
     RATING_ERROR,
-    REGISTRABLE,
     TASKS,
     RowBaseline,
 )
@@ -138,7 +137,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         """The baselines that may be registered in the place of the model, and blended with it."""
         if self.register != "better":
             return ()
-        return tuple(asked for asked in self.row_baselines if asked.name in REGISTRABLE)
+        return tuple(asked for asked in self.row_baselines if asked.is_registrable)
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date

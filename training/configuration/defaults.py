@@ -12,7 +12,6 @@ from mirrorspark.training.configuration.tasks import (
     DEFAULT_BOOSTING,
     LINEAR_BASELINES,
     POPULARITY,
-    REGISTRABLE,
     TASKS,
     RowBaseline,
 )
@@ -37,6 +36,8 @@ _TABLES: Mapping[str, str] = {
 _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 # From this number of numbers on, smooth functions of several of them are likely.
 _MANY_NUMBERS = 16
+# Members that have two halves of two.
+_FEWEST_OF_HALVES = 4
 _OF_ENSEMBLE: Mapping[str, Any] = {"patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
 
 Presets = Literal["fast", "good", "best"]
@@ -81,8 +82,8 @@ _FEWEST_UPDATES_OF_AN_EPOCH = 20
 _FEWEST_UPDATES = 100
 
 
-def default_model(kind: str, spec: FeatureSpec | None = None) -> dict[str, Any]:
-    """Return the architecture that learns a kind of label, and its settings.
+def default_model(kind: str, spec: FeatureSpec | None = None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the architecture that learns a kind of label, and its settings, with those that are ``given``.
 
     Labels of the kinds ``binary``, ``multi_class``, ``numeric`` and ``ordinal`` get the ensemble that does best on the
     tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
@@ -90,12 +91,15 @@ def default_model(kind: str, spec: FeatureSpec | None = None) -> dict[str, Any]:
     Where the features are mostly numbers, 16 of them or more, half of the members read them without an embedding.
     ``multi_label`` and ``candidate`` get an architecture with its own defaults.
     """
-    if kind in _TABLES:
-        numbers = sum(isinstance(feature, kinds.Numeric) for feature in spec.features) if spec else 0
-        is_mostly_numbers = spec is not None and numbers >= max(_MANY_NUMBERS, len(spec.features) / 2)
-        plain = {"plain_members": _ENSEMBLE["members"] // 2} if is_mostly_numbers else {}
-        return {"name": _TABLES[kind], **_ENSEMBLE, **plain}
-    return {"name": "multi_label" if kind == "multi_label" else "two_tower"}
+    if kind not in _TABLES:
+        return {"name": "multi_label" if kind == "multi_label" else "two_tower", **(given or {})}
+    settings = {"name": _TABLES[kind], **_ENSEMBLE, **(given or {})}
+    numbers = sum(isinstance(feature, kinds.Numeric) for feature in spec.features) if spec else 0
+    is_mostly_numbers = spec is not None and numbers >= max(_MANY_NUMBERS, len(spec.features) / 2)
+    members, embedding = settings["members"], settings["numeric_embedding"]
+    if is_mostly_numbers and embedding != "none" and type(members) is int and members >= _FEWEST_OF_HALVES:
+        settings.setdefault("plain_members", members // 2)
+    return settings
 
 
 def defaults_of_label(kind: str, given: Mapping[str, Any], spec: FeatureSpec | None = None) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def defaults_of_label(kind: str, given: Mapping[str, Any], spec: FeatureSpec | N
     if given.get("optimizer") is not None:  # The decay is the optimizer's: another one has its own.
         of_training = {"patience": _OF_ENSEMBLE["patience"]} if of_training else {}
     silent = {name: value for name, value in of_training.items() if given.get(name) is None}
-    return {"model": default_model(kind, spec) | dict(model), **silent}
+    return {"model": default_model(kind, spec, model), **silent}
 
 
 def defaults_of_items(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,11 +149,16 @@ def defaults_of_presets(
     """
     baseline = default_baseline(spec, items)
     chosen: dict[str, Any] = {"baseline": baseline}
-    if baseline == DEFAULT_BOOSTING and presets != "fast":
+    model = given.get("model") or {}
+    # Without a choice there is nothing to try several for.
+    if (
+        presets != "fast"
+        and baseline == DEFAULT_BOOSTING
+        and default_register(spec.label.kind, {**given, **chosen}) == "better"
+    ):
         chosen["baseline"] = [dict(each) if isinstance(each, Mapping) else each for each in _SEVERAL_BOOSTINGS]
-        model = given.get("model") or {}
-        if presets == "best" and "name" not in model:
-            chosen["model"] = {"members": _MOST_MEMBERS, **model}
+    if presets == "best" and spec.label.kind in _TABLES and "name" not in model:
+        chosen["model"] = {"members": _MOST_MEMBERS, **model}
     return {name: value for name, value in chosen.items() if name == "model" or given.get(name) is None}
 
 
@@ -219,10 +228,12 @@ def default_register(kind: str, given: Mapping[str, Any], *, has_recommenders: b
     if given.get("model") or given.get("warm_start") or given.get("calibration", "none") != "none":
         return "model"
     asked = given["baseline"] if isinstance(given["baseline"], list | tuple) else [given["baseline"]]
-    names = {RowBaseline.parse(each).name for each in asked}
+    baselines = [RowBaseline.parse(each) for each in asked]
     if kind == "candidate":
-        return "better" if has_recommenders and names & {"ease", "slit", "bspm"} else "model"
-    return "better" if kind in (*_TABLES, "multi_label") and names & {*REGISTRABLE} else "model"
+        has_other = has_recommenders and any(one.name in ("ease", "slit", "bspm") for one in baselines)
+    else:
+        has_other = any(one.is_registrable for one in baselines)
+    return "better" if has_other else "model"
 
 
 def few_updates(config: "TrainingConfig", rows: int) -> str | None:

@@ -3,9 +3,11 @@
 Each raises ``ConfigError`` with the setting, its value and the remedy.
 """
 
+import json
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.data_pipelines.features import FeatureSpec
@@ -27,9 +29,6 @@ from mirrorspark.training.configuration.tasks import (
 
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.config import TrainingConfig
-
-# Of trees in a graph (models.boosted_trees).
-_MOST_LEAVES = 31
 
 _RECOMMENDERS = "tensorflow_recommenders"
 
@@ -170,20 +169,21 @@ def check_baseline(config: "TrainingConfig") -> None:
             f"baseline '{name}' needs the package {name}, which is not installed; run: {install_line(name)}",
         )
         if asked.options:
-            _check_settings(asked, is_regression=config.task == "regression")
+            _check_settings(asked, config.task)
     names = [asked.label for asked in config.recommenders or config.row_baselines]
     require(len(set(names)) == len(names), f"baseline lists one twice: {names}; leave out the repetition")
 
 
-def _check_settings(asked: RowBaseline, *, is_regression: bool) -> None:
-    """Check the settings of a baseline, those of gradient boosting by a fit on four rows."""
-    is_boosted = asked.name in BOOSTING
-    known = BOOSTING[asked.name].setting_names(is_regression=is_regression) if is_boosted else {STRENGTHS[asked.name]}
+def _check_settings(asked: RowBaseline, task: str) -> None:
+    """Check the settings of a baseline, those of gradient boosting by a fit on a few rows."""
+    is_boosted, is_regression = asked.name in BOOSTING, task == "regression"
+    known = {STRENGTHS[asked.name]} if asked.name in STRENGTHS else set()
+    known = BOOSTING[asked.name].setting_names(is_regression=is_regression) if is_boosted else known
     for name in asked.options:
         require(
             name in known,
             f"baseline '{asked.name}' has no setting '{name}' that can be given{meant(name, known)}; use "
-            f"{', '.join(sorted(known))}",
+            f"{', '.join(sorted(known)) or 'its name alone'}",
         )
     if not is_boosted:
         (name, given), *_ = asked.options.items()
@@ -194,15 +194,46 @@ def _check_settings(asked: RowBaseline, *, is_regression: bool) -> None:
         )
         return
     library = BOOSTING[asked.name]
+    most = asked.options.get(library.iterations, 1)
+    require(
+        type(most) is int and most > 0,
+        f"baseline '{asked.name}': {library.iterations} is {most!r}; use a whole number from 1 on",
+    )
+    require(
+        _is_plain(asked.options),
+        f"baseline '{asked.name}' has the settings {dict(asked.options)}; use plain numbers, texts, lists and mappings",
+    )
     try:
-        model = library.class_for(is_regression=is_regression)(
-            **{**library.quiet, **asked.options, library.iterations: 1}
-        )
-        model.fit([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1])
+        _try_settings(asked, task)
     except Exception as error:
         raise ConfigError(
             f"baseline '{asked.name}' does not take {dict(asked.options)}: {one_line(error)}; change the settings"
         ) from error
+
+
+def _is_plain(options: Mapping[str, Any]) -> bool:
+    """Return whether settings are the same after they were written as JSON, as they are for the export."""
+    try:
+        return bool(json.loads(json.dumps(options)) == dict(options))
+    except TypeError:
+        return False
+
+
+def _try_settings(asked: RowBaseline, task: str) -> None:
+    """Fit gradient boosting with its settings, but for one iteration, on a few rows that also stop it early."""
+    library = BOOSTING[asked.name]
+    kind = library.class_for(is_regression=task == "regression")
+    model = kind(**{**library.quiet, **asked.options, library.iterations: 1})
+    rows = [[float(number)] for number in range(6)]
+    labels = [1, 2, 3, 4, 5, 6] if task == "regression" else [0, 1, 2 if task == "multi_class" else 0] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if asked.name == DEFAULT_BOOSTING:
+            model.fit(rows, labels)
+        else:
+            model.fit(
+                rows, labels, eval_set=[(rows, labels)], **({"verbose": False} if asked.name == "xgboost" else {})
+            )
 
 
 def check_register(config: "TrainingConfig") -> None:
@@ -224,15 +255,9 @@ def check_register(config: "TrainingConfig") -> None:
     require(
         bool(config.registrable_baselines),
         f"register better needs a baseline that can be registered, and '{config.baseline}' cannot; use the baseline "
-        f"{' or '.join(name for name in TASKS[config.task].baselines if name in REGISTRABLE)}, or register model",
+        f"{' or '.join(name for name in TASKS[config.task].baselines if name in REGISTRABLE)} (with at most 31 leaves "
+        f"and the usual losses), or register model",
     )
-    for asked in config.registrable_baselines:
-        leaves = asked.options.get("max_leaf_nodes", 31)
-        require(
-            leaves is not None and leaves <= _MOST_LEAVES,
-            f"baseline '{asked.label}': max_leaf_nodes is {leaves}, and trees that are registered have {_MOST_LEAVES} "
-            f"leaves at most; use fewer, or register model",
-        )
     require(
         config.model.get("loss") != "quantile",
         "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "

@@ -70,13 +70,17 @@ DEFAULT_BOOSTING = "hist_gradient_boosting"
 REGISTRABLE = (DEFAULT_BOOSTING, "logistic_regression", "ridge")
 """The baselines whose fits can be exported, so that they may be registered in the place of the model."""
 
+# Of the graph of trees (models.boosted_trees): the losses whose scores are sums of leaves, and the leaves of a tree.
+_LOSSES_IN_GRAPH = ("log_loss", "squared_error", "absolute_error")
+_LEAVES_IN_GRAPH = 31
+
 BOOSTING: Mapping[str, BoostingLibrary] = {
     DEFAULT_BOOSTING: BoostingLibrary(
         ("sklearn.ensemble.HistGradientBoostingClassifier", "sklearn.ensemble.HistGradientBoostingRegressor"),
         "max_iter",
         frozenset(
             {"early_stopping", "validation_fraction", "scoring", "categorical_features", "random_state", "verbose"}
-            | {"warm_start", "interaction_cst", "monotonic_cst"}
+            | {"warm_start", "interaction_cst", "monotonic_cst", "class_weight"}
         ),
     ),
     "xgboost": BoostingLibrary(
@@ -100,6 +104,7 @@ BOOSTING: Mapping[str, BoostingLibrary] = {
         frozenset(
             {"cat_features", "thread_count", "random_seed", "random_state", "callbacks", "verbose", "logging_level"}
             | {"silent", "allow_writing_files", "train_dir", "monotone_constraints", "text_features", "task_type"}
+            | {"od_type", "od_wait"}
         ),
         {"thread_count": 1, "allow_writing_files": False, "verbose": 0},
     ),
@@ -145,12 +150,20 @@ class RowBaseline:
     def parse(cls, given: Any) -> "RowBaseline":
         """Return the baseline of a name, or of a mapping with ``name`` and settings, unchecked."""
         options = dict(given) if isinstance(given, Mapping) else {"name": given}
-        return cls(str(options.pop("name", None)), options)
+        plain = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}  # NumPy's
+        return cls(str(plain.pop("name", None)), plain)
 
     @property
     def label(self) -> str:
         """Its name in tables and metrics: ``lightgbm``, or with its settings ``lightgbm_num_leaves_63``."""
         return labelled(self.name, self.options)
+
+    @property
+    def is_registrable(self) -> bool:
+        """True if its fit can be exported."""
+        leaves, loss = self.options.get("max_leaf_nodes", _LEAVES_IN_GRAPH), self.options.get("loss", "log_loss")
+        fits_graph = leaves is not None and leaves <= _LEAVES_IN_GRAPH and loss in _LOSSES_IN_GRAPH
+        return self.name in REGISTRABLE and (self.name != DEFAULT_BOOSTING or fits_graph)
 
 
 _OF_ROWS = {task: (*BOOSTING, linear) for task, linear in LINEAR_BASELINES.items()}

@@ -29,7 +29,7 @@ from mirrorspark.scoring.model.folder import (
 from mirrorspark.scoring.model.loading import warn_of_encoder_versions
 from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, resolve
 from mirrorspark.storage import StoragePath, atomic_file, without_credentials
-from mirrorspark.training.configuration import ConfigError, TrainingConfig
+from mirrorspark.training.configuration import LINEAR_BASELINES, ConfigError, TrainingConfig
 from mirrorspark.training.protocol import RUNS_FOLDER, WARM_START_FOLDER
 from mirrorspark.training.run_records import RunFolder, TrackingError, run_state
 
@@ -148,9 +148,10 @@ def _find(name: str, store: str) -> PinnedModel:
         _LOGGER.info("warm_start %s has a later catalogue; its weights are those of %s", name, catalogue.trained_model)
         return _find(catalogue.trained_model, store)
     architecture = directory.description.architecture
-    of_boosting = {catalog.BOOSTED_TREES: "gradient boosting", catalog.BLEND: "a blend"}
-    if architecture in of_boosting or architecture in classical.RECOMMENDERS:
-        kind = of_boosting.get(architecture, architecture)
+    # Their names may have settings behind them.
+    others = (catalog.BOOSTED_TREES, catalog.BLEND, *LINEAR_BASELINES.values(), *classical.RECOMMENDERS)
+    if kind := next((other for other in others if architecture == other or architecture.startswith(f"{other}_")), None):
+        kind = {catalog.BOOSTED_TREES: "gradient boosting", catalog.BLEND: "a blend"}.get(kind, kind)
         raise ConfigError(
             f"warm_start {name}: {pinned.label} is {kind}, which has no weights to begin from; give a version that is "
             f"a network, or leave warm_start out"

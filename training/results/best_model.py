@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.reading import Dataset
@@ -14,6 +15,7 @@ from mirrorspark.scoring.embedding import graph_encoders
 from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress
+from mirrorspark.training.results.evaluation.model_choice import scores_of
 from mirrorspark.training.results.predictions import traced
 
 if TYPE_CHECKING:
@@ -58,10 +60,33 @@ def best_model(
         best: tuple[Any, Any] = blend, blend.Blend(parts)
     else:
         best = graph(registered)
+    best_predict = traced(*best)
+    _check(best_predict, dataset, found.tables["validation"])
     shutil.rmtree(folder / SAVED_MODEL_FOLDER)
     encoders = graph_encoders(folder, dataset.spec.query_features)
     serving.save(serving.ScoringModule(*best, dataset.features, encoders), folder / SAVED_MODEL_FOLDER)
     description = ModelDescription.load(folder)
     versions = {**description.versions, "scikit-learn": library_version("scikit-learn")}
     dataclasses.replace(description, architecture=registered, versions=versions).save(folder)
-    return registered, found.tables, best, traced(*best)
+    return registered, found.tables, best, best_predict
+
+
+def _check(predict: Callable[[Any], Any], dataset: Dataset, expected: pa.Table) -> None:
+    """Compare the scores of the graph for some validation rows with those that the model was chosen by.
+
+    Raises:
+        ValueError: They differ: a version of scikit-learn means something else by what it has learnt.
+    """
+    from mirrorspark.models.serving import input_tensors
+
+    block = next(iter(dataset.blocks("validation")), None)
+    if block is None:
+        return
+    found = predict(input_tensors(dataset.spec.query_features, block.features))
+    of_graph = np.asarray(found["scores" if "scores" in found else "score"])
+    wanted = scores_of(expected.slice(0, block.rows))
+    if not np.allclose(of_graph, wanted, rtol=1e-3, atol=1e-4):
+        raise ValueError(
+            f"the exported model scores other than the model that was chosen, by up to "
+            f"{np.abs(of_graph - wanted).max():.3g}; register model (--register model)"
+        )

@@ -7,6 +7,7 @@ it may be started before its plan is known.
 
 import dataclasses
 import gc
+import hashlib
 import importlib
 import json
 import logging
@@ -37,11 +38,13 @@ from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.best_model import best_model
 from mirrorspark.training.results.best_recommender import best_recommender
 from mirrorspark.training.results.decide import add_decisions
+from mirrorspark.training.results.evaluation import CHOICE_FILE
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and the parts that were registered after it.
 CHECKPOINT_TAG = "checkpoint"
 ARCHITECTURE_TAG = "architecture"
+CHOICE_TAG = "choice"
 
 # Begins the source of a version that is a logged model.
 _LOGGED = "models:/m-"
@@ -411,13 +414,27 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
             input_example=example,
             registered_model_name=plan.registered_model,
             # The registered version gets these tags, too, in the request that creates it.
-            tags=plan.model_tags | {CHECKPOINT_TAG: Path(plan.checkpoint).name, ARCHITECTURE_TAG: architecture},
+            tags=plan.model_tags
+            | {CHECKPOINT_TAG: Path(plan.checkpoint).name, ARCHITECTURE_TAG: architecture}
+            | {CHOICE_TAG: choice_digest(plan)},
         )
     finally:
         # The driver ends the run, after scoring and parity.
         mlflow.end_run(status="RUNNING")
     version = str(info.registered_model_version)
     return ExportResult(model_uri=info.model_uri, model_version=version)
+
+
+def choice_digest(plan: ExportPlan) -> str:
+    """Return a digest of the models that one was chosen from and of their shares in a blend; empty without a choice.
+
+    A repeated export may have been given other models, or less time for their fits.
+    """
+    if plan.register != "better":
+        return ""
+    choice = json.loads((Path(plan.predictions) / CHOICE_FILE).read_text(encoding="utf-8"))
+    decided = [choice["registered"], sorted(choice["values"]), sorted(choice["weights"].items())]
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:12]
 
 
 def registered_before(client: Any, plan: ExportPlan, architecture: str) -> ExportResult | None:
@@ -430,8 +447,12 @@ def registered_before(client: Any, plan: ExportPlan, architecture: str) -> Expor
         if known.name != plan.registered_model:
             continue
         # Model versions that are older than the setting register lack the second tag.
-        wanted = (Path(plan.checkpoint).name, architecture)
-        tags = (known.tags.get(CHECKPOINT_TAG), known.tags.get(ARCHITECTURE_TAG, plan.model))
+        wanted = (Path(plan.checkpoint).name, architecture, choice_digest(plan))
+        tags = (
+            known.tags.get(CHECKPOINT_TAG),
+            known.tags.get(ARCHITECTURE_TAG, plan.model),
+            known.tags.get(CHOICE_TAG, ""),
+        )
         if known.status == "READY" and tags == wanted:
             return ExportResult(known.source, str(known.version))
     return None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import yaml
 
@@ -388,6 +389,14 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
     several = ["xgboost", "logistic_regression", "hist_gradient_boosting"]
     config = TrainingConfig(name="rides", baseline=several, register="better")
     assert config.registrable_baselines == tuple(map(RowBaseline, several[1:]))
+    patient = {"name": "xgboost", "early_stopping_rounds": np.int64(50)}
+    assert TrainingConfig(name="rides", baseline=patient).row_baselines[0].options == {"early_stopping_rounds": 50}
+    for settings, is_registrable in (({"max_leaf_nodes": 63}, False), ({"max_leaf_nodes": 7}, True)):
+        assert RowBaseline("hist_gradient_boosting", settings).is_registrable == is_registrable
+    assert not RowBaseline("hist_gradient_boosting", {"loss": "poisson"}).is_registrable
+    lengthy = [RowBaseline("logistic_regression", {"C": [*range(1, 60), last]}).label for last in (1, 2)]
+    assert len({*lengthy}) == 2
+    assert {len(label) for label in lengthy} == {80}
     deep = TrainingConfig(name="rides", baseline={"name": "lightgbm", "num_leaves": 63, "learning_rate": 0.05})
     assert [asked.label for asked in deep.row_baselines] == ["lightgbm_num_leaves_63_learning_rate_0.05"]
     assert config.row_baselines == tuple(map(RowBaseline, several))
@@ -400,6 +409,8 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
             "baseline 'xgboost' has no setting 'max_deph' that can be given (did you mean 'max_depth'",
         ),
         ({"name": "xgboost", "n_jobs": 3}, "baseline 'xgboost' has no setting 'n_jobs' that can be given"),
+        ({"name": "xgboost", "n_estimators": 0}, "n_estimators is 0; use a whole number from 1 on"),
+        ({"name": "lightgbm", "objective": print}, "use plain numbers, texts, lists and mappings"),
         ({"name": "hist_gradient_boosting", "max_features": 2.0}, "does not take {'max_features': 2.0}: The 'max_fea"),
         ({"name": "lightgbm", "num_leaves": -1}, "baseline 'lightgbm' does not take {'num_leaves': -1}: "),
         ({"name": "catboost", "depth": 99}, "baseline 'catboost' does not take {'depth': 99}: "),

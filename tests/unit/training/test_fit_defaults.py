@@ -73,6 +73,9 @@ def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: Any,
         check_presets("god")
     numbers = dataclasses.replace(spec, features=tuple(Numeric(f"x{number}") for number in range(16)))
     assert default_config(numbers, rows=100, slots=1, name="late").model == {**config.model, "plain_members": 4}
+    few = default_config(numbers, rows=100, slots=1, name="late", model={"members": 2})
+    assert few.model == {**config.model, "members": 2}
+    assert default_config(numbers, rows=100, slots=1, name="late", presets="best").model["plain_members"] == 16
     named = default_config(spec, rows=100, slots=1, name="late", model={"name": name})
     assert (named.model, named.optimizer, named.patience) == ({"name": name}, "adam", 15)
 

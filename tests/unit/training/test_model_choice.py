@@ -91,8 +91,8 @@ def test_a_choice_is_described_and_kept(tmp_path: Path) -> None:
     assert Choice.load(tmp_path) == blend
     other = RowBaseline(BASELINE, {"max_leaf_nodes": 15}).label
     both = {BASELINE: 3.0, other: 2.0}
-    only = Choice(NETWORK, "auc", {NETWORK: 0.7}, {NETWORK: 1.0}, {})
-    assert only.in_words() == "the network, as there was nothing to choose from"
+    only = Choice(NETWORK, "auc", {NETWORK: 0.7}, {NETWORK: 1.0}, {}, reason="as it is")
+    assert only.in_words() == "the network alone, as it is"
     several = Choice(NETWORK, "rmse", {NETWORK: 1.0, BASELINE: 1.2, other: 1.1, BLEND: 1.0}, weights, both)
     assert several.in_words() == (
         "the network, as good as or better than the 3 others on the validation rows (rmse 1.0000 against 1.0000 of the "
@@ -393,7 +393,7 @@ def test_with_monotone_constraints_gradient_boosting_is_registered_though_the_ne
         late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path, monotone={"distance": "decreasing"}
     )
     assert found.choice.registered == BASELINE
-    assert "which alone holds the monotone constraints, compared with the network" in found.choice.in_words()
+    assert "the best that holds the monotone constraints, compared with the network" in found.choice.in_words()
     by_distance = np.argsort(np.concatenate([block.features["distance"] for block in late.blocks("test")]))
     assert (np.diff(found.tables["test"]["score"].to_numpy()[by_distance]) <= 1e-6).all()
     assert Choice.load(tmp_path) == found.choice

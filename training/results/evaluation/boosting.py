@@ -130,9 +130,10 @@ def gradient_boosting(
         ValueError: a column is missing or mis-shaped.
         ImportError: the library is not installed.
     """
-    matrix = _matrix(split.train.columns, split.features)
+    matrix, given = _matrix(split.train.columns, split.features), options or {}
+    most = min(_MAX_CATEGORIES, int(given.get("max_bins", _MAX_CATEGORIES)))
     native = tuple(
-        bool(is_id and (library == "catboost" or np.unique(matrix[:, position]).size <= _MAX_CATEGORIES))
+        bool(is_id and (library == "catboost" or np.unique(matrix[:, position]).size <= most))
         for position, is_id in enumerate(_id_columns(split.features))
     )
 
@@ -145,7 +146,7 @@ def gradient_boosting(
         limit, is_regression = TimeLimit(), split.task == "regression"
         fit = _Fit(
             *(inputs(split.train, matrix), held_back, native, _monotone(split.features), is_regression, seed, threads),
-            *(on_progress, limit, library, options or {}),
+            *(on_progress, limit, library, given),
         )
         model = _LIBRARIES[library](fit)
     return FittedBoosting(model, split.features, split.class_numbers, native, library, left_out=limit.in_words())

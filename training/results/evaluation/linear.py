@@ -127,8 +127,10 @@ def linear_model(
             best, least = copy.copy(model) if isinstance(model, _OneVsRest) else copy.deepcopy(model), error
         # Another strength is tried only if the last one took less than what is left.
         if (rest_of := tried[place + 1 :]) and before - limit.left > limit.left:
-            untried = ", ".join(f"{one:g}" for one in rest_of)
-            limit.left_out.append(f"the strengths C = {untried} of the regularisation")
+            is_ridge = split.task == "regression"
+            untried = ", ".join(f"{1 / one if is_ridge else one:g}" for one in rest_of)
+            name = "alpha" if is_ridge else "C"
+            limit.left_out.append(f"the strengths {name} = {untried} of the regularisation")
             break
     if unfinished := getattr(best, "unfinished_", 0):
         limit.left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")

@@ -21,7 +21,7 @@ from mirrorspark.models import catalog
 from mirrorspark.storage import atomic_file
 from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline
+from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, Split
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
     classed_columns,
@@ -63,8 +63,8 @@ _FIRST_METRIC: Mapping[str, str] = {
 # tell finer ones apart.
 _PARTS = 20
 _LEAST_PROBABILITY = 1e-7
-# Scores of a split, of several classes or labels: those of all models and splits are in memory together.
-_MOST_SCORES = 50_000_000
+# Scores of all models and splits, which are in memory together: 0.8 GB, and as much again as tables.
+_MOST_SCORES = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Choice:
         left_out: Parts of each fit that were left out to end in time, in words; empty for a whole one.
         learnt_from: Number of ``rows`` that the baselines learnt from, ``of`` all training rows; empty for all.
         is_monotone: True if monotone constraints were given, which gradient boosting alone holds.
+        reason: Why there is no other model, where there is none.
     """
 
     registered: str
@@ -90,6 +91,7 @@ class Choice:
     left_out: Mapping[str, str] = field(default_factory=dict)
     learnt_from: Mapping[str, int] = field(default_factory=dict)
     is_monotone: bool = False
+    reason: str = ""
 
     @property
     def others(self) -> list[str]:
@@ -100,11 +102,11 @@ class Choice:
     def in_words(self) -> str:
         """Return the choice as a sentence."""
         if not self.others:
-            return f"{in_words(self.registered)}, as there was nothing to choose from"
+            return f"{in_words(self.registered)} alone, {self.reason}"
         own, others = self.values[self.registered], [self.values[name] for name in self.others]
         shares = [f"{share:.0%} {in_words(name)}" for name, share in self.weights.items()]
         verdict = "better than" if own not in others else "as good as or better than"
-        verdict = "which alone holds the monotone constraints, compared with" if self.is_monotone else verdict
+        verdict = "the best that holds the monotone constraints, compared with" if self.is_monotone else verdict
         if len(others) == 1:
             against, figures = in_words(self.others[0]), f"against {others[0]:.4f}"
         elif len(others) == 2:
@@ -233,26 +235,28 @@ def challenge(
         monotone: Directions of features that the registered model must hold, as gradient boosting alone does.
     """
     classes = dataset.features.classes if task in ("multi_class", "multi_label") else 0
-    if max(table.num_rows for table in tables.values()) * classes > _MOST_SCORES:
-        asked = ()
+    scores = sum(table.num_rows for table in tables.values()) * max(classes, 1) * (len(asked) + 2)
+    reason = f"as {scores:,} scores of all models are more than {_MOST_SCORES:,}" if scores > _MOST_SCORES else ""
     rows = baseline_rows(dataset, task, class_weights, monotone)
-    fitted: dict[str, FittedBaseline] = {}
-    seconds = {}
-    for one in asked:
-        begin = time.monotonic()
-        model = fitted_baseline(one, rows, seed, on_progress)
-        if isinstance(model, FittedLinear) and model.kept is not None:
-            continue
-        fitted[one.label], seconds[one.label] = model, time.monotonic() - begin
-    parts = {split: {NETWORK: scores_of(table)} for split, table in tables.items()}
-    for split, of_split in parts.items():
-        of_split |= {name: baseline_scores(model, dataset, split) for name, model in fitted.items()}
+    fitted, seconds = _fitted(() if reason else asked, rows, seed, on_progress)
+    parts = {
+        split: {NETWORK: scores_of(table)}
+        | {name: baseline_scores(model, dataset, split).astype(np.float32) for name, model in fitted.items()}
+        for split, table in tables.items()
+    }
+    # Those that hold the constraints, alone or together.
+    held = (
+        {name for name, model in fitted.items() if isinstance(model, FittedBoosting)}
+        if monotone
+        else {*fitted, NETWORK}
+    )
     label, weight, step = _judged(task, tables["validation"], classes)
-    weight = weighed_by_class(weight, label, class_weights)
-    weights = best_weights(task, label, {name: of[::step] for name, of in parts["validation"].items()}, weight)
+    sampled = {name: of[::step] for name, of in parts["validation"].items() if name in held}
+    weights = best_weights(task, label, sampled, weighed_by_class(weight, label, class_weights))
     if len(weights) > 1:
+        held.add(BLEND)
         for of_split in parts.values():
-            of_split[BLEND] = sum(share * of_split[name] for name, share in weights.items())  # type: ignore[assignment]
+            of_split[BLEND] = np.sum([share * of_split[name] for name, share in weights.items()], axis=0)
     column = "scores" if classes else "score"
     found = {
         name: {
@@ -266,10 +270,8 @@ def challenge(
         name: metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
         for name, of in found.items()
     }
-    best, metric, values = choose(task, monitor, metrics)
-    if monotone:
-        held = {name: of for name, of in metrics.items() if isinstance(fitted.get(name), FittedBoosting)}
-        best, _, _ = choose(task, f"val_{metric}", held)
+    _, metric, values = choose(task, monitor, metrics)
+    best, _, _ = choose(task, f"val_{metric}", {name: of for name, of in metrics.items() if name in held})
     choice = Choice(
         *(best, metric, values),
         weights=weights,
@@ -277,6 +279,7 @@ def challenge(
         left_out={name: model.left_out for name, model in fitted.items()},
         learnt_from=train_fraction(rows, dataset.manifest.rows("train")),
         is_monotone=bool(monotone),
+        reason=reason or "as the linear model has too many weights to be exported",
     )
     shutil.rmtree(folder / OTHERS_FOLDER, ignore_errors=True)  # of an earlier try, which may have chosen another one
     for name in choice.others:
@@ -285,6 +288,21 @@ def challenge(
             pq.write_table(table, folder / OTHERS_FOLDER / name / f"{split}.parquet")
     choice.save(folder)
     return Challenge(choice, fitted, found[choice.registered])
+
+
+def _fitted(
+    asked: Sequence[RowBaseline], rows: Split, seed: int, on_progress: OnProgress
+) -> tuple[dict[str, FittedBaseline], dict[str, float]]:
+    """Return the fits that can be exported, and their seconds, by label."""
+    fitted: dict[str, FittedBaseline] = {}
+    seconds = {}
+    for one in asked:
+        begin = time.monotonic()
+        model = fitted_baseline(one, rows, seed, on_progress)
+        if isinstance(model, FittedLinear) and model.kept is not None:
+            continue
+        fitted[one.label], seconds[one.label] = model, time.monotonic() - begin
+    return fitted, seconds
 
 
 def _judged(task: str, table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -338,9 +356,8 @@ def trees_of(fitted: FittedBoosting, classes: int = 0) -> "boosted_trees.Trees":
 
     ``classes`` is the number of classes of a multi-class label.
 
-    scikit-learn has no public form of them: these are the attributes that its own prediction reads. The parity check of
-    every run compares the scores of the export with scikit-learn's, so a version that means something else by
-    them is noticed.
+    scikit-learn has no public form of them: these are the attributes that its own prediction reads. The export compares
+    its scores with scikit-learn's, so a version that means something else by them is noticed.
     """
     from mirrorspark.models import boosted_trees
 
