@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_type_hints
 
-from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+import yaml
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
 from mirrorspark.models import catalog
 from mirrorspark.storage import likely_meant, meant
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.configuration.fields import GROUPS, alternatives, choices_of, help_texts, type_in_words
-from mirrorspark.training.configuration.recipe import load_recipe
+from mirrorspark.training.configuration.recipe import load_recipe, read_yaml
 
 _MOST_USED = (
     *("recipe", "data", "workers", "master", "output"),
@@ -22,6 +23,7 @@ _MOST_USED = (
 _METAVARS = {int: "N", float: "X"}
 _HELP_COLUMN = 40
 _LONGEST_DEFAULT_SHOWN = 30
+_MODE = "mirrorspark"
 
 
 class _Parser(ArgumentParser):
@@ -113,7 +115,9 @@ def _first_look(arguments: Sequence[str], flag: str, default: str | None) -> str
 
 
 def _build_parser() -> _Parser:
+    set_loader(_MODE, _loaded, (yaml.YAMLError,))
     parser = _Parser(
+        parser_mode=_MODE,
         prog="mirrorspark train",
         usage="mirrorspark train [--recipe NAME|FOLDER] [--data FOLDER] [--workers N] [any other flag]",
         allow_abbrev=False,
@@ -137,6 +141,21 @@ def _build_parser() -> _Parser:
                     *names_of, type=kind, default=_default(fields[name]), help=shown, metavar=_metavar(hint)
                 )
     return parser
+
+
+def _loaded(text: str) -> Any:
+    """Return a value as jsonargparse reads it, except that ``no`` and ``yes`` alone and as keys are text.
+
+    Texts of a recipe come by here, too: of ``positive: "yes"`` jsonargparse would make ``True``.
+    """
+    value = get_loader("yaml")(text)
+    if isinstance(value, bool) and text.strip().lower() not in ("true", "false"):
+        return text
+    return read_yaml(text) if _has_boolean_keys(value) else value
+
+
+def _has_boolean_keys(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(key, bool) or _has_boolean_keys(of) for key, of in value.items())
 
 
 def _as_it_is(text: str | int) -> str | int:

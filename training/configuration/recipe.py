@@ -14,6 +14,8 @@ from mirrorspark.training.configuration.fields import GROUPS, ConfigError
 RECIPE_FILE = "recipe.yaml"
 SQL_FILE = "table.sql"
 
+_TEXT, _BOOLEAN = "tag:yaml.org,2002:str", "tag:yaml.org,2002:bool"
+
 
 class _Dumper(yaml.SafeDumper):
     """A YAML dumper that keeps the line breaks of a query."""
@@ -21,15 +23,23 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(
     str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+    lambda dumper, text: dumper.represent_scalar(_TEXT, text, style="|" if "\n" in text else None),
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads whole numbers as YAML 1.2 does, and days as text.
+    """A YAML loader that reads whole numbers as YAML 1.2 does, and days and the keys ``no`` and ``yes`` as text.
 
-    In YAML 1.1 ``workers: 2:4`` is the number 124 (to base 60), and ``run_date: 2026-01-31`` is not text.
+    In YAML 1.1 ``workers: 2:4`` is the number 124 (to base 60), ``run_date: 2026-01-31`` is not text, and
+    ``class_weights: {no: 1, yes: 5}`` has the keys false and true.
     """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the values of a mapping by their keys."""
+        for key, _ in node.value:
+            if key.tag == _BOOLEAN and key.value.lower() not in ("true", "false"):
+                key.tag = _TEXT
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -51,7 +61,9 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 
 
 def read_yaml(text: str) -> Any:
-    """Return the content of a YAML text, read as YAML 1.2 where 1.1 surprises: dates and numbers like ``2:4`` are text.
+    """Return the content of a YAML text, read as YAML 1.2 where 1.1 surprises.
+
+    Dates, numbers like ``2:4`` and keys like ``yes`` are text.
 
     Raises:
         yaml.YAMLError: The text is not valid YAML.

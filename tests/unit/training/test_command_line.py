@@ -87,6 +87,24 @@ def test_a_baseline_is_a_name_or_a_list_of_names_and_settings() -> None:
         parse(["--recipe=movielens", "--baseline=eas"])
 
 
+def test_classes_are_named_no_and_yes_as_documented(recipe: Path, knobs: dict[str, Any]) -> None:
+    """YAML 1.1 reads them as false and true."""
+    label = {"label": {"name": "late", "positive": "yes"}}
+    (recipe / RECIPE_FILE).write_text(f"{yaml.safe_dump(knobs | label)}class_weights: {{no: 2, yes: 7}}\nresume: no\n")
+    arguments = ["--recipe", str(recipe)]
+    config = parse(arguments)
+    assert (config.class_weights, config.resume) == ({"no": 2, "yes": 7}, False)
+    for given in (["--class-weights", "{no: 1, yes: 5}"], ["--class-weights.no=1", "--class-weights.yes", "5"]):
+        assert parse([*arguments, *given]).class_weights == {"no": 1, "yes": 5}
+    assert parse([*arguments, "--class-weights", "balanced"]).class_weights == "balanced"
+    several = {"label": {"name": "late", "kind": "multi_class"}}
+    (recipe / RECIPE_FILE).write_text(f"{yaml.safe_dump(knobs | several)}costs: {{no: {{yes: 10}}}}\n")
+    assert parse(arguments).costs == {"no": {"yes": 10}}
+    assert parse([*arguments, "--costs", "{maybe: {yes: 3}}"]).costs == {"maybe": {"yes": 3}}
+    numbers = ["--class-weights", "{true: 5, 0: 1}", "--model.dropout=1e-3"]
+    assert parse(numbers).class_weights == {"true": 5, "0": 1}
+
+
 def test_text_that_looks_like_a_number_stays_text() -> None:
     config = parse(["--data", "2013", "--experiment", "7"])
     assert (config.data, config.experiment) == ("2013", "7")
