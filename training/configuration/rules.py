@@ -288,7 +288,7 @@ def check_costs(config: "TrainingConfig") -> None:
         f"costs are for labels of kind binary, multi_class and ordinal, and model '{config.model['name']}' learns "
         f"{config.task}; leave them out",
     )
-    costs.check_form(config.costs, config.task)
+    costs.check_form(config.costs, config.task, with_class_weights=config.class_weights is not None)
 
 
 def check_monotone(config: "TrainingConfig") -> None:

@@ -116,6 +116,11 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
     assert yaml.safe_load(text)["tracking_uri"] == "https://mlflow.example:8443/base"
 
 
+def test_costs_are_plain_numbers_whatever_their_type(new_config: NewConfig) -> None:
+    costs = new_config(costs={"false_positive": 1, "false_negative": np.int64(10)}).costs
+    assert json.dumps(costs) == '{"false_positive": 1.0, "false_negative": 10.0}'
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -204,6 +209,14 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         (
             {"costs": {0: {4: 2}}, "label": {"name": "way", "kind": "multi_class", "classes": 3}},
             "costs names class '4', which label 'way' does not have; use 0, 1, 2",
+        ),
+        (
+            {"costs": {0: {1: 2}}, "label": {"name": "way", "kind": "multi_class", "classes": 1_001}},
+            "costs are for 1,000 classes at most, and label 'way' has 1,001; join rare classes, or leave costs out",
+        ),
+        (
+            {"costs": {0: {1: 2}}, "class_weights": {0: 3}, "label": {"name": "way", "kind": "multi_class"}},
+            "class_weights and costs of several classes would count twice",
         ),
         (
             {"class_weights": "balanced", "label": {"name": "delay", "kind": "numeric"}},

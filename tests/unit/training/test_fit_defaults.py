@@ -143,7 +143,7 @@ def test_settings_are_refused_before_rows_are_converted_only_if_no_number_of_wor
             {"costs": {"no": {"si": 3}}},
             "costs names class 'si', which label 'late' does not",
         ),
-        (Label("late", "multi_class"), {"costs": {"no": {"yes": 3}}, "class_weights": "balanced"}, None),
+        (Label("late", "multi_class"), {"costs": {"no": {"yes": 3}}}, None),
     ],
 )
 def test_classes_of_a_table_in_memory_are_known_before_it_is_converted(
