@@ -192,6 +192,8 @@ class Dataset:
     def class_counts(self, split: str) -> npt.NDArray[np.float64]:
         """Return the sum of the weights of the rows of each class: ``[classes]``, of a binary label ``[2]``.
 
+        Reads the rows only if they have weights, or conversion has not counted the classes.
+
         Raises:
             DatasetError: There is no such split, or the label has no classes of which a row has one.
             DamagedRecordError: A shard is damaged.
@@ -199,6 +201,9 @@ class Dataset:
         label = self.spec.label
         if label.form not in ("binary", "multi_class"):
             raise DatasetError(f"label '{label.name}' of kind {label.kind} has no classes of which a row has one")
+        known = self._known_counts(split)
+        if known is not None:
+            return known
         counts = np.zeros(2 if label.form == "binary" else self.features.classes)
         stored = StoredBlocks(self.path, self._shards(split))
         for number in range(len(stored.rows)):
@@ -206,6 +211,19 @@ class Dataset:
             classes, weight = block_format.decode_classes(read_record_at(content.data, offset, name=name), self.spec)
             counts += np.bincount(classes, weight, len(counts))
         return counts
+
+    def _known_counts(self, split: str) -> npt.NDArray[np.float64] | None:
+        """Return the rows of each class of a label with classes as conversion counted them; None if it did not."""
+        label, rows = self.spec.label, sum(shard.rows for shard in self._shards(split))
+        if self.spec.weight is not None:
+            return None
+        if label.form == "binary":
+            positive = self.manifest.statistics.get("label", {}).get(f"{split}_positive")
+            return None if positive is None else np.array([rows - positive, positive], np.float64)
+        if split != "train" or label.name not in self.features.vocabularies:
+            return None
+        counts = self.features.vocabularies[label.name].counts.to_numpy().astype(np.float64)
+        return counts if len(counts) == self.features.classes and counts.sum() == rows else None
 
     def records_of(self, plan: "ReadPlan", epoch: int, step: int) -> dict[str, tuple[int, ...]]:
         """Return, by file, the records from which the worker of ``plan`` takes its part of a step, counted from 0."""

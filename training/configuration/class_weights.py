@@ -1,17 +1,21 @@
 """Class weights: factors of the training rows' weights by the class of the label."""
 
+import logging
 import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mirrorspark.training.configuration.classes import Classes, by_class_text
 from mirrorspark.training.configuration.fields import ConfigError
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading import Dataset
+
+_LOGGER = logging.getLogger(__name__)
 
 BALANCED = "balanced"
 
@@ -58,17 +62,34 @@ def class_factors(given: Any, dataset: "Dataset") -> tuple[float, ...]:
     """
     if given is None:
         return ()
-    counts = dataset.class_counts("train")
-    has_rows = counts > 0
-    factors = np.ones(len(counts))
-    if given == BALANCED:
-        factors[has_rows] = counts.sum() / (has_rows.sum() * counts[has_rows])
-    else:
-        for name, number in Classes.of_dataset(dataset).numbers("class_weights", list(given)).items():
-            factors[number] = given[name]
-    if not factors @ counts > 0:
+    factors = _balanced(dataset) if given == BALANCED else _named(given, dataset)
+    # Only zeros can leave nothing, and counting may read every row.
+    if not factors.all() and not factors @ dataset.class_counts("train") > 0:
         raise ConfigError(_NOTHING_COUNTS)
     return tuple(factors.tolist())
+
+
+def _balanced(dataset: "Dataset") -> NDArray[np.float64]:
+    counts = dataset.class_counts("train")
+    has_rows = counts > 0
+    if not has_rows.any():
+        raise ConfigError(_NOTHING_COUNTS)
+    factors = np.ones(len(counts))
+    factors[has_rows] = counts.sum() / (has_rows.sum() * counts[has_rows])
+    return factors
+
+
+def _named(given: Mapping[str, float], dataset: "Dataset") -> NDArray[np.float64]:
+    label, classes = dataset.spec.label, Classes.of_dataset(dataset)
+    factors = np.ones(2 if label.form == "binary" else dataset.features.classes)
+    for name, number in classes.numbers("class_weights", list(given)).items():
+        factors[number] = given[name]
+    for name in classes.guesses(list(given)):
+        _LOGGER.warning(
+            "class_weights: class '%s' of label '%s' is taken as not '%s'; if that is meant, write '%s'",
+            *(name, label.name, label.positive, label.positive),
+        )
+    return factors
 
 
 _NOTHING_COUNTS = "class_weights leave no training row any weight, so nothing would be learnt; raise one of them"

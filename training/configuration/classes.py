@@ -43,17 +43,19 @@ class Classes:
 
     Attributes:
         label: The label.
-        names: Its classes in order, of several, or all values of a binary label; empty if only the rows have them.
+        names: Its classes in order, of several, or values of a binary label; empty if only the rows have them.
+        is_whole: Whether a binary label has no other values than ``names``.
     """
 
     label: kinds.Label
     names: tuple[str, ...] = ()
+    is_whole: bool = True
 
     @classmethod
     def of_label(cls, label: kinds.Label) -> Self:
         """Return the classes as far as the spec has them."""
         if label.kind == "binary":
-            return cls(label, ("0", "1") if label.positive is None else ())
+            return cls(label, ("0", "1") if label.positive is None else (), is_whole=label.positive is None)
         numbered = tuple(map(str, range(label.classes))) if isinstance(label.classes, int) else ()
         return cls(label, label.order or numbered)
 
@@ -63,7 +65,7 @@ class Classes:
         label = dataset.spec.label
         if label.kind != "binary":
             return cls(label, dataset.features.class_names)
-        return cls.of_label(label) if label.positive is None else cls(label, _words(dataset))
+        return cls.of_label(label) if label.positive is None else cls(label, *_words(dataset))
 
     @classmethod
     def of_values(cls, label: kinds.Label, values: Sequence[Any]) -> Self:
@@ -98,6 +100,13 @@ class Classes:
             found[name] = number
         return found
 
+    def guesses(self, given: Sequence[str]) -> list[str]:
+        """Return those of ``given`` that count as the other class of a binary label without being among its values."""
+        positive = self.label.positive
+        if positive is None or self.is_whole:
+            return []
+        return [name for name in given if not any(_is_same(name, word) for word in (positive, *self.names))]
+
     def _number(self, name: str) -> int | None:
         if self.label.kind != "binary":
             return self.names.index(name) if name in self.names else None
@@ -106,7 +115,7 @@ class Classes:
         if _is_same(name, self.label.positive):
             return 1
         # Every other value of the column is the other class.
-        return 0 if not self.names or any(_is_same(name, word) for word in self.names) else None
+        return 0 if not self.is_whole or any(_is_same(name, word) for word in self.names) else None
 
 
 def _is_same(name: str, word: str) -> bool:
@@ -117,16 +126,17 @@ def _is_same(name: str, word: str) -> bool:
         return False
 
 
-def _words(dataset: "Dataset") -> tuple[str, ...]:
-    """Return the values of a binary label; empty unless the dataset's profile has seen every training row."""
+def _words(dataset: "Dataset") -> tuple[tuple[str, ...], bool]:
+    """Return the values of a binary label in the profile, and True if they are those of every training row."""
     from mirrorspark.data_pipelines import read_profile  # workers read no profile
     from mirrorspark.data_pipelines.quality import PROFILE_FILE
 
     if not (dataset.path / PROFILE_FILE).is_file():
-        return ()
+        return (), False
     profile = read_profile(dataset.path)
     column, size = profile.column(dataset.spec.label.name), profile.splits.get("train")
-    if column is None or size is None or size.sampled < size.rows:
-        return ()
+    if column is None or size is None:
+        return (), False
     values = column.splits["train"]
-    return tuple(each.value for each in values.commonest) if values.distinct == len(values.commonest) else ()
+    is_whole = size.sampled >= size.rows and values.distinct == len(values.commonest)
+    return tuple(each.value for each in values.commonest), is_whole

@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiV
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.reading import dataset as dataset_module
 from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.training.configuration import BOOSTING, ConfigError, RowBaseline, class_factors
 from mirrorspark.training.configuration.tasks import DEFAULT_BOOSTING as BASELINE
@@ -25,6 +26,7 @@ from mirrorspark.training.results.evaluation import boosting
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison, list_column
+from mirrorspark.training.results.evaluation.fitted_baselines import weighed_by_class
 from mirrorspark.training.results.evaluation.linear import linear_model as linear_model_of
 from mirrorspark.training.results.evaluation.model_choice import (
     BLEND,
@@ -356,6 +358,48 @@ def test_balanced_classes_count_the_same_by_the_weights_of_the_rows(late: Datase
         class_factors({"yess": 3}, late)
     with pytest.raises(ConfigError, match="leave no training row any weight"):
         class_factors({"no": 0, "yes": 0}, late)
+
+
+def test_class_weights_above_0_read_no_row(late: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(dataset: Dataset, split: str) -> np.ndarray:
+        raise AssertionError(f"{split} of {dataset.path} was read")
+
+    monkeypatch.setattr(Dataset, "class_counts", refused)
+    assert class_factors({"no": 0.5}, late) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("label", "counts"), [(Label("late", positive="yes"), [70, 50]), (Label("late", "multi_class"), [70, 30, 20])]
+)
+def test_rows_without_weights_are_counted_by_conversion_alone(
+    tmp_path: Path, label: Label, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["no"] * 70 + (["yes"] * 50 if label.kind == "binary" else ["yes"] * 30 + ["maybe"] * 20)
+    splits = ["train"] * 120 + ["validation", "test"] * 3
+    columns = {"distance": np.arange(126.0) % 7, "late": [*words, "no", "no", "yes", "yes", "no", "no"]}
+    table = pa.table({**columns, "id": range(126), "split": splits})
+    convert(in_memory(table), FeatureSpec((Numeric("distance"),), label, ("id",)), tmp_path / "dataset")
+    dataset = Dataset.open(tmp_path / "dataset")
+    read = np.bincount(np.concatenate([block.label for block in dataset.blocks("train")]).astype(int))
+    assert read.tolist() == counts
+    monkeypatch.setattr(dataset_module, "StoredBlocks", None)
+    assert dataset.class_counts("train").tolist() == counts
+
+
+def test_a_class_that_no_profile_shows_is_taken_as_the_other_one_with_a_warning(
+    late: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unseen = dataclasses.replace(late, path=tmp_path)
+    assert class_factors({"Yes": 5}, unseen) == (5.0, 1.0)
+    assert caplog.messages == [
+        "class_weights: class 'Yes' of label 'late' is taken as not 'yes'; if that is meant, write 'yes'"
+    ]
+
+
+def test_class_weights_that_leave_the_validation_rows_nothing_do_not_change_theirs() -> None:
+    weight = np.array([1.0, 2.0])
+    assert weighed_by_class(weight, np.zeros(2), (0.0, 1.0)).tolist() == [1.0, 2.0]
+    assert weighed_by_class(weight, np.array([0, 1]), (0.0, 3.0)).tolist() == [0.0, 6.0]
 
 
 def test_gradient_boosting_learns_by_class_weights_and_is_judged_without_them(late: Dataset, tmp_path: Path) -> None:

@@ -75,8 +75,15 @@ def baseline_rows(
 
 
 def weighed_by_class(weight: np.ndarray, label: Any, class_weights: Sequence[float]) -> np.ndarray:
-    """Return the weights ``[rows]`` times those of the rows' classes; as they are without class weights."""
-    return weight * np.array(class_weights)[label.astype(np.int64)] if class_weights else weight
+    """Return the weights ``[rows]`` times those of the rows' classes.
+
+    They stay as they are without class weights, and where these leave nothing: validation rows may all be of classes of
+    the weight 0, and means by weights have to exist.
+    """
+    if not class_weights:
+        return weight
+    weighed = weight * np.array(class_weights)[label.astype(np.int64)]
+    return weighed if weighed.any() else weight
 
 
 def train_fraction(rows: Split, all_rows: int) -> dict[str, int]:
