@@ -133,6 +133,7 @@ def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as
         threads=2,
         monitor=config.monitor,
         register="better",
+        baselines=[{"name": "hist_gradient_boosting"}],
     )
     exported = export(plan)
     assert Choice.load(tmp_path / "predictions").registered == "hist_gradient_boosting"
