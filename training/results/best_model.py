@@ -53,7 +53,8 @@ def best_model(
     def graph(name: str) -> tuple[Any, Any]:
         if name == model_choice.NETWORK:
             return architecture, model
-        return model_choice.graph_of(found.fitted[name], task, dataset.features.classes)
+        classes = dataset.features.classes if task in ("multi_class", "multi_label") else 0
+        return model_choice.graph_of(found.fitted[name], task, classes)
 
     if registered == model_choice.BLEND:
         parts = tuple(blend.Part(*graph(name), weight) for name, weight in weights.items())
