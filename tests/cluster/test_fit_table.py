@@ -326,7 +326,6 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     result = ms.fit(table, label=label, keys="parcel", spark=spark, **settings)
     assert result.spec.label.kind == kind
     if kind == "binary":
-        # The blend with a network that has hardly learnt orders the rows as well.
         # Nothing is better than gradient boosting with something else.
         assert str(result.trained.chosen).startswith("gradient boosting, better than the network")
         assert list(result.table.columns[-1:]) == ["network"]

@@ -53,8 +53,7 @@ def best_model(
     def graph(name: str) -> tuple[Any, Any]:
         if name == model_choice.NETWORK:
             return architecture, model
-        classes = dataset.features.classes if task in ("multi_class", "multi_label") else 0
-        return model_choice.graph_of(found.fitted[name], task, classes)
+        return model_choice.graph_of(found.fitted[name], task, model_choice.classes_of(dataset, task))
 
     if registered == model_choice.BLEND:
         parts = tuple(blend.Part(*graph(name), weight) for name, weight in weights.items())

@@ -36,6 +36,7 @@ from mirrorspark.training.results.evaluation.model_choice import (
     best_weights,
     challenge,
     choose,
+    classes_of,
     graph_of,
     read_scores,
     trees_of,
@@ -324,6 +325,8 @@ def test_a_network_that_has_learnt_nothing_is_beaten_and_kept_for_the_comparison
     found = challenge(dataset, task, "val_loss", 1, [RowBaseline(BASELINE)], tables, tmp_path)
     choice = found.choice
     assert choice.registered != NETWORK
+    kind_of_graph, _ = graph_of(found.fitted[BASELINE], task, classes_of(dataset, task))
+    assert kind_of_graph.__name__.endswith("boosted_trees")
     assert choice.seconds[BASELINE] > 0
     assert choice.learnt_from == {}
     (tmp_path / OTHERS_FOLDER / choice.registered).mkdir()

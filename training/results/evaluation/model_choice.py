@@ -234,7 +234,7 @@ def challenge(
         class_weights: Factors of the rows' weights by class in what is learnt, which the choice itself leaves out.
         monotone: Directions of features that the registered model must hold, as gradient boosting alone does.
     """
-    classes = dataset.features.classes if task in ("multi_class", "multi_label") else 0
+    classes = classes_of(dataset, task)
     scores = sum(table.num_rows for table in tables.values()) * max(classes, 1) * (len(asked) + 2)
     reason = f"as {scores:,} scores of all models are more than {_MOST_SCORES:,}" if scores > _MOST_SCORES else ""
     rows = baseline_rows(dataset, task, class_weights, monotone)
@@ -331,6 +331,11 @@ def _with(table: pa.Table, column: str, scores: np.ndarray) -> pa.Table:
     scores = scores.astype(np.float32)
     values = list_column(scores) if scores.ndim == 2 else pa.array(scores)
     return table.set_column(table.column_names.index(column), column, values)
+
+
+def classes_of(dataset: Dataset, task: str) -> int:
+    """Return the number of classes, or of labels; 0 where a row has one score."""
+    return dataset.features.classes if task in ("multi_class", "multi_label") else 0
 
 
 def graph_of(fitted: FittedBaseline, task: str, classes: int) -> tuple[Any, Any]:
