@@ -191,14 +191,15 @@ _WIDER = {"output": str | PathLike[str], "run_date": str | date | None} | dict.f
 
 
 def test_the_better_of_two_needs_no_baseline_of_its_own() -> None:
-    def check(label: Any) -> None:
-        settings = {"register": "better"}
+    def check(label: Any, **further: Any) -> None:
+        settings = {"register": "better", **further}
         early_checks.check_arguments(TABLE, label, None, None, (), settings, null_labels="refuse", known=())
 
     check("late")
-    check({"name": "late", "kind": "numeric"})
+    for kind in ("numeric", "multi_label", "candidate"):
+        check({"name": "late", "kind": kind})
     with pytest.raises(ConfigError, match="register better needs a baseline that can be registered, and 'none' cannot"):
-        check({"name": "late", "kind": "multi_label"})
+        check({"name": "late", "kind": "multi_label"}, baseline="none")
 
 
 def test_monotone_constraints_need_no_setting_for_their_model_and_exclude_a_named_one() -> None:
