@@ -11,13 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models.catalog import BOOSTED_TREES
+from mirrorspark.models.catalog import BOOSTED_TREES, MOST_LEAVES
 
 # Trees and rows that are evaluated side by side: their tests then stay in a processor's cache.
 _TREES_AT_ONCE = 64
 _ROWS_AT_ONCE = 1024
-# A tree's leaves are the bits of a number.
-_MOST_LEAVES = 31
 # The largest finite threshold and value: only what is missing lies beyond.
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -227,8 +225,8 @@ def _tests(trees: Trees) -> _Tests:
     count = len(trees.roots)
     padded = count + -count % _TREES_AT_ONCE
     found = [_leaves_and_tests(trees, int(root)) for root in trees.roots]
-    if (most := max(len(leaves) for leaves, _ in found)) > _MOST_LEAVES:
-        raise ValueError(f"a tree has {most} leaves; up to {_MOST_LEAVES} can be exported")
+    if (most := max(len(leaves) for leaves, _ in found)) > MOST_LEAVES:
+        raise ValueError(f"a tree has {most} leaves; up to {MOST_LEAVES} can be exported")
     ordered = [number for number, column in enumerate(trees.columns) if column.categories is None]
     places = {number: place for place, number in enumerate(ordered)}
     by_category = {

@@ -29,6 +29,8 @@ ARCHITECTURES: Mapping[str, str] = {
 
 # Name of gradient boosting in an exported model. It cannot be trained here (models.boosted_trees).
 BOOSTED_TREES = "hist_gradient_boosting"
+# Leaves of such a tree, which are the bits of a number.
+MOST_LEAVES = 31
 # Name of the weighted mean of several models' predictions, in an exported model (models.blend).
 BLEND = "blend"
 # Name of the trained network among the models that it is compared with.

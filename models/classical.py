@@ -106,18 +106,10 @@ class Ease(HistorySettings):
 
 
 @dataclass(frozen=True)
-class Slit(HistorySettings):
-    """Settings of SLIT, which learns from the same number of last items that it scores from.
-
-    Attributes:
-        l2: Weight of the squared weights in the least squares.
-    """
+class Slit(Ease):
+    """Settings of SLIT, those of EASE^R: it learns from the same number of last items that it scores from."""
 
     l2: float = 50.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_number("l2", self.l2, above_0=True)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Each raises ``ConfigError`` with the setting, its value and the remedy.
 """
 
+import functools
 import json
 import warnings
 from collections.abc import Mapping
@@ -204,7 +205,7 @@ def _check_settings(asked: RowBaseline, task: str) -> None:
         f"baseline '{asked.name}' has the settings {dict(asked.options)}; use plain numbers, texts, lists and mappings",
     )
     try:
-        _try_settings(asked, task)
+        _try_settings(asked.name, json.dumps(asked.options), task)
     except Exception as error:
         raise ConfigError(
             f"baseline '{asked.name}' does not take {dict(asked.options)}: {one_line(error)}; change the settings"
@@ -219,21 +220,20 @@ def _is_plain(options: Mapping[str, Any]) -> bool:
         return False
 
 
-def _try_settings(asked: RowBaseline, task: str) -> None:
-    """Fit gradient boosting with its settings, but for one iteration, on a few rows that also stop it early."""
-    library = BOOSTING[asked.name]
+@functools.cache  # A configuration is made several times from the same settings.
+def _try_settings(name: str, options: str, task: str) -> None:
+    """Fit gradient boosting with settings, given as JSON, for one iteration on a few rows that also stop it early."""
+    library = BOOSTING[name]
     kind = library.class_for(is_regression=task == "regression")
-    model = kind(**{**library.quiet, **asked.options, library.iterations: 1})
+    model = kind(**{**library.quiet, **json.loads(options), library.iterations: 1})
     rows = [[float(number)] for number in range(6)]
     labels = [1, 2, 3, 4, 5, 6] if task == "regression" else [0, 1, 2 if task == "multi_class" else 0] * 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if asked.name == DEFAULT_BOOSTING:
+        if name == DEFAULT_BOOSTING:
             model.fit(rows, labels)
         else:
-            model.fit(
-                rows, labels, eval_set=[(rows, labels)], **({"verbose": False} if asked.name == "xgboost" else {})
-            )
+            model.fit(rows, labels, eval_set=[(rows, labels)], **({"verbose": False} if name == "xgboost" else {}))
 
 
 def check_register(config: "TrainingConfig") -> None:

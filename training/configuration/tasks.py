@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models import classical, labelled
+from mirrorspark.models import catalog, classical, labelled
 
 # ``val_recall_at_K`` and ``val_ndcg_at_K`` of a retrieval model, for any K.
 RANKING = re.compile(r"val_(?:recall|ndcg)_at_([1-9]\d{0,3})", re.ASCII)
@@ -65,14 +65,13 @@ class BoostingLibrary:
         return {*inspect.signature(kind).parameters, *kind().get_params()} - self.ours - {"kwargs"}
 
 
-DEFAULT_BOOSTING = "hist_gradient_boosting"
+DEFAULT_BOOSTING = catalog.BOOSTED_TREES
 
 REGISTRABLE = (DEFAULT_BOOSTING, "logistic_regression", "ridge")
 """The baselines whose fits can be exported, so that they may be registered in the place of the model."""
 
-# Of the graph of trees (models.boosted_trees): the losses whose scores are sums of leaves, and the leaves of a tree.
+# The losses whose scores the graph of trees has (models.boosted_trees).
 _LOSSES_IN_GRAPH = ("log_loss", "squared_error", "absolute_error")
-_LEAVES_IN_GRAPH = 31
 
 BOOSTING: Mapping[str, BoostingLibrary] = {
     DEFAULT_BOOSTING: BoostingLibrary(
@@ -161,8 +160,8 @@ class RowBaseline:
     @property
     def is_registrable(self) -> bool:
         """True if its fit can be exported."""
-        leaves, loss = self.options.get("max_leaf_nodes", _LEAVES_IN_GRAPH), self.options.get("loss", "log_loss")
-        fits_graph = leaves is not None and leaves <= _LEAVES_IN_GRAPH and loss in _LOSSES_IN_GRAPH
+        leaves, loss = self.options.get("max_leaf_nodes", catalog.MOST_LEAVES), self.options.get("loss", "log_loss")
+        fits_graph = leaves is not None and leaves <= catalog.MOST_LEAVES and loss in _LOSSES_IN_GRAPH
         return self.name in REGISTRABLE and (self.name != DEFAULT_BOOSTING or fits_graph)
 
 

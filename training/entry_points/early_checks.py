@@ -129,10 +129,10 @@ def _check_settings(label_kinds: Iterable[str], model: Any, settings: Mapping[st
         name = {"candidate": "item_knn", "multi_label": "logistic_regression"}.get(kind, "hist_gradient_boosting")
         other = {"baseline": name}
         chosen = {} if given.get("monotone") is None else {"register": default_register(kind, {**other, **given})}
-        chosen |= {"register": given["register"]} if "register" in given else {}
+        chosen |= given
         baseline = other if chosen.get("register") == "better" else {}
         try:
-            TrainingConfig(**{"name": "model", **baseline, **chosen, **given} | defaults_of_label(kind, given))
+            TrainingConfig(**{"name": "model", **baseline, **chosen} | defaults_of_label(kind, given))
         except (ConfigError, ModelSettingsError) as error:
             errors.append(error)
         else:

@@ -36,7 +36,6 @@ def best_model(
         The best one's name, its predictions, its architecture with the model, and how it predicts.
     """
     from mirrorspark.models import blend
-    from mirrorspark.models.serving import export as serving
     from mirrorspark.training.results.evaluation import model_choice
 
     (architecture, model), task = scorer, scorer[0].TASK
@@ -62,13 +61,20 @@ def best_model(
         best = graph(registered)
     best_predict = traced(*best)
     _check(best_predict, dataset, found.tables["validation"])
-    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
-    encoders = graph_encoders(folder, dataset.spec.query_features)
-    serving.save(serving.ScoringModule(*best, dataset.features, encoders), folder / SAVED_MODEL_FOLDER)
+    write_instead(folder, dataset, *best)
     description = ModelDescription.load(folder)
     versions = {**description.versions, "scikit-learn": library_version("scikit-learn")}
     dataclasses.replace(description, architecture=registered, versions=versions).save(folder)
     return registered, found.tables, best, best_predict
+
+
+def write_instead(folder: Path, dataset: Dataset, architecture: Any, model: Any) -> None:
+    """Write a model that scores rows in the place of the SavedModel in ``folder``; the description stays."""
+    from mirrorspark.models.serving import export as serving
+
+    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
+    encoders = graph_encoders(folder, dataset.spec.query_features)
+    serving.save(serving.ScoringModule(architecture, model, dataset.features, encoders), folder / SAVED_MODEL_FOLDER)
 
 
 def _check(predict: Callable[[Any], Any], dataset: Dataset, expected: pa.Table) -> None:

@@ -1,7 +1,6 @@
 """Decisions by cost: the rule that is fitted on the validation rows and becomes a part of the exported model."""
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import decisions
-from mirrorspark.scoring.embedding import graph_encoders
-from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDescription
+from mirrorspark.scoring.model.folder import ModelDescription
+from mirrorspark.training.results.best_model import write_instead
 from mirrorspark.training.results.evaluation import evaluate_run
 
 
@@ -28,15 +27,10 @@ def add_decisions(
         model: The model that is registered.
         folder: Its folder.
     """
-    from mirrorspark.models.serving import export as serving
-
     label, scores, weight = _columns(validation, dataset)
     names = dataset.features.class_names if scores.ndim > 1 else ()
     rule = decisions.fit_decisions(costs, label, scores, weight, names)
-    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
-    deciding: Any = decisions.DecidingArchitecture(architecture, rule)
-    encoders = graph_encoders(folder, dataset.spec.query_features)
-    serving.save(serving.ScoringModule(deciding, model, dataset.features, encoders), folder / SAVED_MODEL_FOLDER)
+    write_instead(folder, dataset, decisions.DecidingArchitecture(architecture, rule), model)
     description = ModelDescription.load(folder)
     outputs = {**description.outputs, decisions.DECISION: rule.output_type}
     dataclasses.replace(description, outputs=outputs).save(folder)
