@@ -40,6 +40,7 @@ from mirrorspark.data_pipelines.features import (
     FeatureSpec,
     FittedFeatures,
     TargetSums,
+    candidate_lists,
     fitting,
     kinds,
     quoted,
@@ -151,7 +152,8 @@ def convert(
     without one is not a dataset. Spark evaluates ``df`` once, and once more for each text or image to embed. A hash of
     the keys divides rows among shards and orders them there (rows of equal keys by their columns), so the same table
     gives the same shards. Outside the training split keys are unique, because predictions are found by them. During the
-    conversion, the staged rows take their own size on the store.
+    conversion, the staged rows take their own size on the store. Where a label of kind ``candidate`` is an array, a
+    training row becomes one for each of its candidates, and another row holds all of them back.
 
     Args:
         df: The table; it needs the spec's columns and ``options.split_column``. A small table in memory is converted by
@@ -183,7 +185,7 @@ def convert(
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
-    plans = check_columns(table, spec, options.split_column)
+    spec, plans = _checked(table, spec, options.split_column)
     _check_items(items, spec)
     _check_embedder(embedder, spec, table)
     try:
@@ -397,10 +399,19 @@ def check_columns(
         ColumnError: A column is missing, or has a type that its feature cannot take.
         LabelError: The label has a wrong type.
     """
+    return _checked(table, spec, *others, what=what)[1]
+
+
+def _checked(
+    table: DataFrame | Source, spec: FeatureSpec, *others: str, what: str = "the table"
+) -> tuple[FeatureSpec, raw_columns.ColumnPlans]:
+    """Return the spec with the label as the table has it, and the plans; see :func:`check_columns`."""
     missing = [name for name in (*spec.columns, *others) if name not in table.columns]
     if missing:
         raise raw_columns.ColumnError(lacking(what, missing, table.columns))
-    return block_format.check_columns(source_of(table).without_rows(spec.columns), spec)
+    schema = source_of(table).without_rows(spec.columns).schema
+    spec = candidate_lists.with_lists(spec, schema.field(spec.label.name).type)
+    return spec, block_format.check_columns(candidate_lists.staged_schema(schema, spec).empty_table(), spec)
 
 
 def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:

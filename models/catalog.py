@@ -108,6 +108,16 @@ def label_kind(name: str) -> str | None:
     return kind
 
 
+def learns_histories(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether architecture ``name`` learns the items of the histories as candidates, too.
+
+    Raises:
+        ModelSettingsError: An unknown option or an invalid value.
+    """
+    learns = getattr(architecture(name), "learns_histories", None)
+    return learns is not None and bool(learns(settings(name, options)))
+
+
 def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> None:
     """Check early whether architecture ``name`` can be built for these features.
 

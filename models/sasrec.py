@@ -40,7 +40,8 @@ class Settings(LossSettings):
         dropout: Share of the embeddings, attention weights and outputs of each layer dropped while training.
         hidden_units: Width of each hidden layer on the other features, before they are added to the state.
         every_position: Whether every item of a history is predicted from those before it, for a table with one row per
-            user; false predicts the row's candidate alone, for a table with one row per interaction.
+            user; a recipe's candidates are then those of the histories, too (``history_items`` of the label). False
+            predicts the row's candidate alone, for a table with one row per interaction.
     """
 
     embedding_dim: int = 64
@@ -67,6 +68,11 @@ class Settings(LossSettings):
                 f"model setting every_position is true, and with sampling '{self.sampling}' each position would be "
                 f"compared with all others, its own history's included; set sampling to auto, uniform or popularity"
             )
+
+
+def learns_histories(settings: Settings) -> bool:
+    """Return whether the items of the histories are learnt as candidates, too."""
+    return settings.every_position
 
 
 def check_features(_: Settings, spec: FeatureSpec) -> None:

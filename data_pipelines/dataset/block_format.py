@@ -8,7 +8,8 @@ Any reader of ``tf.train.Example`` can parse a block; the names of its features 
 * a sparse feature as ``<name>/indices`` and ``<name>/values``, the entries of all rows, with ``<name>/row_lengths``;
 * ``weight/<name>``, ``key/<name>`` and ``label/<name>``, a label of several classes with ``label/<name>/row_lengths``;
 * ``block/rows``, one number: the block's rows, as in every block of this library;
-* ``exclude/<name>`` and ``exclude/<name>/row_lengths``, ids in the candidate's vocabulary.
+* ``exclude/<name>`` and ``exclude/<name>/row_lengths``, ids in the candidate's vocabulary;
+* ``held_back/<name>`` and ``held_back/<name>/row_lengths``, the same of a label that is a list of candidates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ LABEL_PREFIX = "label/"
 WEIGHT_PREFIX = "weight/"
 KEY_PREFIX = "key/"
 EXCLUDE_PREFIX = "exclude/"
+HELD_BACK_PREFIX = "held_back/"
 
 STORED_SUFFIXES: Mapping[kinds.Form, tuple[str, ...]] = {
     "value": ("",),
@@ -57,6 +59,8 @@ class Block:
         weight: float32 ``[rows]``, ones if the spec has no weight column.
         keys: Per key int64 ``[rows]`` or an object array of strings; empty unless requested.
         excluded: int64 ``[rows, longest]``, ids of candidates not to recommend; None unless requested and in the spec.
+        held_back: The ids of all candidates that each row holds back; None unless requested and the label has lists,
+            of which ``features`` have the first candidate.
     """
 
     features: Mapping[str, np.ndarray | SparseRows]
@@ -64,6 +68,7 @@ class Block:
     weight: np.ndarray
     keys: Mapping[str, np.ndarray]
     excluded: np.ndarray | None = None
+    held_back: RaggedIds | None = None
 
     @property
     def rows(self) -> int:
@@ -108,6 +113,9 @@ def encode_blocks(
     if spec.excluded is not None:
         (excluded,) = encoder.encode(table, (spec.excluded,)).values()
         columns[EXCLUDE_PREFIX + spec.excluded.name] = excluded
+    if spec.held_back is not None:
+        (held_back,) = encoder.encode(table, (spec.held_back,)).values()
+        columns[HELD_BACK_PREFIX + spec.label.name] = held_back
     label = labels.encode_label(table, encoder.fitted)
     if label is not None:
         columns[f"{LABEL_PREFIX}{spec.label.stored}"] = label
@@ -140,13 +148,18 @@ def _stored(name: str, column: Encoded | list[bytes]) -> dict[str, np.ndarray | 
 
 
 def decode_block(payload: bytes | memoryview, spec: FeatureSpec, *, keys: bool = False) -> Block:
-    """Return the rows of one record; ``keys`` adds keys and exclusions, which training does not need."""
+    """Return the rows of one record; ``keys`` adds keys, exclusions and all held-back candidates of a row.
+
+    Training needs none of them.
+    """
     excluded = spec.excluded if keys else None
+    held_back = _stored_held_back(spec) if keys else ()
     wanted = [column for feature in spec for column in _stored_names(feature)]
     wanted += _stored_label(spec)
     wanted += [WEIGHT_PREFIX + spec.weight] if spec.weight else []
     wanted += [KEY_PREFIX + key for key in spec.keys] if keys else []
     wanted += [EXCLUDE_PREFIX + column for column in _stored_names(excluded)] if excluded else []
+    wanted += held_back
     columns = decode_example(payload, wanted)
     features = {feature.name: _feature_values(feature, columns, feature.name) for feature in spec}
     rows = _row_count(next(iter(features.values())))
@@ -156,6 +169,7 @@ def decode_block(payload: bytes | memoryview, spec: FeatureSpec, *, keys: bool =
         weight=columns[WEIGHT_PREFIX + spec.weight] if spec.weight else np.ones(rows, np.float32),  # type: ignore[arg-type]
         keys={key: _key_array(columns[KEY_PREFIX + key]) for key in spec.keys} if keys else {},
         excluded=_feature_values(excluded, columns, EXCLUDE_PREFIX + excluded.name) if excluded else None,  # type: ignore[arg-type]
+        held_back=RaggedIds(*(_int64s(columns[name]) for name in held_back)) if held_back else None,
     )
 
 
@@ -217,6 +231,14 @@ def _stored_label(spec: FeatureSpec) -> tuple[str, ...]:
         return ()
     name = LABEL_PREFIX + spec.label.stored
     return (name, name + arrow_schema.ROW_LENGTHS_SUFFIX) if spec.label.kind == "multi_label" else (name,)
+
+
+def _stored_held_back(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of the columns that hold the lists of a label of candidates."""
+    if not spec.label.lists:
+        return ()
+    name = HELD_BACK_PREFIX + spec.label.name
+    return name, name + arrow_schema.ROW_LENGTHS_SUFFIX
 
 
 def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> labels.EncodedLabel | None:

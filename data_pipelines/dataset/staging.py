@@ -15,7 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT, DatasetError
-from mirrorspark.data_pipelines.features import FeatureSpec, fitting, labels, raw_columns
+from mirrorspark.data_pipelines.features import (
+    HELD_BACK,
+    FeatureSpec,
+    candidate_lists,
+    fitting,
+    labels,
+    raw_columns,
+)
 from mirrorspark.data_pipelines.sources import ORDER_COLUMN, ROW_HASH_COLUMN, Source
 from mirrorspark.spark_session import partition_id
 from mirrorspark.storage import StoragePath
@@ -31,6 +38,9 @@ _TOKENS_FILE = "tokens"
 @dataclass(frozen=True)
 class StagedFile:
     """The rows of one split in one partition, as an Arrow file with the spec's columns.
+
+    Where the label is a list of candidates, its column has one candidate, and a further column the list
+    (:func:`data_pipelines.features.candidate_lists.one_candidate_per_row`).
 
     Attributes:
         partition: Number of the shard that they become.
@@ -93,7 +103,8 @@ class Staged:
         quota = min(SAMPLE_ROWS, 2 * SAMPLE_ROWS // len(files) + 1_000)
         drawn = pa.concat_tables([file.first_rows(quota) for file in files])
         smallest = pc.sort_indices(drawn[ORDER_COLUMN]).slice(0, SAMPLE_ROWS)
-        return drawn.take(smallest).drop_columns(_ADDED_COLUMNS).combine_chunks()
+        added = [name for name in (*_ADDED_COLUMNS, HELD_BACK) if name in drawn.column_names]
+        return drawn.take(smallest).drop_columns(added).combine_chunks()
 
 
 def stage(
@@ -194,9 +205,13 @@ class StageTask:
                 repeated.add(splits, batch.column(ROW_HASH_COLUMN))
                 rows = batch.drop_columns([self.split_column])
                 for split in splits.unique().to_pylist():
+                    is_training = split == TRAIN_SPLIT
                     mine = rows.filter(pc.equal(splits, split))
+                    mine = candidate_lists.one_candidate_per_row(mine, self.spec, is_training=is_training)
+                    if not mine.num_rows:  # Lists without a candidate leave no training row.
+                        continue
                     files.add(split, mine)
-                    if split == TRAIN_SPLIT:
+                    if is_training:
                         files.add_all(_TOKENS_FILE, measurement.add(mine))
             files.add_all(_TOKENS_FILE, measurement.finish())
         return _StagedPart(

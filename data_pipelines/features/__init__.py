@@ -10,6 +10,7 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.features import (
         arithmetic,
+        candidate_lists,
         date_formats,
         fitting,
         item_rows,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     )
     from mirrorspark.data_pipelines.features.infer import encoded_spec, infer_spec, numbers_in_order
     from mirrorspark.data_pipelines.features.item_features import infer_items
-    from mirrorspark.data_pipelines.features.names import file_name, plain_name
-    from mirrorspark.data_pipelines.features.spec import USER_NAME, FeatureSpec
+    from mirrorspark.data_pipelines.features.names import USER_NAME, file_name, plain_name
+    from mirrorspark.data_pipelines.features.spec import HELD_BACK, FeatureSpec
     from mirrorspark.data_pipelines.features.target_encoding import (
         HeldOutMeans,
         TargetSums,
@@ -52,6 +53,7 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "HELD_BACK",
     "USER_NAME",
     "Encoded",
     "Encoder",
@@ -69,6 +71,7 @@ __all__ = [
     "Vocabulary",
     "arithmetic",
     "bucket_boundaries",
+    "candidate_lists",
     "date_formats",
     "encoded_spec",
     "file_name",

@@ -101,7 +101,8 @@ class Measurement:
         self._plans = plans
         self._measured: tuple[MeasuredFeature, ...] = spec.measured
         self._tokens = {owner.name: _TokenCounts() for owner in spec.vocabulary_owners}
-        self._owners = spec.vocabulary_owners
+        # A vocabulary's tokens are counted in its owner's column, that of candidates in others, too.
+        self._counted = {owner: (owner, *spec.counted_with(owner)) for owner in spec.vocabulary_owners}
         self.moments = {feature.name: Moments() for feature in self._measured}
 
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -109,8 +110,9 @@ class Measurement:
         for feature in self._measured:
             values = measured_values(feature, self._plans[feature].read(batch))
             self.moments[feature.name] = self.moments[feature.name].merged(Moments.of(values[~np.isnan(values)]))
-        for owner in self._owners:
-            yield from self._tokens[owner.name].add(owner.name, counted_tokens(owner, self._plans[owner].read(batch)))
+        for owner, counted in self._counted.items():
+            for one in counted:
+                yield from self._tokens[owner.name].add(owner.name, counted_tokens(one, self._plans[one].read(batch)))
 
     def finish(self) -> Iterator[pa.RecordBatch]:
         """Yield the remaining counts."""

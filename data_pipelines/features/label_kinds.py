@@ -29,6 +29,10 @@ class Label:
             column holds 0 and 1, or false and true.
         rating: Column with the rating that the row gives its candidate, a number, which models of two tasks learn, too.
             It becomes float32 ``[batch]``.
+        lists: True if the column of a label of kind ``candidate`` is an array of candidates: all that a row of
+            validation or test holds back, and in training rows as many rows. A conversion sets it by the column's type.
+        history_items: True if the items of the histories are candidates, too, and count as training interactions; by
+            default only those of the label's column are. For a label of kind ``candidate``.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Label:
     classes: int | tuple[str, ...] | None = None
     positive: str | None = None
     rating: str | None = None
+    lists: bool = False
+    history_items: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", known_kind(f"label '{self.name}'", self.kind, get_args(LabelKind)))
@@ -62,6 +68,18 @@ class Label:
             raise FeatureSpecError(
                 f"label '{self.name}': rating is {self.rating!r}, but a label of kind {self.kind} has none; leave it "
                 f"out, or use kind candidate"
+            )
+        for option in ("lists", "history_items"):
+            value = getattr(self, option)
+            if not isinstance(value, bool) or (value and self.kind != "candidate"):
+                raise FeatureSpecError(
+                    f"label '{self.name}': {option} is {value!r}; give true or false, and true to the kind candidate "
+                    f"alone"
+                )
+        if self.lists and self.rating is not None:
+            raise FeatureSpecError(
+                f"label '{self.name}' has lists of candidates and the rating '{self.rating}', which is one of a row; "
+                f"leave the rating out, or give the table a row per candidate"
             )
 
     @property

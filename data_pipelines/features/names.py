@@ -11,6 +11,13 @@ _PLAIN_FILE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _TAKEN = frozenset({"self", *keyword.kwlist})
 _SHOWN_CHARACTERS = 40
 
+# Names of the feature that says who asks. An attribute of a user, such as user_age, is not among them.
+USER_NAME = re.compile(
+    r"(user|customer|visitor|member|subscriber|account|client|viewer|reader|listener|player|buyer|shopper|person)s?"
+    r"(_?(id|ids|key|no|nr|num|number|name|idx|index|code|hash|uuid|guid))?|uid",
+    re.IGNORECASE,
+)
+
 
 def refusal_of_name(name: object) -> str | None:
     """Return the reason why a column cannot have this name, with the remedy; None if it can."""

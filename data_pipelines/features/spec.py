@@ -8,7 +8,6 @@ One specification drives conversion, training, the exported model and scoring. I
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     VocabularyOwner,
     repeated_names,
 )
-from mirrorspark.data_pipelines.features.names import refusal_of_name
+from mirrorspark.data_pipelines.features.names import USER_NAME, refusal_of_name
 from mirrorspark.data_pipelines.features.plain_data import built, check_mapping, feature_from_dict, plain
 from mirrorspark.pages import heading_html, panel_html, rows_html
 from mirrorspark.storage import atomic_file, read_text
@@ -41,15 +40,14 @@ from mirrorspark.storage import atomic_file, read_text
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
 
+# The column that staging adds to rows whose label is a list of candidates.
+HELD_BACK = "held-back candidates"
+
 # Optional parts of a spec that are a column's name.
 _OTHERS = ("weight", "exclude", "user")
 
-# Names of the feature that says who asks. An attribute of a user, such as user_age, is not among them.
-USER_NAME = re.compile(
-    r"(user|customer|visitor|member|subscriber|account|client|viewer|reader|listener|player|buyer|shopper|person)s?"
-    r"(_?(id|ids|key|no|nr|num|number|name|idx|index|code|hash|uuid|guid))?|uid",
-    re.IGNORECASE,
-)
+# Options of a label that specs had from the beginning are in every spec's hash, others where they are used.
+_LATER_LABEL_OPTIONS = ("positive", "rating", "lists", "history_items")
 
 
 @dataclass(frozen=True)
@@ -321,6 +319,13 @@ class FeatureSpec:
         return MultiValued(self.exclude, max_length=UNBOUNDED, vocabulary_of=self.candidate.name)
 
     @property
+    def held_back(self) -> MultiValued | None:
+        """The candidates that a row holds back as a feature of a staged column; None unless the label has lists."""
+        if not self.label.lists:
+            return None
+        return MultiValued(HELD_BACK, max_length=UNBOUNDED, vocabulary_of=self.candidate.name)
+
+    @property
     def histories(self) -> tuple[str, ...]:
         """The names of the query's lists that have the candidate's tokens."""
         candidate = self.candidate.name
@@ -329,6 +334,12 @@ class FeatureSpec:
             for feature in self.query_features
             if isinstance(feature, ListFeature) and self.vocabulary_name(feature) == candidate
         )
+
+    def counted_with(self, owner: VocabularyOwner) -> tuple[VocabularyOwner, ...]:
+        """Return the features whose tokens count in the vocabulary of ``owner``, too: histories, where they do."""
+        if not self.label.history_items or owner.name != self.label.name:
+            return ()
+        return tuple(feature for feature in self.token_features if feature.name in self.histories)
 
     def vocabulary_name(self, feature: VocabularyOwner) -> str:
         """Return the name of the vocabulary, or of the hash buckets, that ``feature`` takes its ids from."""
@@ -352,11 +363,11 @@ class FeatureSpec:
                 }
                 for feature in self.features
             },
-            # Without `positive` and `rating`, where not used, specs from before there were any keep their hash.
+            # Without options that are not used, specs from before there were any keep their hash.
             "label": {
                 name: plain(value)
                 for name, value in dataclasses.asdict(self.label).items()
-                if name not in ("positive", "rating") or value is not None
+                if name not in _LATER_LABEL_OPTIONS or value not in (None, False)
             },
             "keys": list(self.keys),
             "weight": self.weight,
@@ -430,7 +441,9 @@ class FeatureSpec:
             }
             for feature in self.features
         }
-        label = {name: plain(value) for name, value in dataclasses.asdict(self.label).items() if value is not None}
+        label = {
+            name: plain(value) for name, value in dataclasses.asdict(self.label).items() if value not in (None, False)
+        }
         others = {name: getattr(self, name) for name in _OTHERS if getattr(self, name) is not None}
         items = {"items": self._items_dict(self.items._edited())} if self.items else {}
         return {"label": label, "keys": list(self.keys), **others, "features": features, **items}

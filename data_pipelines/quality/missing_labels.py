@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import DoubleType, FloatType, StringType
+from pyspark.sql.types import ArrayType, DoubleType, FloatType, StringType
 
-from mirrorspark.data_pipelines.features import kinds, quoted
+from mirrorspark.data_pipelines.features import candidate_lists, kinds, quoted, raw_columns
 from mirrorspark.data_pipelines.sources import MemorySource
 
 _LOGGER = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def without_null_labels(table: MemorySource, label: kinds.Label) -> MemorySource
 def without_null_labels(table: DataFrame | MemorySource, label: kinds.Label) -> DataFrame | MemorySource:
     """Return the rows that have a label; a warning says how many have none.
 
-    NaN is none, and of labels that name a class or a candidate an empty text.
+    NaN is none, of labels that name a class or a candidate an empty text, and of lists of candidates one without any.
     """
     if label.name not in table.columns:
         return table  # The check of all columns says it better.
@@ -49,6 +49,8 @@ def _is_there(column: pa.Array, label: kinds.Label) -> pa.BooleanArray:
     """Return whether each value is a label."""
     if pa.types.is_floating(column.type):
         return pc.is_valid(pc.if_else(pc.is_nan(column), None, column))
+    if raw_columns.is_list(column.type) and label.kind == "candidate":
+        return pa.array(candidate_lists.candidate_counts(column) > 0)
     if pa.types.is_string(column.type) and label.form in _OF_TEXTS:
         return pc.not_equal(column, "").fill_null(False)
     return pc.is_valid(column)
@@ -58,6 +60,10 @@ def _has_label(df: DataFrame, label: kinds.Label) -> Column:
     column, kind = quoted(label.name), df.schema[label.name].dataType
     if isinstance(kind, DoubleType | FloatType):
         return column.isNotNull() & ~F.isnan(column)
+    if isinstance(kind, ArrayType) and label.kind == "candidate":
+        is_text = isinstance(kind.elementType, StringType)
+        has_any = F.exists(column, lambda one: one.isNotNull() & (one != "" if is_text else F.lit(True)))
+        return F.coalesce(has_any, F.lit(False))
     if isinstance(kind, StringType) and label.form in _OF_TEXTS:
         return column.isNotNull() & (column != "")
     return column.isNotNull()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading.foreign import RowPlan, count_rows, load_rows
     from mirrorspark.data_pipelines.reading.lanes import MAX_LANES
     from mirrorspark.data_pipelines.reading.padding import PaddedBatch, padding_scale
-    from mirrorspark.data_pipelines.reading.queries import query_digests
+    from mirrorspark.data_pipelines.reading.queries import held_back_candidates, query_digests
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -25,6 +25,7 @@ __all__ = [
     "RowPlan",
     "batches",
     "count_rows",
+    "held_back_candidates",
     "load_batches",
     "load_dataset",
     "load_rows",

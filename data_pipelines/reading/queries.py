@@ -1,10 +1,10 @@
-"""The query of a row of a retrieval dataset: the model's inputs for ranking the candidates for that row."""
+"""The query of a row of a retrieval dataset, the model's inputs for ranking the candidates, and what it holds back."""
 
 import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.dataset import block_format
-from mirrorspark.data_pipelines.features import FeatureSpec, SparseRows, mixed
+from mirrorspark.data_pipelines.features import FeatureSpec, RaggedIds, SparseRows, mixed
 
 Digests = npt.NDArray[np.uint64]
 
@@ -26,6 +26,18 @@ def query_digests(block: block_format.Block, spec: FeatureSpec) -> Digests:
         # The sum does not depend on the order in which the row has them.
         digests += _mixed(_mixed(block.excluded).sum(axis=1, dtype=np.uint64))
     return digests
+
+
+def held_back_candidates(block: block_format.Block, spec: FeatureSpec) -> RaggedIds:
+    """Return the ids of the candidates that each row holds back: those of its list, or else one.
+
+    Args:
+        block: The rows, read with their keys, which come with the lists.
+        spec: The features.
+    """
+    if block.held_back is not None:
+        return block.held_back
+    return RaggedIds(np.asarray(block.features[spec.candidate.name]), np.ones(block.rows, np.int64))
 
 
 def _column_digests(column: np.ndarray | SparseRows) -> Digests:

@@ -15,6 +15,7 @@ def ranking_metrics(
     ks: Sequence[int] = RANKING_KS,
     *,
     queries: ArrayLike | None = None,
+    rows: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Return recall, NDCG, MRR, hit rate and MAP at each k: means over rows, or over queries that have several rows.
 
@@ -27,10 +28,11 @@ def ranking_metrics(
 
     Args:
         recommended_ids: ids, best first, ``[rows, k]``; fill short lists with an id that no item has, for example -1.
-        held_back: the item that each row's user took next, ``[rows]``.
+        held_back: the item that each row's user took next, ``[rows]``; or with ``rows`` all items that they took.
         ks: list lengths to report.
-        queries: the group of each row, such as its user, ``[rows]``; its rows' items are all relevant, and the list of
-            its first row is measured. By default each row is its own query.
+        queries: the group of each held-back item, such as its user; the items of a group are all relevant, and the list
+            of its first row is measured. By default each row is its own query.
+        rows: the row of each held-back item, from 0; by default row after row has one.
 
     Returns:
         ``recall_at_K``, ``ndcg_at_K``, ``mrr_at_K``, ``hit_rate_at_K`` and ``map_at_K`` for each K (MLflow refuses
@@ -39,7 +41,7 @@ def ranking_metrics(
     Raises:
         ValueError: no rows, shapes or types that do not match, or a k longer than the lists.
     """
-    values = ranking_values(recommended_ids, held_back, ks, queries=queries)
+    values = ranking_values(recommended_ids, held_back, ks, queries=queries, rows=rows)
     return {name: float(of.mean()) for name, of in values.items()}
 
 
@@ -49,15 +51,19 @@ def ranking_values(
     ks: Sequence[int] = RANKING_KS,
     *,
     queries: ArrayLike | None = None,
+    rows: ArrayLike | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Return the metrics of each query, whose means :func:`ranking_metrics` returns: ``[queries]`` by name.
 
-    The queries are in the order of their names (``np.unique``), without names in that of the rows.
+    The queries are in the order of their names (``np.unique``), without names in that of the rows that hold an item
+    back.
     """
     lists, wanted = np.asarray(recommended_ids), np.asarray(held_back)
-    if lists.ndim != 2 or wanted.shape != (len(lists),):
+    row = np.arange(len(lists)) if rows is None else np.asarray(rows)
+    if lists.ndim != 2 or wanted.shape != row.shape:
         raise ValueError(
-            f"recommended_ids has shape {lists.shape} and held_back {wanted.shape}; pass [rows, k] and [rows]"
+            f"recommended_ids has shape {lists.shape} and held_back {wanted.shape}; pass [rows, k] and [rows], or the "
+            f"row of each held-back item as rows"
         )
     if not wanted.size:
         raise ValueError("held_back has no rows; hold back at least one interaction")
@@ -66,14 +72,11 @@ def ranking_values(
     for k in ks:
         if not 1 <= k <= lists.shape[1]:
             raise ValueError(f"k {k} is not between 1 and the {lists.shape[1]} recommended ids per row")
-    query = np.arange(len(wanted))
-    if queries is not None:
-        names = np.asarray(queries)
-        if names.shape != wanted.shape:
-            raise ValueError(f"queries has shape {names.shape} and held_back {wanted.shape}; pass [rows] of both")
-        _, first, query = np.unique(names, return_index=True, return_inverse=True)
-        lists = lists[first]
-    return list_values(lists, query, wanted, ks)
+    names = row if queries is None else np.asarray(queries)
+    if names.shape != wanted.shape:
+        raise ValueError(f"queries has shape {names.shape} and held_back {wanted.shape}; pass [rows] of both")
+    _, first, query = np.unique(names, return_index=True, return_inverse=True)
+    return list_values(lists[row[first]], query, wanted, ks)
 
 
 def list_values(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -30,8 +31,9 @@ from mirrorspark.data_pipelines.features.labels import LabelError
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, column_plans
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.data_pipelines.quality import without_null_labels
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.sources import SparkSource
+from mirrorspark.data_pipelines.sources import MemorySource, SparkSource
 from mirrorspark.data_pipelines.tables import SourceError, find_tables, package_folder, query, register_tables
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
@@ -445,6 +447,63 @@ def test_a_retrieval_keeps_its_exclusions(spark: "SparkSession", tmp_path: Path)
             wanted = [ids.get(f"m{i}", 1) for i in range(number % 6)]
             assert excluded.tolist() == wanted + [0] * (len(excluded) - len(wanted))
             assert movie == ids[f"m{number % 4}"]
+
+
+def test_lists_of_candidates_are_a_training_row_each_and_one_row_of_validation_and_test(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    """#55: by Spark and in this process, with the candidates and the order of a table with a row for each of them."""
+    spec = FeatureSpec(
+        (Categorical("user"), Categorical("movie"), MultiValued("seen", max_length=3, vocabulary_of="movie")),
+        Label("movie", kind="candidate"),
+        ("number",),
+    )
+    made: list[dict[str, Any]] = [
+        {
+            "number": n,
+            "user": f"u{n % 5}",
+            "movie": [f"m{i}" for i in range(n % 4, n % 4 + 1 + n % 3)] + [None] * (n % 2),
+            "seen": [f"m{i}" for i in range(n % 6)],
+            "split": SPLITS[n // 3 % 3],
+        }
+        for n in range(63)
+    ]
+    given = pa.Table.from_pylist(made)
+    schema = "number long, user string, movie array<string>, seen array<string>, split string"
+    sources = {"spark": spark.createDataFrame(made, schema), "memory": MemorySource.of(given)}
+    found = {name: convert(source, spec, tmp_path / name, options=OPTIONS) for name, source in sources.items()}
+    assert len({dataset.manifest.content_hash for dataset in found.values()}) == 1
+    dataset = found["memory"]
+    assert dataset.spec == replace(spec, label=replace(spec.label, lists=True))
+    wanted = {split: [one for one in made if one["split"] == split] for split in SPLITS}
+    assert dataset.manifest.rows("train") == sum(1 + one["number"] % 3 for one in wanted["train"])
+    exploded = [one | {"movie": movie} for one in made for movie in one["movie"] if movie]
+    # A row per item has to have a key of its own outside the training rows.
+    first = [
+        one | {"number": one["number"] if one["split"] == "train" else place} for place, one in enumerate(exploded, 100)
+    ]
+    by_item = convert(MemorySource.of(pa.Table.from_pylist(first)), spec, tmp_path / "by item", options=OPTIONS)
+    for mine, other in zip(dataset.blocks("train", keys=True), by_item.blocks("train", keys=True), strict=True):
+        assert mine.held_back is not None
+        assert mine.held_back.values.tolist() == mine.features["movie"].tolist()  # type: ignore[union-attr]
+        for name in ("user", "movie", "seen"):
+            np.testing.assert_array_equal(mine.features[name], other.features[name])  # type: ignore[arg-type]
+    ids = {token: id_ for id_, token in enumerate(dataset.features.vocabularies["movie"].tokens.to_pylist(), 2)}
+    for block in dataset.blocks("test", keys=True):
+        assert block.held_back is not None
+        ends = block.held_back.row_lengths.cumsum()
+        for number, movies in zip(block.keys["number"], np.split(block.held_back.values, ends[:-1]), strict=True):
+            assert movies.tolist() == [ids.get(movie, 1) for movie in made[number]["movie"] if movie]
+    nothing = [one | ({"movie": [None]} if one["number"] == 4 else {}) for one in made]
+    empty = MemorySource.of(pa.Table.from_pylist(nothing))
+    with pytest.raises(DatasetError, match=r"label 'movie' has the value \[None\] in a row of validation or test"):
+        convert(empty, spec, tmp_path / "refused", options=OPTIONS)
+    for table in (empty, spark.createDataFrame(nothing, schema)):
+        kept = convert(without_null_labels(table, spec.label), spec, tmp_path / uuid4().hex, options=OPTIONS)
+        assert kept.manifest.rows("validation") == dataset.manifest.rows("validation") - 1
+    rated = replace(spec, label=replace(spec.label, rating="stars"))
+    with pytest.raises(LabelError, match=r"label 'movie' has lists of candidates .*, but the rating 'stars' is one of"):
+        convert(MemorySource.of(given.append_column("stars", pa.array([1.0] * 63))), rated, tmp_path / "rated")
 
 
 VOCABULARY_TOKENS = {"é": 5, "b": 3, "a": 3, "B": 3, "🛫": 3, "zz": 2, "y": 1, "x": 1}

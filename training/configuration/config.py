@@ -391,11 +391,17 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
 
     @property
     def spec(self) -> FeatureSpec:
-        """The feature specification."""
+        """The feature specification; candidates are those of histories, too, where the model learns these."""
         parts = {"features": self.features, "label": self.label, "keys": self.keys}
         items = {name: part for name, part in self.items.items() if name != "sql"}
         others = {"weight": self.weight, "exclude": self.exclude, "user": self.user, "items": items}
-        return FeatureSpec.from_dict(parts | others)
+        spec = FeatureSpec.from_dict(parts | others)
+        is_said = isinstance(self.label, Mapping) and "history_items" in self.label
+        if is_said or spec.label.kind != "candidate" or "name" not in self.model:
+            return spec
+        if not catalog.learns_histories(self.model["name"], self.model_options):
+            return spec
+        return dataclasses.replace(spec, label=dataclasses.replace(spec.label, history_items=True))
 
     @classmethod
     def from_recipe(cls, recipe: str, **settings: Any) -> "RunConfig":

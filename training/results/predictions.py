@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.dataset import block_format
-from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, RaggedIds, kinds
-from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.features import Encoder, FeatureSpec, FittedFeatures, RaggedIds, kinds
+from mirrorspark.data_pipelines.reading import Dataset, held_back_candidates
 from mirrorspark.models import classical
 from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.training.results.evaluation import best_candidates, evaluate_run
@@ -59,8 +59,8 @@ def reference_predictions(
     Binary and regression: ``score`` and ``label``, with ``quantiles`` where the model has them. Multi-class:
     ``scores`` of all classes, and ``label``. Multi-label:
     ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
-    ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index;
-    with ratings, ``rating`` and ``predicted_rating`` of the candidate held back.
+    ``scores`` and ``label`` (the token held back, or the list of them), ranked by NumPy, so that it shares nothing with
+    the exported index; with ratings, ``rating`` and ``predicted_rating`` of the candidate held back.
     ``on_progress`` gets the number of rows so far.
     """
     from mirrorspark.models.serving import input_tensors
@@ -113,11 +113,13 @@ def all_predictions(
 
 
 def _scored_labels(scores: np.ndarray, label: RaggedIds) -> dict[str, pa.Array]:
-    ends = np.concatenate([[0], np.cumsum(label.row_lengths)]).astype(np.int32)
-    return {
-        "scores": evaluate_run.list_column(scores),
-        "label": pa.ListArray.from_arrays(pa.array(ends), pa.array(label.values)),
-    }
+    return {"scores": evaluate_run.list_column(scores), "label": _lists(pa.array(label.values), label)}
+
+
+def _lists(values: pa.Array, ids: RaggedIds) -> pa.ListArray:
+    """Return values of ids as lists of the same lengths."""
+    ends = np.concatenate([[0], np.cumsum(ids.row_lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), values)
 
 
 Lists = Callable[[block_format.Block, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -193,5 +195,12 @@ def _in_words(
     return {
         CANDIDATES: pa.array(np.where(is_filler, UNFILLED, tokens[best]).tolist(), pa.list_(pa.string())),
         SCORES: pa.array(np.where(is_filler, np.finfo(np.float32).min, best_scores).tolist(), pa.list_(pa.float32())),
-        "label": pa.array(tokens[np.asarray(block.features[candidate.name])]),
+        "label": _held_back(tokens, dataset.spec, block),
     }
+
+
+def _held_back(tokens: np.ndarray, spec: FeatureSpec, block: block_format.Block) -> pa.Array:
+    """Return the token that each row holds back, or the list of them."""
+    ids = held_back_candidates(block, spec)
+    values = pa.array(tokens[ids.values], pa.string())
+    return _lists(values, ids) if spec.label.lists else values

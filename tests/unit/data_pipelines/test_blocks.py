@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.dataset.block_format import check_columns, decode_block, encode_blocks
+from mirrorspark.data_pipelines.features.candidate_lists import one_candidate_per_row
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
@@ -74,6 +75,29 @@ def test_exclusions_are_ids_of_the_candidate_and_the_label_is_a_feature(rating_f
     assert block.features["movie"].tolist() == [3, 0]
     assert block.label is None
     assert block.weight.tolist() == [1.0, 1.0]
+
+
+def test_a_list_of_candidates_is_stored_next_to_its_first_and_training_does_not_read_it(
+    rating_features: FittedFeatures,
+) -> None:
+    """#55."""
+    label = Label("movie", kind="candidate", lists=True)
+    fitted = dataclasses.replace(rating_features, spec=dataclasses.replace(rating_features.spec, label=label))
+    batch = pa.record_batch(
+        {
+            "row": [0, 1],
+            "movie": [["Brazil", None, "??"], ["", "Alien"]],
+            "user": [1, 2],
+            "seen": [["Casablanca"], ["Brazil"]],
+        }
+    )
+    staged = one_candidate_per_row(batch, fitted.spec, is_training=False)
+    (payload,), _ = encode_blocks(pa.Table.from_batches([staged]), Encoder(fitted), fitted.spec)
+    block = decode_block(payload, fitted.spec, keys=True)
+    assert block.features["movie"].tolist() == [3, 2]
+    assert block.held_back is not None
+    assert (block.held_back.values.tolist(), block.held_back.row_lengths.tolist()) == ([3, 1, 2], [2, 1])
+    assert decode_block(payload, fitted.spec).held_back is None
 
 
 def test_the_rating_of_a_candidate_is_stored_as_the_label(rating_features: FittedFeatures) -> None:

@@ -11,7 +11,14 @@ import pytest
 
 from mirrorspark.data_pipelines.features import fitting
 from mirrorspark.data_pipelines.features.fitting import TOKEN_COUNTS_SCHEMA, Measurement, Moments
-from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.kinds import (
+    Bucketed,
+    Categorical,
+    FeatureSpecError,
+    Label,
+    MultiValued,
+    Numeric,
+)
 from mirrorspark.data_pipelines.features.raw_columns import column_plans
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -67,6 +74,20 @@ SECOND = {
     "previous": [["JFK"], []],
     "tags": [["a", "", None], []],
 }
+
+
+def test_items_of_histories_count_as_candidates_where_the_label_says_so() -> None:
+    """#55: not those of other lists."""
+    for history_items, counts in ((False, {"LAX": 1}), (True, {"LAX": 2, "JFK": 2})):
+        label = Label("dest", "candidate", history_items=history_items)
+        spec = FeatureSpec(SPEC.features[1:], label, ("id",))
+        row = {"dest": ["LAX", ""], "previous": [["JFK", "LAX"], ["JFK"]], "tags": [["JFK"], None]}
+        batch = pa.RecordBatch.from_pydict(row)
+        measurement = Measurement(spec, column_plans(batch.schema, spec))
+        tokens = token_counts([*measurement.add(batch), *measurement.finish()])
+        assert {token: count for (name, token), count in tokens.items() if name == "dest"} == counts
+    with pytest.raises(FeatureSpecError, match="label 'late': history_items is True; give true or false, and true to"):
+        Label("late", history_items=True)
 
 
 def test_tokens_and_numbers_are_measured_over_all_batches() -> None:

@@ -282,6 +282,27 @@ def test_a_retrieval_model_is_watched_by_its_loss_or_its_lists() -> None:
     rated.require_features(FeatureSpec.from_dict(document | {"label": label | {"rating": "stars"}}))
 
 
+def test_candidates_are_those_of_histories_too_where_the_model_learns_these(new_config: NewConfig) -> None:
+    """#55: other models' datasets stay what they were, and the recipe can say otherwise."""
+    history = {"kind": "multi_valued", "max_length": 5, "vocabulary_of": "movie"}
+    label: dict[str, Any] = {"name": "movie", "kind": "candidate"}
+    recipe: dict[str, Any] = {"features": {"movie": {"kind": "categorical"}, "before": history}, "keys": "row"}
+    recipe |= {"baseline": "none", "monitor": "val_loss", "mode": "min"}
+
+    def spec(label: dict[str, Any], **settings: Any) -> FeatureSpec:
+        return new_config(**recipe, label=label, model={"name": "sasrec", **settings}).spec
+
+    plain = spec(label)
+    assert not plain.label.history_items
+    assert "history_items" not in plain.to_dict()["label"]
+    every = spec(label, every_position=True)
+    assert every == dataclasses.replace(plain, label=dataclasses.replace(plain.label, history_items=True))
+    assert every.hash != plain.hash
+    assert FeatureSpec.from_dict(every.to_dict()) == every
+    assert spec(label | {"history_items": False}, every_position=True) == plain
+    assert new_config(**recipe, label=label | {"history_items": True}, model={"name": "youtube_dnn"}).spec == every
+
+
 @pytest.mark.parametrize(
     ("model", "change", "message"),
     [

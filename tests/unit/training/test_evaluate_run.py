@@ -39,7 +39,7 @@ from mirrorspark.training.results.evaluation.fitted_baselines import (
     label_rates,
     train_fraction,
 )
-from mirrorspark.training.results.evaluation.segments import retrieval_rows
+from mirrorspark.training.results.evaluation.segments import held_back_items
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.results.report.report import better_baseline, verdict_sentences
 
@@ -380,7 +380,7 @@ def retrieval() -> Any:
     return HandmadeDataset(RETRIEVAL_SPEC, {"train": train, "test": test}, {"movie": movies})
 
 
-def lists(candidates: list[list[str]], label: list[str]) -> pa.Table:
+def lists(candidates: list[list[str]], label: Any) -> pa.Table:
     return pa.table({"candidates": pa.array(candidates, pa.list_(pa.string())), "label": label})
 
 
@@ -437,6 +437,37 @@ def test_rows_with_the_same_query_are_one_with_several_relevant_items(retrieval:
     }
 
 
+def test_a_row_with_a_list_is_measured_as_a_row_for_each_of_its_items(retrieval: Any) -> None:
+    """#55: lists, segments, intervals and baselines are the same; the users of the rows are, too."""
+    test = block(None, excluded=[[2, 0], [0, 0], [3, 0]], movie=[4, 1, 2], user=[2, 3, 4])
+    held_back = RaggedIds(np.array([4, 3, 1, 2, 3]), np.array([2, 1, 2]))
+    rows = [0, 0, 1, 2, 2]
+    columns = {"movie": held_back.values, "user": test.features["user"][rows]}  # type: ignore[call-overload]
+    exploded = block(None, excluded=test.excluded[rows].tolist(), **columns)  # type: ignore[index]
+    found = []
+    spark: Any = None
+    for part, labels, places in (
+        (dataclasses.replace(test, held_back=held_back), [["c", "b"], [""], ["a", "b"]], [0, 1, 2]),
+        (exploded, ["c", "b", "", "a", "b"], rows),
+    ):
+        dataset = dataclasses.replace(retrieval, splits=retrieval.splits | {"test": [part]})
+        shown = [[["b", "a"], ["a", "c"], ["c", "a"]][place] for place in places]
+        popular = {"popularity": recommended(Recommender("popularity"), Interactions(dataset), 2, 1, spark)}
+        found.append(compare_retrieval(dataset, {"test": lists(shown, labels)}, popular, k=2, curves=None))
+    of_lists, of_items = found
+    for mine, other in (
+        (of_lists.metrics["test"], of_items.metrics["test"]),
+        (of_lists.baseline["metrics"], of_items.baseline["metrics"]),
+    ):
+        # The catalogue's metrics are those of rows, of which there are fewer, and so are the light users.
+        names = [name for name in mine if name.startswith(("recall", "ndcg", "mrr", "hit_rate", "map"))]
+        assert {name: mine[name] for name in names} == {name: other[name] for name in names}
+    assert of_lists.baseline["intervals"] == of_items.baseline["intervals"]
+    # One of two, none of one, one of two.
+    assert of_lists.metrics["test"]["recall_at_2"] == pytest.approx((1 / 2 + 0 + 1 / 2) / 3)
+    assert of_lists.metrics["test"]["recall_at_1"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "light"),
     [
@@ -464,7 +495,7 @@ def test_a_light_user_is_known_by_little(retrieval: Any, changes: dict[str, Any]
         for part in retrieval.splits["test"]
     ]
     dataset: Any = dataclasses.replace(retrieval, spec=spec, splits=retrieval.splits | {"test": test})
-    rows = retrieval_rows(dataset, "test")
+    rows = held_back_items(dataset, "test")
     assert rows.is_light.tolist() == light
     assert (rows.users.tolist(), rows.is_new.tolist()) == ([2, 3, 4, 5], [False, False, True, False])
 
@@ -480,7 +511,7 @@ def test_without_a_user_rows_are_resampled_and_nobody_is_light(retrieval: Any, c
 
     splits = {name: [by_hour(part) for part in blocks] for name, blocks in retrieval.splits.items()}
     dataset: Any = dataclasses.replace(retrieval, spec=spec, splits=splits)
-    rows = retrieval_rows(dataset, "test")
+    rows = held_back_items(dataset, "test")
     assert rows.unit == "test rows"
     assert len(set(rows.users.tolist())) == 4
     table = lists([["a"] * 5] * 4, ["a", "b", "b", "b"])

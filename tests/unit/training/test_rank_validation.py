@@ -1,5 +1,6 @@
 """R2: recall and NDCG after an epoch are those of a full sort, whatever the ties, workers and rows of a query."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
 from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
@@ -114,6 +116,23 @@ def test_metrics_are_those_of_a_sort_of_all_scores(
     assert found == {f"val_recall_at_{k}": pytest.approx(recall), f"val_ndcg_at_{k}": pytest.approx(ndcg)}
 
 
+def test_a_row_with_a_list_is_ranked_once_for_all_of_its_items() -> None:
+    """#55: by hand, with a row of the same query in another block."""
+    users, movies = np.eye(2, 3, dtype=np.float32), np.array([[0, 0]] * 2 + [[4, 0], [3, 1], [2, 2], [1, 3]])
+    movies = np.pad(movies, ((0, 0), (0, 1))).astype(np.float32)
+    several = RaggedIds(np.array([2, 4, 1, 5]), np.array([3, 1]))
+    first = block(None, excluded=[[3], [0]], user=[0, 1], movie=[2, 5])
+    blocks = [
+        dataclasses.replace(first, held_back=several),
+        block(None, excluded=[[3]], user=[0], movie=[5]),
+    ]
+    # User 0 gets 2 and 4 without the excluded 3, two of four; user 1 gets 5, its only one, and 4.
+    gains = 1 + 1 / np.log2(3)
+    expected = {"val_recall_at_2": (2 / 4 + 1) / 2, "val_ndcg_at_2": pytest.approx((gains / gains + 1) / 2)}
+    for workers in (1, 2):
+        assert logs_of(blocks, users, movies, k=2, workers=workers) == expected
+
+
 @given(
     digests=st.lists(st.integers(0, 9), min_size=1, max_size=30),
     workers=st.integers(1, 5),
@@ -123,10 +142,10 @@ def test_every_query_is_ranked_by_one_rank_with_all_of_its_rows(
     digests: list[int], workers: int, most: int | None
 ) -> None:
     """A limit leaves out whole queries, the same whatever the number of workers."""
-    candidates = np.arange(2, len(digests) + 2)
+    candidates, once = np.arange(2, len(digests) + 2), np.ones(len(digests), np.int64)
     found: dict[int, list[int]] = {}
     for rank in range(workers):
-        share = share_of_queries(np.array(digests, np.uint64), candidates, rank, workers, most)
+        share = share_of_queries(np.array(digests, np.uint64), candidates, once, rank, workers, most)
         query, relevant = share.relevant_to(0, len(share.first_rows))
         for number, row in enumerate(share.first_rows):
             assert digests[row] not in found

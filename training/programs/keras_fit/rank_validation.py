@@ -12,7 +12,7 @@ import tf_keras
 from mirrorspark.callbacks.collectives import gather_over_ranks, local_replicas
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import SparseRows, kinds
-from mirrorspark.data_pipelines.reading import Dataset, query_digests
+from mirrorspark.data_pipelines.reading import Dataset, held_back_candidates, query_digests
 from mirrorspark.models.index import Best, ExactTopK, Queries
 from mirrorspark.models.retrieval import list_values
 from mirrorspark.models.serving import candidate_embeddings, input_tensors
@@ -25,9 +25,9 @@ class RankValidation(tf_keras.callbacks.Callback):
     """Adds ``val_recall_at_K`` and ``val_ndcg_at_K`` to the logs of every epoch.
 
     Every query of the validation split ranks all candidates but those that it excludes; equal scores are ranked by the
-    lower id, as the exact index does. Rows with the same query are one: the candidates of all of them are relevant. The
-    metrics are means over the queries, of which each rank takes an equal share. They depend on the weights alone, so a
-    resumed training has the same.
+    lower id, as the exact index does. Rows with the same query are one: all candidates that they hold back are
+    relevant. The metrics are means over the queries, of which each rank takes an equal share. They depend on the
+    weights alone, so a resumed training has the same.
 
     List it before the callbacks that read the logs of an epoch. It keeps at most 24 bytes for each row of its share;
     the first epoch takes some 60 for each row of the split. In addition, a block of rows, the scores of one search
@@ -98,14 +98,21 @@ class RankValidation(tf_keras.callbacks.Callback):
         return recall, ndcg, float(len(share.first_rows))
 
     def _read_share(self) -> "RankedQueries":
-        digests, candidates = [], []
+        digests, candidates, counts = [], [], []
         spec = self._dataset.spec
         for block in self._dataset.blocks(_SPLIT, keys=True):
             digests.append(query_digests(block, spec))
-            candidates.append(np.asarray(block.features[spec.candidate.name]))
+            held_back = held_back_candidates(block, spec)
+            candidates.append(held_back.values)
+            counts.append(held_back.row_lengths)
             self._activity.beat()
         return share_of_queries(
-            np.concatenate(digests), np.concatenate(candidates), self._rank, self._workers, self._most_queries
+            np.concatenate(digests),
+            np.concatenate(candidates),
+            np.concatenate(counts),
+            self._rank,
+            self._workers,
+            self._most_queries,
         )
 
     def _queries(self, block: block_format.Block, rows: npt.NDArray[np.int64]) -> Queries:
@@ -123,7 +130,7 @@ class RankedQueries:
     Attributes:
         first_rows: int64 ``[queries]``, the first row of each query.
         starts: int64 ``[queries + 1]``, where the relevant candidates of each query begin.
-        relevant: int64 ``[rows]``, the ids of the relevant candidates.
+        relevant: int64, the ids of the relevant candidates of all queries.
     """
 
     first_rows: npt.NDArray[np.int64]
@@ -139,6 +146,7 @@ class RankedQueries:
 def share_of_queries(
     digests: npt.NDArray[np.uint64],
     candidates: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
     rank: int,
     workers: int,
     most_queries: int | None = None,
@@ -147,7 +155,8 @@ def share_of_queries(
 
     Args:
         digests: uint64 ``[rows]``, equal for the rows of a query.
-        candidates: int64 ``[rows]``, the candidate that each row holds back.
+        candidates: int64, the candidates that the rows hold back, one row after the other.
+        counts: int64 ``[rows]``, the number of those of each row.
         rank: The rank.
         workers: Number of ranks.
         most_queries: Most queries of all ranks together: those with the lowest digests, which is a random sample.
@@ -157,12 +166,12 @@ def share_of_queries(
     mine = np.array_split(np.sort(first[:most_queries]), workers)[rank]
     place = np.full(len(first), -1)
     place[query[mine]] = np.arange(len(mine))
-    row_place = place[query]
-    rows = np.argsort(row_place, kind="stable")[np.count_nonzero(row_place < 0) :]
-    starts = np.searchsorted(row_place[rows], np.arange(len(mine) + 1))
+    places = np.repeat(place[query], counts)
+    kept = np.argsort(places, kind="stable")[np.count_nonzero(places < 0) :]
+    starts = np.searchsorted(places[kept], np.arange(len(mine) + 1))
     # All candidates without an id of their own count as one relevant candidate, which no list can have.
     wanted = np.where(candidates < kinds.FIRST_VOCABULARY_ID, kinds.OUT_OF_VOCABULARY_ID, candidates)
-    return RankedQueries(mine, starts, wanted[rows])
+    return RankedQueries(mine, starts, wanted[kept])
 
 
 def _ids(found: Best) -> npt.NDArray[np.int64]:

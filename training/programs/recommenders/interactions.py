@@ -35,7 +35,10 @@ class Interactions:
 
     @cached_property
     def counts(self) -> npt.NDArray[np.float32]:
-        """The number of training rows of each item, float32 ``[items]``."""
+        """The number of training rows of each item, those of histories included if they count: float32 ``[items]``."""
+        features = self.dataset.features
+        if features.spec.label.history_items:
+            return features.vocabulary(features.spec.candidate).counts.to_numpy().astype(np.float32)
         candidate = self.dataset.spec.candidate.name
         ids = np.concatenate([np.asarray(block.features[candidate]) for block in self.dataset.blocks("train")])
         known = ids[ids >= kinds.FIRST_VOCABULARY_ID] - kinds.FIRST_VOCABULARY_ID

@@ -8,7 +8,6 @@ import numpy.typing as npt
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import classical
 from mirrorspark.scoring.output import keep_best
 from mirrorspark.training.programs.recommenders.fitting import Scores, fit, scores_of
@@ -47,7 +46,7 @@ def recommended(
         split: The rows to recommend to.
     """
     if asked.name == "popularity":
-        return _most_popular(interactions.dataset, k, split)
+        return _most_popular(interactions, k, split)
     scores = scores_of(asked.name, asked.settings, fit(asked, interactions, seed, spark))
     lists = []
     for block in interactions.dataset.blocks(split, keys=True):
@@ -56,15 +55,15 @@ def recommended(
     return np.concatenate(lists)
 
 
-def _most_popular(dataset: Dataset, k: int, split: str) -> npt.NDArray[np.int64]:
-    candidate = dataset.spec.candidate.name
-    train = np.concatenate([block.features[candidate] for block in dataset.blocks("train")])
+def _most_popular(interactions: Interactions, k: int, split: str) -> npt.NDArray[np.int64]:
+    dataset, counts = interactions.dataset, interactions.counts.astype(np.int64)
+    train = np.repeat(np.arange(len(counts)) + kinds.FIRST_VOCABULARY_ID, counts)
     blocks = list(dataset.blocks(split, keys=True))
     seen = None
     if dataset.spec.exclude is not None:
         seen = [row[row > 0] for block in blocks for row in (block.excluded if block.excluded is not None else ())]
-    # Missing and out-of-vocabulary items must not be recommended, so they are never a hit.
-    ranked = popularity(train[train >= kinds.FIRST_VOCABULARY_ID], k=k, seen=seen)
+    # Missing and out-of-vocabulary items are not counted: they must not be recommended, so they are never a hit.
+    ranked = popularity(train, k=k, seen=seen)
     return np.broadcast_to(ranked, (sum(block.rows for block in blocks), k))
 
 

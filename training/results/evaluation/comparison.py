@@ -19,7 +19,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     ranking_intervals,
     weighed_columns,
 )
-from mirrorspark.training.results.evaluation.segments import retrieval_rows
+from mirrorspark.training.results.evaluation.segments import held_back_items
 
 _PLACE = "\0place"
 
@@ -116,7 +116,7 @@ def _in_classes_of(
 
 
 def _of_lists(model: Tested, theirs: pa.Table) -> dict[str, dict[str, float]]:
-    rows = retrieval_rows(model.dataset, "test")
+    items = held_back_items(model.dataset, "test")
     wanted = [held_back_tokens(table["label"]) for table in (model.predictions, theirs)]
     if not np.array_equal(wanted[0], wanted[1]):
         raise ValueError(f"the held-back candidates differ: the rows have {_REMEDY}")
@@ -124,9 +124,10 @@ def _of_lists(model: Tested, theirs: pa.Table) -> dict[str, dict[str, float]]:
     k = min(of.shape[1] for of in lists)
     ranks = tuple(sorted({rank for rank in RANKING_KS if rank < k} | {k}))
     values: list[Mapping[str, Any]] = [
-        ranking_values(of[:, :k], own, ranks, queries=rows.queries) for of, own in zip(lists, wanted, strict=True)
+        ranking_values(of[:, :k], own, ranks, queries=items.queries, rows=items.rows)
+        for of, own in zip(lists, wanted, strict=True)
     ]
-    users = rows.users[np.unique(rows.queries, return_index=True)[1]]
+    users = items.users[np.unique(items.queries, return_index=True)[1]]
     return ranking_intervals(values[0], values[1], users)
 
 

@@ -34,7 +34,7 @@ from mirrorspark.pages.figures import (
     roc_curve,
     score_histogram,
 )
-from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
+from mirrorspark.training.results.evaluation.segments import held_back_items, segment_metrics
 from mirrorspark.training.results.report import as_baseline, in_words
 
 # A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
@@ -214,7 +214,8 @@ def compare_retrieval(
 ) -> BaselineComparison:
     """Compare a retrieval model with baselines, from its ``candidates`` and the held-back ``label`` per split.
 
-    Rows with the same query are one query, for which the held-back candidates of all of them are relevant.
+    The label is one candidate or a list. Rows with the same query are one query, for which all held-back candidates are
+    relevant.
 
     Args:
         dataset: The dataset of the training.
@@ -227,37 +228,40 @@ def compare_retrieval(
     ranks = tuple(sorted({rank for rank in RANKING_KS if rank < k} | {k}))
     vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
     counts = vocabulary.counts.to_numpy()
-    rows = {split: retrieval_rows(dataset, split) for split in predictions}
+    items = {split: held_back_items(dataset, split) for split in predictions}
     lists = {
         split: (list_matrix(table["candidates"]), held_back_tokens(table["label"]))
         for split, table in predictions.items()
     }
-    values = {split: ranking_values(*lists[split], ranks, queries=rows[split].queries) for split in predictions}
+    values = {
+        split: ranking_values(*lists[split], ranks, queries=items[split].queries, rows=items[split].rows)
+        for split in predictions
+    }
     positions = {split: _positions(table["candidates"], vocabulary) for split, table in predictions.items()}
     metrics = {
         split: _means(values[split])
-        | segment_metrics(*lists[split], rows[split], ranks[-1], positions[split], counts)
+        | segment_metrics(*lists[split], items[split], ranks[-1], positions[split], counts)
         | catalogue_metrics(positions[split], counts)
         | _rating_metrics(table, split)
         for split, table in predictions.items()
     }
     compared = []
     shown = {"model": _recalls(metrics["test"], ranks)}
-    test_rows = rows["test"]
+    of_test = items["test"]
     # Users by query, in the order of the values.
-    users = test_rows.users[np.unique(test_rows.queries, return_index=True)[1]]
+    users = of_test.users[np.unique(of_test.queries, return_index=True)[1]]
     for name, listed in baselines.items():
         # Missing and out-of-vocabulary items are in no list, so they are never a hit.
-        baseline_values = ranking_values(listed, test_rows.candidates, ranks, queries=test_rows.queries)
+        baseline_values = ranking_values(listed, of_test.candidates, ranks, queries=of_test.queries, rows=of_test.rows)
         listed_positions = listed - kinds.FIRST_VOCABULARY_ID
         baseline_metrics = (
             _means(baseline_values)
-            | segment_metrics(listed, test_rows.candidates, test_rows, ranks[-1], listed_positions, counts)
+            | segment_metrics(listed, of_test.candidates, of_test, ranks[-1], listed_positions, counts)
             | catalogue_metrics(listed_positions, counts)
         )
         intervals = ranking_intervals(values["test"], baseline_values, users)
         compared.append(
-            {"name": name, "metrics": baseline_metrics, "intervals": intervals, "resampled": test_rows.unit}
+            {"name": name, "metrics": baseline_metrics, "intervals": intervals, "resampled": of_test.unit}
             | ({"seconds": seconds[name]} if name in seconds else {})
         )
         shown[in_words(name)] = _recalls(baseline_metrics, ranks)
@@ -428,7 +432,9 @@ def _positions(lists: pa.ChunkedArray, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def held_back_tokens(labels: pa.ChunkedArray) -> np.ndarray:
-    """Return the tokens held back, ``[rows]``."""
+    """Return the tokens held back, one row's after the other's: ``[items]``."""
+    if pa.types.is_list(labels.type):
+        labels = pa.chunked_array([labels.combine_chunks().flatten()])
     # An out-of-vocabulary item has no token; the empty places of a short list must not match it.
     return np.array([token or "\0" for token in labels.to_pylist()], dtype=object)
 

@@ -32,7 +32,7 @@ from mirrorspark.training.programs.recommenders import (
     tiles,
 )
 from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK, OTHERS_FOLDER, Choice
-from mirrorspark.training.results.evaluation.segments import retrieval_rows
+from mirrorspark.training.results.evaluation.segments import held_back_items
 from mirrorspark.training.results.report import in_words
 
 Lists = npt.NDArray[np.int64]
@@ -213,11 +213,12 @@ def challenge(
     metric = monitor.removeprefix("val_") if RANKING.fullmatch(monitor) else f"recall_at_{k}"
     names = metric, metric.replace("recall", "ndcg") if "recall" in metric else metric.replace("ndcg", "recall")
     depth = int(metric.rpartition("_")[2])
-    rows = retrieval_rows(dataset, "validation")
+    items = held_back_items(dataset, "validation")
 
     def judged(lists: Lists) -> Values:
-        queries, candidates = rows.queries[: len(lists)], rows.candidates[: len(lists)]
-        found = ranking_values(lists, candidates, (depth,), queries=queries)
+        of_lists = slice(np.searchsorted(items.rows, len(lists)))
+        queries, rows = items.queries[of_lists], items.rows[of_lists]
+        found = ranking_values(lists, items.candidates[of_lists], (depth,), queries=queries, rows=rows)
         first, second = (float(found[name].mean()) for name in names)
         return first, second
 

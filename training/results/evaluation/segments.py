@@ -1,4 +1,4 @@
-"""The rows of a retrieval split by query and user, and metrics of its segments: new items, light users."""
+"""The held-back items of a retrieval split by query and user, and metrics of segments: new items, light users."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
-from mirrorspark.data_pipelines.reading import Dataset, query_digests
+from mirrorspark.data_pipelines.reading import Dataset, held_back_candidates, query_digests
 from mirrorspark.evaluation import SEGMENTS, bootstrap
 from mirrorspark.models.retrieval import catalogue_metrics, ranking_metrics
 
@@ -18,20 +18,22 @@ LIGHT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class RetrievalRows:
-    """Facts of each row of a split, in the stored order.
+class HeldBackItems:
+    """Facts of each held-back item of a split, in the stored order of the rows, of which each has one or several.
 
     Attributes:
-        queries: uint64 ``[rows]``, equal for rows that ask for the same list.
-        users: int64 ``[rows]``: the ids of :attr:`data_pipelines.features.FittedFeatures.user`. A user that the
+        rows: int64 ``[items]``, the item's row.
+        queries: uint64 ``[items]``, equal for rows that ask for the same list.
+        users: int64 ``[items]``: the ids of :attr:`data_pipelines.features.FittedFeatures.user`. A user that the
             vocabulary lacks has a negative number of its own, as has every row of a dataset without users.
         unit: The objects that ``users`` number, in words.
-        candidates: int64 ``[rows]``: the ids of the held-back items.
-        is_new: bool ``[rows]``: the held-back item has no training row.
-        is_light: bool ``[rows]``: the user is among the quarter with the fewest known interactions; False in all rows
+        candidates: int64 ``[items]``: the item's id.
+        is_new: bool ``[items]``: the item has no training row.
+        is_light: bool ``[items]``: the user is among the quarter with the fewest known interactions; False in all rows
             of a dataset without users.
     """
 
+    rows: NDArray[np.int64]
     queries: NDArray[np.uint64]
     users: NDArray[np.int64]
     unit: str
@@ -40,8 +42,8 @@ class RetrievalRows:
     is_light: NDArray[np.bool_]
 
 
-def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
-    """Read the facts of the rows of ``split``.
+def held_back_items(dataset: Dataset, split: str) -> HeldBackItems:
+    """Read the facts of the held-back items of ``split``.
 
     A user's known interactions are those that the row excludes, else those of its longest history, else the user's
     training rows.
@@ -55,24 +57,27 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
         # Users that the vocabulary lacks are as their rows, for all we know.
         users = np.where(ids < kinds.FIRST_VOCABULARY_ID, users, ids)
     is_light = np.zeros(len(users), np.bool_) if name is None else _is_light(dataset, blocks, name, users)
-    candidates = np.concatenate([block.features[candidate.name] for block in blocks])
+    held_back = [held_back_candidates(block, spec) for block in blocks]
+    candidates = np.concatenate([of.values for of in held_back])
+    row = np.repeat(np.arange(len(users)), np.concatenate([of.row_lengths for of in held_back]))
     counts = np.concatenate(
         [np.zeros(kinds.FIRST_VOCABULARY_ID), dataset.features.vocabulary(candidate).counts.to_numpy()]
     )
-    return RetrievalRows(
-        np.concatenate([query_digests(block, spec) for block in blocks]),
-        users,
+    return HeldBackItems(
+        row,
+        np.concatenate([query_digests(block, spec) for block in blocks])[row],
+        users[row],
         bootstrap.TEST_ROWS if name is None else f"values of {name}",
         candidates,
         counts[candidates] == 0,
-        is_light,
+        is_light[row],
     )
 
 
 def segment_metrics(
     lists: NDArray[Any],
     held_back: NDArray[Any],
-    rows: RetrievalRows,
+    items: HeldBackItems,
     k: int,
     positions: NDArray[Any],
     counts: ArrayLike,
@@ -81,8 +86,8 @@ def segment_metrics(
 
     Args:
         lists: ids, best first, ``[rows, k]``.
-        held_back: the item of each row, ``[rows]``.
-        rows: their facts.
+        held_back: the held-back items, ``[items]``.
+        items: their facts.
         k: length of the lists.
         positions: positions of the candidates of the lists in ``counts``, ``[rows, k]``, negative for an empty place.
         counts: number of training interactions of each candidate, ``[candidates]``.
@@ -93,11 +98,13 @@ def segment_metrics(
         ``light_users``. A segment without rows, or of all of them, is left out.
     """
     result: dict[str, float] = {}
-    for segment, is_in in zip(SEGMENTS, (rows.is_new, rows.is_light), strict=True):
+    for segment, is_in in zip(SEGMENTS, (items.is_new, items.is_light), strict=True):
         if not is_in.any() or is_in.all():
             continue
-        found = ranking_metrics(lists[is_in], held_back[is_in], (k,), queries=rows.queries[is_in])
-        found |= catalogue_metrics(positions[is_in], counts) | {"rows": float(is_in.sum())}
+        queries, of_items = items.queries[is_in], items.rows[is_in]
+        found = ranking_metrics(lists, held_back[is_in], (k,), queries=queries, rows=of_items)
+        rows = np.unique(of_items)
+        found |= catalogue_metrics(positions[rows], counts) | {"rows": float(len(rows))}
         result |= {f"{segment}_{metric}": value for metric, value in found.items()}
     return result
 
