@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import ArrayType, DataType
 
 from mirrorspark.data_pipelines.dataset import SPLITS
 from mirrorspark.data_pipelines.features import quoted
@@ -22,15 +23,15 @@ LEAST_HELD_OUT = 4
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
 # Names that no table of users has.
-_TIME, _POSITION, _COUNT = "__time", "__position", "__count"
+_TIME, _POSITION, _COUNT, _PLACE = "__time", "__position", "__count", "__place"
 
 
 @dataclass(frozen=True)
 class InteractionColumns:
-    """The columns of a table of interactions, a row per user and item.
+    """The columns of a table of interactions, a row per user and item, or per user and list of items.
 
     Attributes:
-        time: Orders the interactions of a user; without one a hash does.
+        time: Orders the interactions of a user, before the places of items in a list; without either a hash does.
         rating: The number that a user gave the item, which passes through; None if nothing is learnt from it.
     """
 
@@ -46,12 +47,15 @@ class InteractionColumns:
 
 
 def interaction_rows(df: DataFrame, columns: InteractionColumns) -> DataFrame:
-    """Return a row per user and item, with what the user had met before.
+    """Return a row per user and item, with what the user had met before; see the end for lists of items.
 
     Of several interactions of a user with an item the first counts. Added are :data:`INTERACTION_KEY`, the last
     50 items before in :data:`HISTORY`, the split unless the table has one, and in rows of validation and test
     :data:`SEEN`, all items before, which are not to be recommended. The last interaction of each user with four or more
     is for the test, and the one before it for validation.
+
+    Where the items are lists in a table with splits, the rows have lists, too: all items of a user in validation or in
+    test are one row, with what the user had met before the first of them, and rows for training have one item.
     """
     first = _first_of_pairs(df, columns)
     user = Window.partitionBy(quoted(columns.user))
@@ -69,9 +73,21 @@ def interaction_rows(df: DataFrame, columns: InteractionColumns) -> DataFrame:
     counted = counted.withColumn(SPLIT_COLUMN, split)
     seen = F.when(quoted(SPLIT_COLUMN) == _TRAIN, F.slice(SEEN, 1, 0)).otherwise(quoted(SEEN))
     key = F.concat_ws("-", quoted(columns.user).cast("string"), F.col(_POSITION))
-    return counted.withColumns({SEEN: seen, INTERACTION_KEY: key}).select(
-        INTERACTION_KEY, *map(quoted, columns.kept), HISTORY, SEEN, SPLIT_COLUMN
-    )
+    rows = counted.withColumns({SEEN: seen, INTERACTION_KEY: key})
+    if has_lists(df, columns) and SPLIT_COLUMN in df.columns:
+        rows = _one_row_of_held_out_items(rows, columns)
+    return rows.select(INTERACTION_KEY, *map(quoted, columns.kept), HISTORY, SEEN, SPLIT_COLUMN)
+
+
+def has_lists(df: DataFrame, columns: InteractionColumns) -> bool:
+    """Return whether a row of a table of interactions has a list of items."""
+    return isinstance(df.schema[columns.item].dataType, ArrayType)
+
+
+def item_type(df: DataFrame, item: str) -> DataType:
+    """Return the type of an item in a table of interactions, or of those in its lists."""
+    found = df.schema[item].dataType
+    return found.elementType if isinstance(found, ArrayType) else found
 
 
 def user_histories(df: DataFrame, columns: InteractionColumns) -> DataFrame:
@@ -88,9 +104,35 @@ def _first_of_pairs(df: DataFrame, columns: InteractionColumns) -> DataFrame:
     user, item = quoted(columns.user), quoted(columns.item)
     time: Column = quoted(columns.time) if columns.time else F.xxhash64(user, item)
     kept = [*columns.kept, *([SPLIT_COLUMN] if SPLIT_COLUMN in df.columns else [])]
+    is_ordered = bool(columns.time)
+    if has_lists(df, columns):
+        others = [name for name in df.columns if name != columns.item]
+        df = df.select(*map(quoted, others), F.posexplode(item).alias(_PLACE, columns.item))
+        time, is_ordered = _order_of_lists(df, columns), True
     known = df.where(user.isNotNull() & item.isNotNull()).select(*map(quoted, kept), time.alias(_TIME))
-    pair = Window.partitionBy(user, item).orderBy(*([_TIME] if columns.time else []), *map(quoted, kept))
+    pair = Window.partitionBy(user, item).orderBy(*([_TIME] if is_ordered else []), *map(quoted, kept))
     return known.withColumn(_POSITION, F.row_number().over(pair)).where(F.col(_POSITION) == 1).drop(_POSITION)
+
+
+def _order_of_lists(df: DataFrame, columns: InteractionColumns) -> Column:
+    """Return the order of items that came in lists: by time, by split, and by their places."""
+    times = [quoted(columns.time)] if columns.time else []
+    number = {split: place for place, split in enumerate(SPLITS)}
+    splits = [F.create_map(*(F.lit(part) for pair in number.items() for part in pair))[quoted(SPLIT_COLUMN)]]
+    return F.struct(*times, *(splits if SPLIT_COLUMN in df.columns else []), F.col(_PLACE))
+
+
+def _one_row_of_held_out_items(rows: DataFrame, columns: InteractionColumns) -> DataFrame:
+    """Return rows with lists of items, in which those of a user in validation or test are one row."""
+    item, split = quoted(columns.item), quoted(SPLIT_COLUMN)
+    ordered = F.sort_array(F.collect_list(F.struct(F.col(_POSITION), item.alias("item"))))
+    first = {name: F.min_by(name, _POSITION).alias(name) for name in (INTERACTION_KEY, HISTORY, SEEN)}
+    held_out = (
+        rows.where(split != _TRAIN)
+        .groupBy(quoted(columns.user), split)
+        .agg(F.transform(ordered, lambda one: one["item"]).alias(columns.item), *first.values())
+    )
+    return rows.where(split == _TRAIN).withColumn(columns.item, F.array(item)).unionByName(held_out, True)
 
 
 def _last_are_held_out() -> Column:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import mirrorspark as ms
@@ -75,6 +76,42 @@ def test_interactions_become_rows_with_their_history_and_split(spark: "SparkSess
     assert {row.split for row in interaction_rows(given, COLUMNS).collect()} == {"train"}
 
 
+def test_lists_of_items_become_a_row_for_each_or_one_row_of_all_that_is_held_out(spark: "SparkSession") -> None:
+    """#55: a list has its order, the splits have theirs, and the first of two meetings counts."""
+    met = [
+        (1, [14, 10, 13], "test"),
+        (1, [10, 11, None, 10], "train"),
+        (1, [11, 12], "validation"),
+        (2, [10], "train"),
+        (2, None, "validation"),
+        (3, [], "train"),
+    ]
+    columns = InteractionColumns("userId", "film")
+    table = spark.createDataFrame(met, "userId int, film array<int>, split string")
+    rows = {row.interaction: row.asDict() for row in interaction_rows(table, columns).collect()}
+    found = {key: (row["film"], row["recent_items"], row["seen_items"], row["split"]) for key, row in rows.items()}
+    assert found == {
+        "1-1": ([10], [], [], "train"),
+        "1-2": ([11], [10], [], "train"),
+        "1-3": ([12], [10, 11], [10, 11], "validation"),
+        "1-4": ([14, 13], [10, 11, 12], [10, 11, 12], "test"),
+        "2-1": ([10], [], [], "train"),
+    }
+    users = {row.userId: row.seen_items for row in user_histories(table, columns).collect()}
+    assert users == {1: [10, 11, 12, 14, 13], 2: [10]}
+    # Without splits the last item of a user is the test, whatever list it was in.
+    timed = spark.createDataFrame([(1, [12, 13], 2), (1, [10, 11], 1)], "userId int, film array<int>, at int")
+    last = [(row.film, row.split) for row in interaction_rows(timed, COLUMNS).orderBy("film").collect()]
+    assert last == [(10, "train"), (11, "train"), (12, "validation"), (13, "test")]
+
+
+def lists_of_films() -> pd.DataFrame:
+    """Return a row per user and split, of the interactions of :func:`ratings`."""
+    split = pd.cut(ratings()["at"], [-1, 5, 7, 9], labels=["train", "validation", "test"]).astype(str)
+    of_split = ratings().drop_duplicates(["userId", "film"]).assign(split=split)
+    return of_split.groupby(["userId", "split"])["film"].agg(list).reset_index()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -103,14 +140,29 @@ def test_interactions_become_rows_with_their_history_and_split(spark: "SparkSess
             r"no column of \['who', 'at', 'stars'\]",
         ),
         ({"table": ratings().assign(date=1, ts=2)}, FeatureSpecError, r"the columns \['date', 'ts'\] could be the"),
+        (
+            {"table": lists_of_films().assign(rated_at=lambda table: table["film"])},
+            FeatureSpecError,
+            r"the columns \['rated_at'\] have a list of times",
+        ),
+        (
+            {"table": lists_of_films().assign(stars=1.0), "label": {"name": "film", "rating": "stars"}},
+            FeatureSpecError,
+            "label 'film' is a list of items, but the rating 'stars' is one of a row",
+        ),
+        (
+            {"table": lists_of_films(), "items": films().astype({"film": str})},
+            FeatureSpecError,
+            "'film' holds whole numbers in the table and texts in",
+        ),
     ],
 )
 def test_tables_that_do_not_belong_together_are_refused_in_a_line(
     spark: "SparkSession", changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    given = {"table": ratings(), "items": films(), "user": None, "exclude": ()} | changes
+    given = {"table": ratings(), "items": films(), "user": None, "exclude": (), "label": "film"} | changes
     with pytest.raises(error, match=message):
-        recommender_input(given.pop("table"), "film", given.pop("items"), time=None, spark=spark, **given)
+        recommender_input(time=None, spark=spark, **given)
 
 
 def test_columns_and_settings_are_inferred(spark: "SparkSession") -> None:
@@ -187,6 +239,34 @@ def test_one_call_makes_a_recommender_with_lists_for_every_user(spark: "SparkSes
     assert towers.trained.chosen is None
     # A film that nobody has met is in some list, by its features.
     assert {38, 39} & {film for candidates in towers.recommend(k=8)["candidates"] for film in candidates}
+
+
+@pytest.mark.full
+def test_a_recommender_of_lists_is_measured_by_all_that_a_user_chose(spark: "SparkSession", tmp_path: Path) -> None:
+    """#55."""
+    settings: dict[str, Any] = {"output": str(tmp_path), "workers": 1, "learning_rate": 0.02, "top_k": 10}
+    result = ms.fit(
+        *(lists_of_films(), "film"),
+        items=films(),
+        spark=spark,
+        epochs=2,
+        baseline=["popularity", "item_knn"],
+        monitor="val_recall@10",
+        **settings,
+    )
+    assert isinstance(result, ms.RecommenderResult)
+    counts = {split: result.dataset.manifest.rows(split) for split in ("train", "validation", "test")}
+    assert counts == {"train": 720, "validation": 120, "test": 120}
+    # Two are held back, so that the first place is half of the recall at most.
+    assert 0 < result.table["test"]["recall_at_1"] <= 0.5
+    predictions = pq.read_table(result.trained.run_folder / "predictions" / "test.parquet")
+    assert {len(films) for films in predictions["label"].to_pylist()} == {2}
+    lists = result.recommend(k=8)
+    met = ratings().groupby("userId")["film"].agg(set)
+    assert all(not met[row.userId] & set(row.candidates) for row in lists.itertuples())
+    fresh = pd.DataFrame({"userId": [900], "film": [[0, 2, 4]]})
+    (newcomer,) = result.recommend(fresh)["candidates"]
+    assert not {0, 2, 4} & set(newcomer)
 
 
 def own_towers() -> Callable[[Any], Any]:

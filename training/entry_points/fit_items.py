@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import DataType, DateType, IntegralType, StringType, TimestampNTZType, TimestampType
+from pyspark.sql.types import ArrayType, DataType, DateType, IntegralType, StringType, TimestampNTZType, TimestampType
 
 from mirrorspark.data_pipelines import any_table, content_hash, interactions, memory_tables, table_forms
 from mirrorspark.data_pipelines.features import (
@@ -37,7 +37,7 @@ class RecommenderInput:
 
     Attributes:
         given: The table of interactions, in Spark.
-        rows: A row per user and item with the history, and with its split.
+        rows: A row per user and item with the history, and with its split; see :func:`interactions.interaction_rows`.
         items: The table of items.
         source: JSON values that determine the rows.
         form: The table as it was given, without rows if it was in memory.
@@ -55,6 +55,8 @@ class RecommenderInput:
         """Return the inferred columns in words."""
         of, items = self.columns, self.spec.items
         order = f"in the order of '{of.time}'" if of.time else "in no order"
+        if interactions.has_lists(self.given, of):
+            order = f"{order} and of their lists" if of.time else "in the order of their lists"
         features = len(items.query_features) if items else 0
         words = f"{features} feature{'' if features == 1 else 's'}"
         return f"users '{of.user}', items '{of.item}' with {words}, {order}"
@@ -88,7 +90,7 @@ def recommender_input(
     """Infer the columns and the features of interactions and items.
 
     Args:
-        table: The interactions, a row per user and item.
+        table: The interactions, a row per user and item, or with lists of items.
         label: The column of the item, or its name and rating.
         items: The items, a row each; its key has the name of the label.
         user: The column of the user; by default the one that is named like it.
@@ -108,7 +110,7 @@ def recommender_input(
     columns = _columns(df, label, user, time)
     item = columns.item
     _require_key(item_table.columns, item, "items")
-    _require_same_type(df.schema[item].dataType, item_table.schema[item].dataType, item)
+    _require_same_type(interactions.item_type(df, item), item_table.schema[item].dataType, item)
     if unknown := [name for name in exclude if name not in item_table.columns]:
         raise kinds.FeatureSpecError(
             f"exclude names {unknown}, which items do not have; they have {item_table.columns}"
@@ -157,12 +159,23 @@ def _columns(df: DataFrame, label: Label, user: str | None, time: str | None) ->
     if len(users) != 1:
         found = f"the columns {users} could be" if users else f"no column of {others} is named like"
         raise kinds.FeatureSpecError(f"{found} the user of an interaction, such as user_id; give it: user=…")
+    has_lists = isinstance(df.schema[item].dataType, ArrayType)
+    if has_lists and rating:
+        raise kinds.FeatureSpecError(
+            f"label '{item}' is a list of items, but the rating '{rating}' is one of a row; leave the rating out, or "
+            f"give the table a row per user and item"
+        )
     times = [time] if time else [name for name in others if name not in users and _is_time(df, name)]
+    if lists := [name for name in times if isinstance(df.schema[name].dataType, ArrayType)]:
+        raise kinds.FeatureSpecError(
+            f"the columns {lists} have a list of times; a row has one: leave them out, as lists of items are in their "
+            f"order, or give the table a row per user and item"
+        )
     if len(times) > 1:
         raise kinds.FeatureSpecError(
             f"the columns {times} could be the time of an interaction, which orders those of a user; give it: time=…"
         )
-    if not times:
+    if not times and not has_lists:
         _LOGGER.warning(
             "no column has the time of an interaction: a hash orders those of a user; give time=… if one has"
         )
@@ -203,7 +216,8 @@ def _type_in_words(kind: DataType) -> str:
 def _met(df: DataFrame, item: str, in_memory: pa.Table | None) -> pa.Array:
     """Return the tokens of the items that users met, each once."""
     found = df.select(quoted(item)).distinct().toArrow() if in_memory is None else in_memory
-    return pc.unique(found[item].drop_null().cast(pa.string()))
+    tokens = pc.list_flatten(found[item]) if raw_columns.is_list(found[item].type) else found[item]
+    return pc.unique(tokens.drop_null().cast(pa.string()))
 
 
 def _require_overlap(met: pa.Array, keys: pa.StringArray) -> None:

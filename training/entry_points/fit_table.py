@@ -114,7 +114,8 @@ def fit(
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
             then its own.
         items: A table of the items that users chose, in any form of ``table``, for a recommender: ``table`` then has a
-            row per user and item, and ``label`` is the item's column in both (:mod:`training.entry_points.fit_items`).
+            row per user and item, or lists of items, and ``label`` is the item's column in both
+            (:mod:`training.entry_points.fit_items`).
         user: The column of the users, with ``items``; by default the one that is named like it, such as ``user_id``.
         accept_data_errors: Train even where validation finds errors in the data.
         null_labels: ``"refuse"`` rows without a label, or ``"drop"`` them and say how many.

@@ -124,7 +124,7 @@ class RecommenderResult(FitResult):
 
     def _shown(self, lists: DataFrame, k: int) -> DataFrame:
         """Return the first ``k`` places of each list that have an item, in the type that the items have."""
-        kind = self.given.schema[self.columns.item].dataType
+        kind = interactions.item_type(self.given, self.columns.item)
         filled = F.least(F.size(F.filter(CANDIDATES, lambda one: one != "")), F.lit(k))
         candidates = F.slice(CANDIDATES, F.lit(1), filled)
         if isinstance(kind, IntegralType):
