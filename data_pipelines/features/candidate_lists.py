@@ -55,7 +55,7 @@ def one_candidate_per_row(rows: pa.RecordBatch, spec: FeatureSpec, *, is_trainin
         return rows
     place = rows.schema.get_field_index(spec.label.name)
     lists = rows.column(place)
-    candidates, row = _candidates(lists)
+    candidates, row = candidates_of(lists)
     if is_training:
         rows, counts = rows.take(row), np.ones(len(row), np.int64)
     else:
@@ -74,10 +74,10 @@ def one_candidate_per_row(rows: pa.RecordBatch, spec: FeatureSpec, *, is_trainin
 
 def candidate_counts(lists: pa.Array) -> np.ndarray:
     """Return the number of candidates in each list that are not missing, int64 ``[rows]``."""
-    return np.bincount(_candidates(lists)[1].to_numpy(), minlength=len(lists)).astype(np.int64)
+    return np.bincount(candidates_of(lists)[1].to_numpy(), minlength=len(lists)).astype(np.int64)
 
 
-def _candidates(lists: pa.Array) -> tuple[pa.Array, pa.Array]:
+def candidates_of(lists: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Return the candidates of all lists that are not missing, and the row of each."""
     candidates, row = pc.list_flatten(lists), pc.list_parent_indices(lists)
     is_there = pc.is_valid(candidates)

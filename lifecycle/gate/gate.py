@@ -68,7 +68,7 @@ def validate(
         slices: SQL expressions; every value of one is a slice. A :class:`Slicing` has a name and chosen values.
         gates: Gates that the candidate must pass; thresholds alone stand for ``Gates(thresholds)``.
         label: SQL expression of the label: 0 or 1 (binary), a number (regression), the name of a class, a list of names
-            or of a 0 or 1 for each of them (multi-label), or the held-back item (retrieval).
+            or of a 0 or 1 for each of them (multi-label), or the held-back item or list of them (retrieval).
         keys: Columns whose values are drawn for the intervals: the key of a row, or a user with several rows.
         task: The models' task; by default that of a candidate that was trained here.
         output: The models' column of scores, if they have several and the task leaves it open.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mirrorspark.data_pipelines.features import candidate_lists, raw_columns
 from mirrorspark.evaluation import PRECISION_KS, bootstrap, rank_columns, rank_metrics
 from mirrorspark.lifecycle.gate.metric_sums import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
 from mirrorspark.models.retrieval import RANKING_KS, list_values
@@ -215,7 +216,7 @@ class MultiLabel:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Metrics of ranked lists, each with the item that was held back: see :mod:`models.retrieval.list_metrics`."""
+    """Metrics of ranked lists, each with its held-back item or items: see :mod:`models.retrieval.list_metrics`."""
 
     ks: tuple[int, ...] = RANKING_KS
 
@@ -226,10 +227,9 @@ class Retrieval:
         lists = np.full((len(output), longest), "", object)
         flat = pc.fill_null(pc.list_flatten(output).cast(pa.string()), "").to_numpy(zero_copy_only=False)
         lists[np.arange(longest) < lengths[:, None]] = flat
-        wanted = pc.cast(label, pa.string()).to_numpy(zero_copy_only=False)
-        if not len(wanted):
+        if not len(label):
             return ScoredRows(np.zeros((_FIRST + len(self._names), 0)))
-        found = list_values(lists.astype(str), np.arange(len(wanted)), wanted.astype(str), self.ks)
+        found = list_values(lists.astype(str), *_held_back(label), self.ks)
         valid = output.is_valid().to_numpy(zero_copy_only=False)
         return ScoredRows(_additive([found[name] for name in self._names], valid, weight))
 
@@ -337,6 +337,20 @@ def _class_numbers(label: pa.Array, classes: Sequence[str]) -> NDArray[np.int64]
         unknown = label.filter(pc.is_null(numbers))[0].as_py()
         raise ValueError(f"a label is {unknown!r}; the model knows {list(classes)[:10]}")
     return numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _held_back(label: pa.Array) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return the row and the token of each held-back item; a label is an item, or a list of items."""
+    row, items = np.arange(len(label)), label
+    if raw_columns.is_list(label.type):
+        counts = candidate_lists.candidate_counts(label)
+        if not counts.all():
+            raise ValueError(
+                f"a label is {label[int(counts.argmin())].as_py()!r}; a row of a retrieval holds back one item or more"
+            )
+        items, rows = candidate_lists.candidates_of(label)
+        row = rows.to_numpy().astype(np.int64)
+    return row, pc.cast(items, pa.string()).to_numpy(zero_copy_only=False).astype(str)
 
 
 def _label_matrix(label: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:

@@ -211,6 +211,16 @@ def test_retrieval_metrics_are_those_of_ranked_lists() -> None:
     for name in ("recall_at_5", "ndcg_at_10", "mrr_at_10"):
         assert one.candidate[name].value == pytest.approx(expected[name]), name
 
+    several = RANDOM.choice(items, 300)  # #55: a row with all of its items
+    row = np.concatenate([np.arange(200), np.arange(100)])
+    of_rows = pa.array([several[row == number].tolist() for number in range(200)])
+    one = facts(Retrieval((1, 5, 10)), batch(of_rows, column))[None]
+    expected = ranking_metrics(lists, several, (1, 5, 10), rows=row)
+    for name in ("recall_at_5", "ndcg_at_10", "mrr_at_10"):
+        assert one.candidate[name].value == pytest.approx(expected[name]), name
+    with pytest.raises(ValueError, match=r"a label is \[''\]; a row of a retrieval holds back one item or more"):
+        Retrieval((1,)).rows(pa.array([["i1"], [""]]), pa.array([["i1"], ["i1"]]), np.ones(2))
+
 
 @given(
     st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=60),
