@@ -45,8 +45,8 @@ def one_candidate_per_row(rows: pa.RecordBatch, spec: FeatureSpec, *, is_trainin
     """Return rows with one candidate in the label's column, and the list of those held back in :data:`HELD_BACK`.
 
     A training row becomes a row per candidate of its list, of which it holds back that one. Of other rows, the column
-    has the first candidate. Missing candidates (null, an empty text) are left out. Rows of a label without lists are
-    returned as they are.
+    has the first candidate, and a candidate that a list repeats counts once. Missing candidates (null, an empty text)
+    are left out. Rows of a label without lists are returned as they are.
 
     Raises:
         LabelError: A row that is not for training has no candidate.
@@ -59,7 +59,9 @@ def one_candidate_per_row(rows: pa.RecordBatch, spec: FeatureSpec, *, is_trainin
     if is_training:
         rows, counts = rows.take(row), np.ones(len(row), np.int64)
     else:
-        counts = candidate_counts(lists)
+        kept = _firsts(candidates, row.to_numpy())
+        candidates, row = candidates.take(kept), row.take(kept)
+        counts = np.bincount(row.to_numpy(), minlength=len(lists))
         if not counts.all():
             raise LabelError(
                 f"label '{spec.label.name}' has the value {lists[int(counts.argmin())].as_py()!r} in a row of "
@@ -78,9 +80,16 @@ def candidate_counts(lists: pa.Array) -> np.ndarray:
 
 
 def candidates_of(lists: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return the candidates of all lists that are not missing, and the row of each."""
+    """Return the candidates of all lists that are not missing, and the list of each, from 0."""
     candidates, row = pc.list_flatten(lists), pc.list_parent_indices(lists)
     is_there = pc.is_valid(candidates)
     if pa.types.is_string(candidates.type):
         is_there = pc.not_equal(candidates, "").fill_null(False)
     return candidates.filter(is_there), row.filter(is_there)
+
+
+def _firsts(candidates: pa.Array, row: np.ndarray) -> pa.Array:
+    """Return the places of candidates that their list does not have before, in order."""
+    tokens = candidates.dictionary_encode()
+    pairs = row * max(len(tokens.dictionary), 1) + tokens.indices.to_numpy()
+    return pa.array(np.sort(np.unique(pairs, return_index=True)[1]))

@@ -202,5 +202,5 @@ def _in_words(
 def _held_back(tokens: np.ndarray, spec: FeatureSpec, block: block_format.Block) -> pa.Array:
     """Return the token that each row holds back, or the list of them."""
     ids = held_back_candidates(block, spec)
-    values = pa.array(tokens[ids.values], pa.string())
+    values = pa.array(tokens[np.maximum(ids.values, kinds.OUT_OF_VOCABULARY_ID)], pa.string())
     return _lists(values, ids) if spec.label.lists else values

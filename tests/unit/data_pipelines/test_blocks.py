@@ -30,6 +30,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.batching import LABEL, BatchColumns
+from mirrorspark.data_pipelines.reading.queries import held_back_candidates
 
 Tables = Callable[[int, int], pa.Table]
 
@@ -86,7 +87,7 @@ def test_a_list_of_candidates_is_stored_next_to_its_first_and_training_does_not_
     batch = pa.record_batch(
         {
             "row": [0, 1],
-            "movie": [["Brazil", None, "??"], ["", "Alien"]],
+            "movie": [["Brazil", None, "??", "Brazil", "!!"], ["", "Alien"]],
             "user": [1, 2],
             "seen": [["Casablanca"], ["Brazil"]],
         }
@@ -96,8 +97,10 @@ def test_a_list_of_candidates_is_stored_next_to_its_first_and_training_does_not_
     block = decode_block(payload, fitted.spec, keys=True)
     assert block.features["movie"].tolist() == [3, 2]
     assert block.held_back is not None
-    assert (block.held_back.values.tolist(), block.held_back.row_lengths.tolist()) == ([3, 1, 2], [2, 1])
+    assert (block.held_back.values.tolist(), block.held_back.row_lengths.tolist()) == ([3, 1, 1, 2], [3, 1])
     assert decode_block(payload, fitted.spec).held_back is None
+    # Each unknown one counts.
+    assert held_back_candidates(block, fitted.spec).values.tolist() == [3, -3, -4, 2]
 
 
 def test_the_rating_of_a_candidate_is_stored_as_the_label(rating_features: FittedFeatures) -> None:

@@ -1,5 +1,6 @@
 """Rows that ask for the same list have the same digest, and others another one."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,17 @@ def test_a_query_is_all_that_a_model_reads_and_excludes_but_not_what_is_held_bac
         rows([[4, 5]], words=SparseRows(np.array([1, 4]), np.float32([2, 1]), np.array([2]))),
         rows([[4, 5]], face=np.float32([[1, 0]])),
     ]
-    digests = [query_digests(block, SPEC).tolist() for block in (*same, *others)]
+    digests = [query_digests(block, SPEC, 0).tolist() for block in (*same, *others)]
     assert digests[0] == [*digests[1], *digests[1]]
     assert len({digest for found in digests for digest in found}) == 1 + len(others)
+
+
+def test_a_row_that_holds_back_a_list_is_a_query_of_its_own() -> None:
+    """#55: as a user among users of the same, or no, history."""
+    spec = dataclasses.replace(SPEC, label=Label("movie", "candidate", lists=True))
+    blocks = (rows([[4, 5]] * 3), rows([[4, 5]] * 2))
+    digests = [query_digests(block, spec, first).tolist() for block, first in zip(blocks, (0, 3), strict=True)]
+    assert len({digest for found in digests for digest in found}) == 5
 
 
 def test_sparse_rows_keep_their_entries() -> None:

@@ -283,7 +283,7 @@ def test_a_retrieval_model_is_watched_by_its_loss_or_its_lists() -> None:
 
 
 def test_candidates_are_those_of_histories_too_where_the_model_learns_these(new_config: NewConfig) -> None:
-    """#55: other models' datasets stay what they were, and the recipe can say otherwise."""
+    """#55: other models keep their datasets, and a recipe can set the option to false."""
     history = {"kind": "multi_valued", "max_length": 5, "vocabulary_of": "movie"}
     label: dict[str, Any] = {"name": "movie", "kind": "candidate"}
     recipe: dict[str, Any] = {"features": {"movie": {"kind": "categorical"}, "before": history}, "keys": "row"}

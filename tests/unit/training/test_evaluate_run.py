@@ -450,7 +450,9 @@ def test_a_row_with_a_list_is_measured_as_a_row_for_each_of_its_items(retrieval:
         (dataclasses.replace(test, held_back=held_back), [["c", "b"], [""], ["a", "b"]], [0, 1, 2]),
         (exploded, ["c", "b", "", "a", "b"], rows),
     ):
-        dataset = dataclasses.replace(retrieval, splits=retrieval.splits | {"test": [part]})
+        label = dataclasses.replace(RETRIEVAL_SPEC.label, lists=part.held_back is not None)
+        spec = dataclasses.replace(RETRIEVAL_SPEC, label=label)
+        dataset = dataclasses.replace(retrieval, spec=spec, splits=retrieval.splits | {"test": [part]})
         shown = [[["b", "a"], ["a", "c"], ["c", "a"]][place] for place in places]
         popular = {"popularity": recommended(Recommender("popularity"), Interactions(dataset), 2, 1, spark)}
         found.append(compare_retrieval(dataset, {"test": lists(shown, labels)}, popular, k=2, curves=None))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
 from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
@@ -37,10 +38,16 @@ class Table:
 
 
 def logs_of(
-    blocks: list[Block], users: np.ndarray, movies: np.ndarray, k: int, workers: int = 1, most: int | None = None
+    blocks: list[Block],
+    users: np.ndarray,
+    movies: np.ndarray,
+    k: int,
+    workers: int = 1,
+    most: int | None = None,
+    spec: FeatureSpec = RETRIEVAL_SPEC,
 ) -> dict[str, float]:
     """Return the logs of ``workers`` workers, whose sums meet in a list."""
-    dataset: Any = HandmadeDataset(RETRIEVAL_SPEC, {"validation": blocks})
+    dataset: Any = HandmadeDataset(spec, {"validation": blocks})
     sent: list[np.ndarray] = []
 
     def gather(strategy: object, rows: np.ndarray) -> np.ndarray:
@@ -117,20 +124,20 @@ def test_metrics_are_those_of_a_sort_of_all_scores(
 
 
 def test_a_row_with_a_list_is_ranked_once_for_all_of_its_items() -> None:
-    """#55: by hand, with a row of the same query in another block."""
+    """#55: by hand, with a row of the same features in another block."""
     users, movies = np.eye(2, 3, dtype=np.float32), np.array([[0, 0]] * 2 + [[4, 0], [3, 1], [2, 2], [1, 3]])
     movies = np.pad(movies, ((0, 0), (0, 1))).astype(np.float32)
-    several = RaggedIds(np.array([2, 4, 1, 5]), np.array([3, 1]))
     first = block(None, excluded=[[3], [0]], user=[0, 1], movie=[2, 5])
+    second = block(None, excluded=[[3]], user=[0], movie=[5])
     blocks = [
-        dataclasses.replace(first, held_back=several),
-        block(None, excluded=[[3]], user=[0], movie=[5]),
+        dataclasses.replace(first, held_back=RaggedIds(np.array([2, 4, 1, 1, 5]), np.array([4, 1]))),
+        dataclasses.replace(second, held_back=RaggedIds(np.array([5, 5]), np.array([2]))),
     ]
-    # User 0 gets 2 and 4 without the excluded 3, two of four; user 1 gets 5, its only one, and 4.
-    gains = 1 + 1 / np.log2(3)
-    expected = {"val_recall_at_2": (2 / 4 + 1) / 2, "val_ndcg_at_2": pytest.approx((gains / gains + 1) / 2)}
+    spec = dataclasses.replace(RETRIEVAL_SPEC, label=dataclasses.replace(RETRIEVAL_SPEC.label, lists=True))
+    # User 0 gets 2 and 4 without the excluded 3: two of four, which fill the list, and none of one. User 1 gets 5.
+    expected = {"val_recall_at_2": pytest.approx((2 / 4 + 1 + 0) / 3), "val_ndcg_at_2": pytest.approx((1 + 1 + 0) / 3)}
     for workers in (1, 2):
-        assert logs_of(blocks, users, movies, k=2, workers=workers) == expected
+        assert logs_of(blocks, users, movies, k=2, workers=workers, spec=spec) == expected
 
 
 @given(

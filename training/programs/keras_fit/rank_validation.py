@@ -11,7 +11,7 @@ import tf_keras
 
 from mirrorspark.callbacks.collectives import gather_over_ranks, local_replicas
 from mirrorspark.data_pipelines.dataset import block_format
-from mirrorspark.data_pipelines.features import SparseRows, kinds
+from mirrorspark.data_pipelines.features import SparseRows
 from mirrorspark.data_pipelines.reading import Dataset, held_back_candidates, query_digests
 from mirrorspark.models.index import Best, ExactTopK, Queries
 from mirrorspark.models.retrieval import list_values
@@ -26,8 +26,8 @@ class RankValidation(tf_keras.callbacks.Callback):
 
     Every query of the validation split ranks all candidates but those that it excludes; equal scores are ranked by the
     lower id, as the exact index does. Rows with the same query are one: all candidates that they hold back are
-    relevant. The metrics are means over the queries, of which each rank takes an equal share. They depend on the
-    weights alone, so a resumed training has the same.
+    relevant. A row whose label is a list is a query of its own. The metrics are means over the queries, of which each
+    rank takes an equal share. They depend on the weights alone, so a resumed training has the same.
 
     List it before the callbacks that read the logs of an epoch. It keeps at most 24 bytes for each row of its share;
     the first epoch takes some 60 for each row of the split. In addition, a block of rows, the scores of one search
@@ -99,9 +99,10 @@ class RankValidation(tf_keras.callbacks.Callback):
 
     def _read_share(self) -> "RankedQueries":
         digests, candidates, counts = [], [], []
-        spec = self._dataset.spec
+        spec, rows = self._dataset.spec, 0
         for block in self._dataset.blocks(_SPLIT, keys=True):
-            digests.append(query_digests(block, spec))
+            digests.append(query_digests(block, spec, rows))
+            rows += block.rows
             held_back = held_back_candidates(block, spec)
             candidates.append(held_back.values)
             counts.append(held_back.row_lengths)
@@ -169,9 +170,7 @@ def share_of_queries(
     places = np.repeat(place[query], counts)
     kept = np.argsort(places, kind="stable")[np.count_nonzero(places < 0) :]
     starts = np.searchsorted(places[kept], np.arange(len(mine) + 1))
-    # All candidates without an id of their own count as one relevant candidate, which no list can have.
-    wanted = np.where(candidates < kinds.FIRST_VOCABULARY_ID, kinds.OUT_OF_VOCABULARY_ID, candidates)
-    return RankedQueries(mine, starts, wanted[kept])
+    return RankedQueries(mine, starts, candidates[kept])
 
 
 def _ids(found: Best) -> npt.NDArray[np.int64]:

@@ -214,8 +214,7 @@ def compare_retrieval(
 ) -> BaselineComparison:
     """Compare a retrieval model with baselines, from its ``candidates`` and the held-back ``label`` per split.
 
-    The label is one candidate or a list. Rows with the same query are one query, for which all held-back candidates are
-    relevant.
+    A label is the list of a query's relevant candidates, or one of them: rows with the same query are one query.
 
     Args:
         dataset: The dataset of the training.
@@ -433,10 +432,11 @@ def _positions(lists: pa.ChunkedArray, vocabulary: Vocabulary) -> np.ndarray:
 
 def held_back_tokens(labels: pa.ChunkedArray) -> np.ndarray:
     """Return the tokens held back, one row's after the other's: ``[items]``."""
-    if pa.types.is_list(labels.type):
-        labels = pa.chunked_array([labels.combine_chunks().flatten()])
-    # An out-of-vocabulary item has no token; the empty places of a short list must not match it.
-    return np.array([token or "\0" for token in labels.to_pylist()], dtype=object)
+    # An out-of-vocabulary item has no token; the empty places of a short list must not match it. In lists each counts.
+    if not pa.types.is_list(labels.type):
+        return np.array([token or "\0" for token in labels.to_pylist()], dtype=object)
+    tokens = labels.combine_chunks().flatten().to_pylist()
+    return np.array([token or f"\0{place}" for place, token in enumerate(tokens)], dtype=object)
 
 
 def _recalls(metrics: Mapping[str, float], ranks: Sequence[int]) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class HeldBackItems:
         users: int64 ``[items]``: the ids of :attr:`data_pipelines.features.FittedFeatures.user`. A user that the
             vocabulary lacks has a negative number of its own, as has every row of a dataset without users.
         unit: The objects that ``users`` number, in words.
-        candidates: int64 ``[items]``: the item's id.
+        candidates: int64 ``[items]``: the item's id (:func:`data_pipelines.reading.held_back_candidates`).
         is_new: bool ``[items]``: the item has no training row.
         is_light: bool ``[items]``: the user is among the quarter with the fewest known interactions; False in all rows
             of a dataset without users.
@@ -50,6 +51,7 @@ def held_back_items(dataset: Dataset, split: str) -> HeldBackItems:
     """
     spec, candidate = dataset.spec, dataset.spec.candidate
     blocks = list(dataset.blocks(split, keys=True))
+    first_rows = accumulate((block.rows for block in blocks), initial=0)
     name = dataset.features.user
     users = -1 - np.arange(sum(block.rows for block in blocks))
     if name is not None:
@@ -65,11 +67,11 @@ def held_back_items(dataset: Dataset, split: str) -> HeldBackItems:
     )
     return HeldBackItems(
         row,
-        np.concatenate([query_digests(block, spec) for block in blocks])[row],
+        np.concatenate([query_digests(*part) for part in zip(blocks, repeat(spec), first_rows)])[row],
         users[row],
         bootstrap.TEST_ROWS if name is None else f"values of {name}",
         candidates,
-        counts[candidates] == 0,
+        counts[np.maximum(candidates, kinds.OUT_OF_VOCABULARY_ID)] == 0,
         is_light[row],
     )
 
