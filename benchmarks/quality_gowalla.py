@@ -93,8 +93,8 @@ def recall_and_ndcg(lists: np.ndarray, users: np.ndarray, held: np.ndarray) -> d
         users: Their users in rising order, all of those in ``held``.
         held: The pairs to find, int64 ``[2, pairs]``.
     """
-    of_pair = lists[np.searchsorted(users, held[0])]
-    found = ranking_metrics(of_pair, held[1] + FIRST_VOCABULARY_ID, (K,), queries=held[0])
+    row = np.searchsorted(users, held[0])
+    found = ranking_metrics(lists, held[1] + FIRST_VOCABULARY_ID, (K,), rows=row)
     return {name: found[f"{name}_at_{K}"] for name in ("recall", "ndcg")}
 
 

@@ -206,13 +206,11 @@ class StageTask:
                 rows = batch.drop_columns([self.split_column])
                 for split in splits.unique().to_pylist():
                     is_training = split == TRAIN_SPLIT
-                    mine = rows.filter(pc.equal(splits, split))
-                    mine = candidate_lists.one_candidate_per_row(mine, self.spec, is_training=is_training)
-                    if not mine.num_rows:  # Lists without a candidate leave no training row.
-                        continue
-                    files.add(split, mine)
-                    if is_training:
-                        files.add_all(_TOKENS_FILE, measurement.add(mine))
+                    of_split = rows.filter(pc.equal(splits, split))
+                    for mine in candidate_lists.one_candidate_per_row(of_split, self.spec, is_training=is_training):
+                        files.add(split, mine)
+                        if is_training:
+                            files.add_all(_TOKENS_FILE, measurement.add(mine))
             files.add_all(_TOKENS_FILE, measurement.finish())
         return _StagedPart(
             partition,

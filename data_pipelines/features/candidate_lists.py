@@ -1,5 +1,6 @@
 """Labels that are lists of candidates: a training row per candidate, and one row with all that it holds back."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ import pyarrow.compute as pc
 from mirrorspark.data_pipelines.features.labels import LabelError
 from mirrorspark.data_pipelines.features.raw_columns import is_list
 from mirrorspark.data_pipelines.features.spec import HELD_BACK, FeatureSpec
+
+_ROWS_AT_ONCE = 10_000
 
 
 def with_lists(spec: FeatureSpec, label_type: pa.DataType) -> FeatureSpec:
@@ -41,35 +44,44 @@ def staged_schema(schema: pa.Schema, spec: FeatureSpec) -> pa.Schema:
     return schema.set(place, schema.field(place).with_type(schema.field(place).type.value_type))
 
 
-def one_candidate_per_row(rows: pa.RecordBatch, spec: FeatureSpec, *, is_training: bool) -> pa.RecordBatch:
-    """Return rows with one candidate in the label's column, and the list of those held back in :data:`HELD_BACK`.
+def one_candidate_per_row(rows: pa.RecordBatch, spec: FeatureSpec, *, is_training: bool) -> Iterator[pa.RecordBatch]:
+    """Yield rows with one candidate in the label's column, and the list of those held back in :data:`HELD_BACK`.
 
     A training row becomes a row per candidate of its list, of which it holds back that one. Of other rows, the column
     has the first candidate, and a candidate that a list repeats counts once. Missing candidates (null, an empty text)
-    are left out. Rows of a label without lists are returned as they are.
+    are left out. Rows of a label without lists are yielded as they are.
 
     Raises:
         LabelError: A row that is not for training has no candidate.
     """
     if not spec.label.lists:
-        return rows
-    place = rows.schema.get_field_index(spec.label.name)
-    lists = rows.column(place)
+        yield rows
+        return
+    lists = rows.column(spec.label.name)
     candidates, row = candidates_of(lists)
     if is_training:
-        rows, counts = rows.take(row), np.ones(len(row), np.int64)
-    else:
-        kept = _firsts(candidates, row.to_numpy())
-        candidates, row = candidates.take(kept), row.take(kept)
-        counts = np.bincount(row.to_numpy(), minlength=len(lists))
-        if not counts.all():
-            raise LabelError(
-                f"label '{spec.label.name}' has the value {lists[int(counts.argmin())].as_py()!r} in a row of "
-                f"validation or test, which holds no candidate back; leave such rows out, or set null_labels to drop "
-                f"(--null-labels drop)"
-            )
+        # Histories that are repeated for each candidate may take many times the memory of the batch.
+        for start in range(0, len(row), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            yield _with_candidates(rows.take(row[part]), spec, candidates[part], np.ones(len(row[part]), np.int64))
+        return
+    kept = _firsts(candidates, row.to_numpy())
+    counts = np.bincount(row.take(kept).to_numpy(), minlength=len(lists))
+    if not counts.all():
+        raise LabelError(
+            f"label '{spec.label.name}' has the value {lists[int(counts.argmin())].as_py()!r} in a row of validation "
+            f"or test, which holds no candidate back; leave such rows out, or set null_labels to drop "
+            f"(--null-labels drop)"
+        )
+    yield _with_candidates(rows, spec, candidates.take(kept), counts)
+
+
+def _with_candidates(
+    rows: pa.RecordBatch, spec: FeatureSpec, candidates: pa.Array, counts: np.ndarray
+) -> pa.RecordBatch:
+    """Return rows with the first of their candidates, of which each has ``counts``, and the lists of them."""
     ends = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
-    first = candidates.take(pa.array(ends[:-1]))
+    place, first = rows.schema.get_field_index(spec.label.name), candidates.take(pa.array(ends[:-1]))
     held_back = pa.ListArray.from_arrays(pa.array(ends), candidates)
     return rows.set_column(place, spec.label.name, first).append_column(HELD_BACK, held_back)
 

@@ -92,7 +92,7 @@ def test_a_list_of_candidates_is_stored_next_to_its_first_and_training_does_not_
             "seen": [["Casablanca"], ["Brazil"]],
         }
     )
-    staged = one_candidate_per_row(batch, fitted.spec, is_training=False)
+    (staged,) = one_candidate_per_row(batch, fitted.spec, is_training=False)
     (payload,), _ = encode_blocks(pa.Table.from_batches([staged]), Encoder(fitted), fitted.spec)
     block = decode_block(payload, fitted.spec, keys=True)
     assert block.features["movie"].tolist() == [3, 2]
