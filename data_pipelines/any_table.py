@@ -20,6 +20,7 @@ from mirrorspark.data_pipelines.memory_tables import (
     require_different_but_for_case,
 )
 from mirrorspark.data_pipelines.sources import MemorySource
+from mirrorspark.data_pipelines.spark import collected
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
 from mirrorspark.spark_session import on_running_session, require_running, session_of
 from mirrorspark.storage import Location, StoragePath, lacking
@@ -117,7 +118,7 @@ def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
     missing = [name for name in columns if name not in names]
     if missing:
         raise TableError(lacking(what, missing, names))
-    return table.select(*map(quoted, columns)).toArrow() if in_memory is None else in_memory.select(list(columns))
+    return collected(table.select(*map(quoted, columns))) if in_memory is None else in_memory.select(list(columns))
 
 
 def in_memory(table: Any) -> MemorySource:

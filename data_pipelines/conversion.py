@@ -64,7 +64,7 @@ from mirrorspark.data_pipelines.quality import (
 )
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.sources import MemorySource, Source, SparkSource, source_of
-from mirrorspark.data_pipelines.spark import BatchFunction
+from mirrorspark.data_pipelines.spark import BatchFunction, collected
 from mirrorspark.data_pipelines.tfrecord import table_blocks
 from mirrorspark.pages import beside_the_result
 from mirrorspark.spark_session import SPARK_ERRORS, on_running_session, task_message
@@ -248,7 +248,7 @@ class _Conversion:
         self._check_splits(staged)
         samples = {split: staged.sample(split) for split in SPLITS}
         items = (
-            self.items.select(*map(quoted, self.spec.items.columns)).toArrow()
+            collected(self.items.select(*map(quoted, self.spec.items.columns)))
             if self.items and self.spec.items
             else None
         )

@@ -1,9 +1,9 @@
 """Sequential retrieval: causal self-attention reads each history, and a softmax over all candidates predicts the next.
 
 SASRec reads a history with attention instead of the LSTM of :mod:`models.lstm_retrieval`, and embeds what it reads with
-the candidates' own embeddings. Its loss is the softmax over all candidates, or a sample of them, instead of the paper's
-binary cross-entropy with one negative: Klenitskiy and Vasilev 2023, "Turning Dross Into Gold Loss", show that it is
-what makes SASRec good.
+the candidates' own embeddings, which include a net on their features if items have any. Its loss is the softmax over
+all candidates, or a sample of them, instead of the paper's binary cross-entropy with one negative: Klenitskiy and
+Vasilev 2023, "Turning Dross Into Gold Loss", show that it is what makes SASRec good.
 
 A row is a history and the item after it, so a table with a row per interaction contains every position of a history as
 a row of its own. In a table with one row per user the history itself has more to predict: with ``every_position`` each
@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
 from mirrorspark.models.lstm_retrieval import candidate_lists
-from mirrorspark.models.settings import LossSettings, ModelSettingsError, check_fraction, check_positive
+from mirrorspark.models.settings import ItemSettings, ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
     import tf_keras
 
 TASK = "retrieval"
+READS_ITEMS = True
 
 
 @dataclass(frozen=True)
-class Settings(LossSettings):
-    """Settings of the architecture, and those of the loss.
+class Settings(ItemSettings):
+    """Settings of the architecture, and those of the candidates and of the loss.
 
     Attributes:
         embedding_dim: Width of the item embeddings, of the states and of the query.
@@ -75,9 +76,10 @@ def learns_histories(settings: Settings) -> bool:
     return settings.every_position
 
 
-def check_features(_: Settings, spec: FeatureSpec) -> None:
-    """Raise ``ModelSettingsError`` unless there is one history to read."""
+def check_features(settings: Settings, spec: FeatureSpec) -> None:
+    """Raise ``ModelSettingsError`` unless there is one history to read, and candidates have an id or features."""
     history(spec)
+    settings.check_items(spec)
 
 
 def history(spec: FeatureSpec) -> str:
@@ -107,17 +109,16 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
     from mirrorspark.models.layers import CausalStates, StateAtEnd
     from mirrorspark.models.layers.input import concatenated_inputs, dense_stack, symbolic_inputs
-    from mirrorspark.models.retrieval import SequenceRetrieval, candidate_tower, of_length_1
+    from mirrorspark.models.retrieval import SequenceRetrieval, configured_candidate_tower, of_length_1
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     history_name = history(fitted.spec)
     (read,) = (feature for feature in features if feature.name == history_name)
     assert isinstance(read, kinds.ListFeature)  # noqa: S101 - history returns the names of lists
     others = tuple(feature for feature in features if feature is not read)
-    inputs, candidates = (
-        symbolic_inputs(features, any_length=True),
-        candidate_tower(fitted, dim, cosine=settings.cosine),
-    )
+    inputs = symbolic_inputs(features, any_length=True)
+    # Another sequence than those of the dropouts below.
+    candidates = configured_candidate_tower(settings, fitted, dim, seed + 1_000)
     states = CausalStates(
         candidates, read.max_length, settings.blocks, settings.heads, settings.dropout, seed, name="attention"
     )(inputs[history_name])

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from mirrorspark.data_pipelines.features.transform import (
         Encoded,
+        EncodedRows,
         Encoder,
         RaggedIds,
         SparseRows,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         imputed_value,
         measured_values,
         non_finite,
+        rows_at,
     )
     from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
     from mirrorspark.data_pipelines.features.vocabulary_kernels import mixed
@@ -56,6 +58,7 @@ __all__ = [
     "HELD_BACK",
     "USER_NAME",
     "Encoded",
+    "EncodedRows",
     "Encoder",
     "FeatureMismatchError",
     "FeatureSpec",
@@ -89,6 +92,7 @@ __all__ = [
     "plain_name",
     "quoted",
     "raw_columns",
+    "rows_at",
     "text_rules",
     "with_target_means",
 ]

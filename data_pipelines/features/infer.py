@@ -50,7 +50,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 from mirrorspark.data_pipelines.features.names import refusal_of_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.sources import MemorySource
-from mirrorspark.data_pipelines.spark import counted
+from mirrorspark.data_pipelines.spark import collected, counted
 from mirrorspark.storage import meant
 
 _LOGGER = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def _sample(df: DataFrame | MemorySource, spec: FeatureSpec, columns: list[str])
     )
     labelled = (df.where(quoted(_SPLIT) == _TRAIN) if has_split else df).where(present)
     seen, count = counted(labelled.select(F.xxhash64(*map(quoted, spec.keys)).alias(_ORDER), *map(quoted, names)))
-    found = seen.orderBy(_ORDER).limit(SAMPLED_ROWS).toArrow().drop_columns([_ORDER])
+    found = collected(seen.orderBy(_ORDER).limit(SAMPLED_ROWS)).drop_columns([_ORDER])
     return Sample(found, count() / max(found.num_rows, 1))
 
 

@@ -9,7 +9,7 @@ from pyspark.sql.types import StringType
 
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts
 from mirrorspark.data_pipelines.features.infer import LONGEST_LIST, propose_feature
-from mirrorspark.data_pipelines.features.kinds import Feature, FeatureSpecError, Sparse, Text
+from mirrorspark.data_pipelines.features.kinds import Feature, FeatureSpecError, Text
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.spark_session import versions
 
@@ -63,6 +63,4 @@ def _proposed(fact: ColumnFacts, column: pa.ChunkedArray) -> tuple[Feature | Non
     words = int(fact.elements or 1)
     if feature is None and isinstance(fact.type, StringType) and fact.distinct > 1 and words > 1:
         feature, reason = Text(fact.name, max_length=min(words, LONGEST_LIST)), f"text, of the first {words} words"
-    if isinstance(feature, Sparse):
-        return None, "left out: items have no sparse features"
     return feature, reason

@@ -1,18 +1,21 @@
 """Tables of items: the candidates' own features, encoded by the candidates' ids."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, ItemTable
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Sparse
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.data_pipelines.features.transform import EncodedRows, Encoder, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+
+# Rows that are encoded at a time to compare two tables.
+_COMPARED_AT_ONCE = 1 << 16
 
 
 def item_keys(spec: FeatureSpec, items: pa.Table) -> pa.StringArray:
@@ -118,25 +121,81 @@ def with_changes(items: ItemTable, changes: pa.Table | None, removed: Collection
 def ids_without_item(fitted: FittedFeatures) -> np.ndarray:
     """Return the ids of the candidates that the table of items lacks: int64 ``[any]``, ascending."""
     assert fitted.items is not None  # noqa: S101 - the caller has a model with items
-    candidate = fitted.items.features.spec.candidate
-    ids = fitted.items.features.vocabulary(candidate).ids(raw_column(fitted.items.rows, candidate))
-    return np.setdiff1d(np.arange(FIRST_VOCABULARY_ID, fitted.id_count(fitted.spec.candidate)), ids)
+    return _ids_without_item(fitted.items)
 
 
-def changed_items(before: ItemTable, after: ItemTable) -> int:
-    """Return the number of items of both tables whose encoded features differ."""
+def _ids_without_item(items: ItemTable) -> np.ndarray:
+    count = items.features.id_count(items.features.spec.candidate)
+    return np.setdiff1d(np.arange(FIRST_VOCABULARY_ID, count), _item_ids(items))
+
+
+def _item_ids(items: ItemTable) -> np.ndarray:
+    """Return the candidates' ids of the rows: int64 ``[items]``."""
+    candidate = items.features.spec.candidate
+    return items.features.vocabulary(candidate).ids(raw_column(items.rows, candidate))
+
+
+@dataclass(frozen=True)
+class ComparedItems:
+    """Two tables of items for one model, compared by their encoded features.
+
+    Attributes:
+        changed: Number of items of both tables whose features differ.
+        unknown: Number of items of the second table that are changed, or that the first one lacks.
+        kept: int64 ``[2, any]``: the ids by each table of the other candidates. Their features are equal or neither
+            table has them, so a tower gives them the same vectors.
+    """
+
+    changed: int
+    unknown: int
+    kept: np.ndarray
+
+
+def compared_items(before: ItemTable, after: ItemTable, given: pa.StringArray | None = None) -> ComparedItems:
+    """Compare a table of items with a later one of the same training.
+
+    Args:
+        before: The earlier table.
+        after: The later one.
+        given: Keys of the rows of ``after`` that may differ, the only ones that are encoded; None for all.
+    """
     keys = [raw_column(table.rows, table.features.spec.candidate) for table in (before, after)]
     place = pc.index_in(keys[1], value_set=keys[0])
     both = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
     rows = place.drop_null().to_numpy()
-    # The keys' own ids depend on the table.
-    features = after.features.spec.query_features
-    old, new = (Encoder(after.features).encode_padded(table.rows, features) for table in (before, after))
-    is_changed = np.zeros(len(both), bool)
-    for name, values in new.items():
-        one, other = _of_equal_width(values[both], old[name][rows])
-        is_changed |= (one != other).reshape(len(both), -1).any(axis=1)
-    return int(is_changed.sum())
+    doubtful = np.arange(len(both))
+    if given is not None:
+        doubtful = np.flatnonzero(pc.is_in(keys[1].take(pa.array(both)), value_set=given))
+    same = np.ones(len(both), bool)
+    for start in range(0, len(doubtful), _COMPARED_AT_ONCE):
+        some = doubtful[start : start + _COMPARED_AT_ONCE]
+        # The keys' own ids depend on the table.
+        old = _encoded(before.rows.take(pa.array(rows[some])), after.features)
+        new = _encoded(after.rows.take(pa.array(both[some])), after.features)
+        for name, values in new.items():
+            same[some] &= ~_differ(values, old[name])
+    # Only candidates of the training may lack an item, and their ids never change.
+    nowhere = np.intersect1d(_ids_without_item(before), _ids_without_item(after))
+    kept = [
+        np.concatenate([np.arange(FIRST_VOCABULARY_ID), nowhere, _item_ids(table)[stayed[same]]])
+        for table, stayed in ((before, rows), (after, both))
+    ]
+    return ComparedItems(len(both) - int(same.sum()), after.rows.num_rows - int(same.sum()), np.stack(kept))
+
+
+def _differ(one: EncodedRows, other: EncodedRows) -> np.ndarray:
+    """Return bool ``[rows]``, true where the rows of the same feature differ."""
+    if isinstance(one, SparseRows) and isinstance(other, SparseRows):
+        found = one.row_lengths != other.row_lengths
+        alike = np.flatnonzero(~found)
+        one, other = one.at(alike), other.at(alike)
+        is_other_entry = (one.indices != other.indices) | (one.values != other.values)
+        found[alike[np.repeat(np.arange(len(alike)), one.row_lengths)[is_other_entry]]] = True
+        return found
+    assert isinstance(one, np.ndarray)  # noqa: S101 - both are of one feature
+    assert isinstance(other, np.ndarray)  # noqa: S101 - as above
+    one, other = _of_equal_width(one, other)
+    return np.asarray((one != other).reshape(len(one), -1).any(axis=1))
 
 
 def _of_equal_width(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,18 +207,41 @@ def _of_equal_width(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.
     return padded[0], padded[1]
 
 
-def encoded_items(items: ItemTable) -> dict[str, np.ndarray]:
-    """Return the model's inputs of the items' features by the candidates' ids, ``[ids, ...]``.
+def encoded_items(items: ItemTable, without: np.ndarray | None = None) -> dict[str, EncodedRows]:
+    """Return the items' features by the candidates' ids, ``[ids, ...]``; sparse ones stay compressed.
 
     Ids without an item (missing, out of vocabulary, candidates that the table of items lacks) have zeros.
+
+    Args:
+        items: The table.
+        without: int64 ``[any]``, ids whose items are not needed; they have zeros, too.
     """
-    spec = items.features.spec
-    ids = items.features.vocabulary(spec.candidate).ids(raw_column(items.rows, spec.candidate))
-    found = {}
-    for name, values in Encoder(items.features).encode_padded(items.rows, spec.query_features).items():
-        found[name] = np.zeros((items.features.id_count(spec.candidate), *values.shape[1:]), values.dtype)
-        found[name][ids] = values
-    return found
+    id_count, ids, rows = items.features.id_count(items.features.spec.candidate), _item_ids(items), items.rows
+    if without is not None:
+        is_needed = ~np.isin(ids, without)
+        ids, rows = ids[is_needed], rows.filter(pa.array(is_needed))
+    return {name: _placed(values, ids, id_count) for name, values in _encoded(rows, items.features).items()}
+
+
+def _encoded(rows: pa.Table, fitted: FittedFeatures) -> dict[str, EncodedRows]:
+    """Return the features of items but their key, for each row."""
+    features = fitted.spec.query_features
+    padded = Encoder(fitted).encode_padded(rows, features)
+    return {
+        one.name: SparseRows(*(padded[part] for part in one.parts)) if isinstance(one, Sparse) else padded[one.name]
+        for one in features
+    }
+
+
+def _placed(values: EncodedRows, places: np.ndarray, count: int) -> EncodedRows:
+    """Return ``count`` rows, with those of ``values`` at their ``places`` and zeros elsewhere."""
+    if isinstance(values, SparseRows):
+        row_lengths = np.zeros(count, np.int64)
+        row_lengths[places] = values.row_lengths
+        return replace(values.at(np.argsort(places)), row_lengths=row_lengths)
+    placed = np.zeros((count, *values.shape[1:]), values.dtype)
+    placed[places] = values
+    return placed
 
 
 def _extended(vocabulary: Vocabulary, keys: pa.StringArray) -> Vocabulary:

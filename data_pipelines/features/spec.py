@@ -182,15 +182,12 @@ class FeatureSpec:
         """Return the spec of a table of items, whose ``key`` is the candidate of another spec.
 
         Raises:
-            FeatureSpecError: There are no features, or one is sparse, or is the key.
+            FeatureSpecError: There are no features, or one is the key.
         """
         features = tuple(features)
-        wrong = [feature.name for feature in features if isinstance(feature, Sparse) or feature.name == key]
+        wrong = [feature.name for feature in features if feature.name == key]
         if wrong or not features:
-            raise FeatureSpecError(
-                f"items have the features {wrong}; give one or more, of any kind but sparse, in addition to the "
-                f"key '{key}'"
-            )
+            raise FeatureSpecError(f"items have the features {wrong}; give one or more in addition to the key '{key}'")
         return cls((Categorical(key), *features), Label(key, "candidate"), keys=(key,))
 
     def __getitem__(self, name: str) -> Feature:

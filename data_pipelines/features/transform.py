@@ -129,11 +129,12 @@ class SparseRows:
         return SparseRows(self.indices[first:last], self.values[first:last], self.row_lengths[start:stop])
 
     def at(self, rows: np.ndarray) -> "SparseRows":
-        """Return the rows with these numbers, which ascend."""
-        is_kept = np.zeros(len(self.row_lengths), bool)
-        is_kept[rows] = True
-        entries = np.repeat(is_kept, self.row_lengths)
-        return SparseRows(self.indices[entries], self.values[entries], self.row_lengths[rows])
+        """Return the rows with these numbers, in their order."""
+        lengths = self.row_lengths[rows]
+        # The place of each entry here, plus the distance of its row from there to here.
+        moved = self.row_starts[rows] - (np.cumsum(lengths) - lengths)
+        entries = np.arange(lengths.sum()) + np.repeat(moved, lengths)
+        return SparseRows(self.indices[entries], self.values[entries], lengths)
 
     @property
     def row_starts(self) -> np.ndarray:
@@ -141,7 +142,15 @@ class SparseRows:
         return np.concatenate([[0], np.cumsum(self.row_lengths)])
 
 
-Encoded = np.ndarray | RaggedIds | SparseRows
+EncodedRows = np.ndarray | SparseRows
+"""The rows of one feature, ``[rows, ...]``; lists are padded."""
+
+Encoded = EncodedRows | RaggedIds
+
+
+def rows_at(values: EncodedRows, rows: np.ndarray) -> EncodedRows:
+    """Return the rows with these numbers, in their order."""
+    return values.at(rows) if isinstance(values, SparseRows) else values[rows]
 
 
 def non_finite(encoded: Encoded) -> int:

@@ -9,6 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.spark import task_bar, tfrecord_options, tfrecord_tasks
+    from mirrorspark.data_pipelines.spark.collection import collected
     from mirrorspark.data_pipelines.spark.job_tasks import CountedWork, SparkTasks, Tasks
     from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table, refuse_lake_tables
     from mirrorspark.data_pipelines.spark.schema import (
@@ -48,6 +49,7 @@ __all__ = [
     "WriteError",
     "WriteResult",
     "arrow_schema_of",
+    "collected",
     "counted",
     "map_batches",
     "numbered_partitions",

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
@@ -21,13 +20,13 @@ from mirrorspark.models.layers.input import Field, FieldEmbeddings, lay_out_fiel
 from mirrorspark.models.multi_field import LINEAR
 from mirrorspark.models.multi_label import HEADS
 from mirrorspark.models.retrieval import GraphEmbeddings
+from mirrorspark.models.serving import saved_variables
 
 Ids = npt.NDArray[np.int64]
 
 NOT_THERE = -1
 
-# The key of a checkpoint's variable names, and the prefix of the variables of a model that models.serving.export saved.
-_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# The prefix of the variables of a model that models.serving.export saved.
 _STATE = "_state/"
 
 _NAMES_IN_MESSAGE = 8
@@ -89,16 +88,10 @@ class EarlierModel:
         self.features = features
         self._variables = str(saved_model / tf.saved_model.VARIABLES_DIRECTORY / tf.saved_model.VARIABLES_FILENAME)
         try:
-            self._reader = tf.train.load_checkpoint(self._variables)
-            graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(self._reader.get_tensor(_OBJECT_GRAPH))
+            self._reader, variables = saved_variables(saved_model)
         except (ValueError, tf.errors.OpError) as error:
             raise self._unreadable(error) from error
-        found = [
-            (attribute.full_name, attribute.checkpoint_key)
-            for node in graph.nodes
-            for attribute in node.attributes
-            if attribute.checkpoint_key.startswith(_STATE)
-        ]
+        found = [(name, key) for name, key in variables if key.startswith(_STATE)]
         names = [name for name, _ in found]
         # Weights that share a name are ambiguous.
         self._keys = {name: key for name, key in found if names.count(name) == 1}

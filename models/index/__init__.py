@@ -9,7 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.models.index import blended, ivf, row_sums, scann
-    from mirrorspark.models.index.exact import ExactTopK
+    from mirrorspark.models.index.exact import CANDIDATE_EMBEDDINGS, ExactTopK
     from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_filled, is_ranked_list
     from mirrorspark.models.index.search import (
         GROUP,
@@ -27,6 +27,7 @@ else:
 
 __all__ = [
     "CANDIDATES",
+    "CANDIDATE_EMBEDDINGS",
     "GROUP",
     "SCORES",
     "TILE_SCORES",

@@ -14,6 +14,9 @@ from mirrorspark.models.index.top_k import SearchTopK
 # product is efficient with many queries, and the search for the best restarts in each block.
 BLOCK_CANDIDATES = 1 << 17
 
+CANDIDATE_EMBEDDINGS = "candidate_embeddings"
+"""Name of the variable of an index that is saved."""
+
 
 class ExactTopK(SearchTopK):
     """Scores every candidate by its dot product with the query; among equal scores the lower id is better.
@@ -59,7 +62,7 @@ class ExactTopK(SearchTopK):
         added = -self.id_count % GROUP
         padded = np.pad(candidate_embeddings, [(0, added), (0, 0)])
         self.embeddings = (
-            tf.Variable(padded, trainable=False, name="candidate_embeddings") if is_saved else tf.constant(padded)
+            tf.Variable(padded, trainable=False, name=CANDIDATE_EMBEDDINGS) if is_saved else tf.constant(padded)
         )
         self._rows = self.id_count + added
         self._tile_queries = max(1, TILE_SCORES // min(self._rows, BLOCK_CANDIDATES))

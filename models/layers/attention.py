@@ -1,14 +1,22 @@
 """Causal self-attention over lists of ids, independent of padding."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.layers import ResumableDropout
-from mirrorspark.models.layers.input import dense_when_small
+
+
+class HistoryItems(Protocol):
+    """The vectors of the items of histories."""
+
+    output_dim: int
+
+    def of_history(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Return float32 ``[batch, any, output_dim]`` for int64 ids ``[batch, any]``."""
 
 
 class CausalStates(tf_keras.layers.Layer):
@@ -22,7 +30,7 @@ class CausalStates(tf_keras.layers.Layer):
 
     def __init__(
         self,
-        items: tf_keras.layers.Embedding,
+        items: HistoryItems,
         max_length: int,
         blocks: int,
         heads: int,
@@ -33,7 +41,7 @@ class CausalStates(tf_keras.layers.Layer):
         """Create the parts.
 
         Args:
-            items: Embeddings of the ids, which the model's output uses too.
+            items: The candidates' tower, which the model's output uses too.
             max_length: The longest list.
             blocks: Number of attention layers, each followed by two dense layers.
             heads: Number of attention heads; they divide the width of the embeddings.
@@ -63,10 +71,7 @@ class CausalStates(tf_keras.layers.Layer):
         """Return the states for int64 ``[batch, any]`` ids, padded with 0 on the right."""
         ids = tf.pad(ids, [[0, 0], [1, 0]], constant_values=kinds.MISSING_ID)
         is_id = tf.not_equal(ids, kinds.MISSING_ID)
-        table = self._items.embeddings
-        if training is not False:
-            table = dense_when_small(table, self._items.input_dim)
-        embedded = tf.cast(tf.nn.embedding_lookup(table, ids), self.compute_dtype)
+        embedded = tf.cast(self._items.of_history(ids, training), self.compute_dtype)
         # Scaled as in the paper's code: the table is drawn as an output layer needs it.
         embedded *= tf.cast(is_id, self.compute_dtype)[:, :, tf.newaxis] * math.sqrt(self._dim)
         place = tf.minimum(tf.cumsum(tf.cast(is_id, tf.int32), axis=1), self._longest)

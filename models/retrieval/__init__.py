@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
     from mirrorspark.models.retrieval.sequence import SequenceRetrieval
     from mirrorspark.models.retrieval.task import RetrievalTask
-    from mirrorspark.models.retrieval.towers import candidate_tower, crossed, of_length_1, query_tower
+    from mirrorspark.models.retrieval.towers import crossed, ids_in_pieces, of_length_1, query_tower
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -43,10 +43,10 @@ __all__ = [
     "SavedQueryTower",
     "SequenceRetrieval",
     "blended_recommender",
-    "candidate_tower",
     "catalogue_metrics",
     "configured_candidate_tower",
     "crossed",
+    "ids_in_pieces",
     "list_values",
     "of_length_1",
     "query_tower",

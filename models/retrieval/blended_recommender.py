@@ -36,6 +36,8 @@ class BlendedRecommender(tf.Module):
     ) -> None:
         """Combine a trained network with fitted recommenders."""
         super().__init__(name="blend")
+        # As `build_indexes` does with a network alone: the blend is built to be exported.
+        getattr(network, "hold_histories", lambda: None)()
         self.architecture, self.network, self.embeddings = architecture, network, embeddings
         self.others, self.share = tuple(others), share
         self.index = blended.BlendTopK(embeddings, [one.index for one in others], share)

@@ -13,11 +13,38 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features import FittedFeatures, ItemTable, item_rows, kinds
+from mirrorspark.data_pipelines.features import EncodedRows, FittedFeatures, ItemTable, SparseRows, item_rows, kinds
 from mirrorspark.models.layers import ResumableDropout
 from mirrorspark.models.layers.input import concatenated_inputs, symbolic_inputs
 from mirrorspark.models.retrieval import towers
+from mirrorspark.models.serving import sparse_tensor
 from mirrorspark.models.settings import ItemSettings
+
+
+class _SparseItems:
+    """A sparse feature of all items as constants of the process, compressed."""
+
+    def __init__(self, rows: SparseRows, size: int) -> None:
+        self._indices, self._values = tf.constant(rows.indices), tf.constant(rows.values)
+        self._row_starts, self._size = tf.constant(rows.row_starts), size
+
+    def at(self, ids: tf.Tensor) -> tf.SparseTensor:
+        """Return the rows of int64 ``[ids]``, float32 ``[ids, size]``."""
+        starts, ends = tf.gather(self._row_starts, ids), tf.gather(self._row_starts, ids + 1)
+        entries = tf.ragged.range(starts, ends).values
+        indices, values = tf.gather(self._indices, entries), tf.gather(self._values, entries)
+        return sparse_tensor(self._size, indices, values, ends - starts)
+
+
+class _DenseItems:
+    """A feature of all items as a constant of the process."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = tf.constant(rows)
+
+    def at(self, ids: tf.Tensor) -> tf.Tensor:
+        """Return the rows of int64 ``[ids]``."""
+        return tf.gather(self._rows, ids)
 
 
 class ItemTower(tf_keras.layers.Layer):
@@ -55,13 +82,14 @@ class ItemTower(tf_keras.layers.Layer):
         """
         super().__init__(name="candidate_tower", dtype="float32")
         candidate = fitted.spec.candidate
-        self.input_dim = fitted.id_count(candidate)
+        self.input_dim, self.output_dim = fitted.id_count(candidate), dim
         # Not a dict, which Keras would track, and save in every checkpoint.
         self._items = MappingProxyType(
-            {name: tf.constant(rows) for name, rows in item_rows.encoded_items(items).items()}
+            {name: _constants(items.features.spec[name], rows) for name, rows in item_rows.encoded_items(items).items()}
         )
         self.features = _features_net(items, dim, hidden_units)
         self._cosine = cosine
+        self._held: Any = None
         self.id_embedding: Any = None
         if with_ids:
             self.id_embedding = id_embedding
@@ -80,20 +108,50 @@ class ItemTower(tf_keras.layers.Layer):
 
     def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Return float32 ``[ids, dim]``."""
-        return self.embedded(ids, {name: tf.gather(values, ids) for name, values in self._items.items()}, training)
+        return self._of_length_1(self._summed(ids, training))
 
     def all_embeddings(self, training: bool | None = None) -> tf.Tensor:
         """Return the embeddings of all ids."""
         return self(tf.range(self.input_dim, dtype=tf.int64), training=training)
 
-    def embedded(self, ids: tf.Tensor, rows: Mapping[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
+    def of_history(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Return float32 ``[batch, any, dim]`` of int64 ids ``[batch, any]``, of any length.
+
+        Equal ids of a batch have equal vectors in training, too: their id embeddings are left out together.
+        """
+        if self._held is not None and not training:
+            return tf.gather(self._held, ids)
+        # Histories have many items in common, and all have padding.
+        different, places = tf.unique(tf.reshape(ids, [-1]))
+        return tf.gather(self._summed(different, training), tf.reshape(places, tf.shape(ids)))
+
+    def hold_histories(self) -> None:
+        """Read histories from a table of all items' vectors as they are now, except in training."""
+        vectors = tf.concat([self._summed(ids, training=False) for ids in towers.ids_in_pieces(self.input_dim)], axis=0)
+        if self._held is None:
+            self._held = tf.Variable(vectors, trainable=False, name="history_vectors")
+        else:
+            self._held.assign(vectors)
+
+    def embedded(
+        self, ids: tf.Tensor, rows: Mapping[str, tf.Tensor | tf.SparseTensor], training: bool | None = None
+    ) -> tf.Tensor:
         """Return float32 ``[ids, dim]`` of candidates whose items have the features ``rows``, each ``[ids, ...]``."""
-        content = self.features(rows, training=training)
-        if self.id_embedding is not None:
-            # Dropout scales up what it keeps; an id embedding is either there as it is, or not.
-            kept = self._dropout(tf.gather(self._is_trained, ids), training=training)
-            content += self.id_embedding(ids) * (kept * self._kept_share if training else kept)
-        return tf.math.l2_normalize(content, axis=-1) if self._cosine else content
+        return self._of_length_1(self._with_ids(self.features(rows, training=training), ids, training))
+
+    def _summed(self, ids: tf.Tensor, training: bool | None) -> tf.Tensor:
+        rows = {name: items.at(ids) for name, items in self._items.items()}
+        return self._with_ids(self.features(rows, training=training), ids, training)
+
+    def _with_ids(self, content: tf.Tensor, ids: tf.Tensor, training: bool | None) -> tf.Tensor:
+        if self.id_embedding is None:
+            return content
+        # Dropout scales up what it keeps; an id embedding is either there as it is, or not.
+        kept = self._dropout(tf.gather(self._is_trained, ids), training=training)
+        return content + self.id_embedding(ids) * (kept * self._kept_share if training else kept)
+
+    def _of_length_1(self, embedded: tf.Tensor) -> tf.Tensor:
+        return tf.math.l2_normalize(embedded, axis=-1) if self._cosine else embedded
 
 
 def configured_candidate_tower(
@@ -121,6 +179,13 @@ def configured_candidate_tower(
         seed=seed + 1_000,
         id_embedding=by_id,
     )
+
+
+def _constants(feature: kinds.Feature, rows: EncodedRows) -> _DenseItems | _SparseItems:
+    if isinstance(rows, SparseRows):
+        assert isinstance(feature, kinds.Sparse)  # noqa: S101 - nothing else is encoded so
+        return _SparseItems(rows, feature.size)
+    return _DenseItems(rows)
 
 
 def _features_net(items: ItemTable, dim: int, hidden_units: Sequence[int]) -> tf_keras.Model:

@@ -5,6 +5,7 @@ model: the query tower becomes part of the new SavedModel, the candidate tower e
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds, plain_name
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds, plain_name, rows_at
 from mirrorspark.models.layers.input import lists_of_any_length
 from mirrorspark.models.retrieval.rating import RatingTask, SavedRating, rating_task, save_rating
 from mirrorspark.models.serving import (
     concrete,
     encoded_signature,
     encoded_tensors,
+    input_tensors,
     model_inputs,
     save_functions,
     signatures,
@@ -54,7 +56,7 @@ def save_towers(architecture: ModuleType, model: Any, fitted: FittedFeatures, fo
 
     def candidate(encoded: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         known = known_items(encoded)
-        rows = {name: value for name, value in known.items() if name != key}
+        rows = model_inputs(items.query_features, known)
         return {signatures.VECTORS: model.candidate_tower.embedded(known[key], rows, training=False)}
 
     any_length = lists_of_any_length(getattr(model, "query_tower", model))
@@ -91,14 +93,27 @@ def _with_plain_names(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {plain_name(name): tensor for name, tensor in inputs.items()}
 
 
+@dataclass(frozen=True)
+class KnownVectors:
+    """The vectors of candidates that need not be embedded.
+
+    Attributes:
+        ids: int64 ``[known]``, their ids.
+        vectors: float32 ``[known, dim]``.
+    """
+
+    ids: np.ndarray
+    vectors: np.ndarray
+
+
 class SavedTowers(tf.Module):
     """Towers from :func:`save_towers` with a later table of items: a model for ``build_indexes`` and the export."""
 
-    def __init__(self, folder: Path, fitted: FittedFeatures) -> None:
-        """Load the towers below ``folder``, for features with the later items."""
+    def __init__(self, folder: Path, fitted: FittedFeatures, known: KnownVectors | None = None) -> None:
+        """Load the towers below ``folder``, for features with the later items, of which some have vectors already."""
         super().__init__(name="towers")
         self.query_tower = SavedQueryTower(folder / _QUERY, fitted.spec.query_features)
-        self.candidate_tower = _SavedCandidateTower(folder / _CANDIDATE, fitted)
+        self.candidate_tower = _SavedCandidateTower(folder / _CANDIDATE, fitted, known)
         self.rating = SavedRating(folder / signatures.RATING) if (folder / signatures.RATING).is_dir() else None
 
 
@@ -126,18 +141,34 @@ class SavedQueryTower(tf.Module):
 class _SavedCandidateTower:
     """A candidate tower from :func:`save_towers`. It is not a module, so the model is saved without its weights."""
 
-    def __init__(self, folder: Path, fitted: FittedFeatures) -> None:
+    def __init__(self, folder: Path, fitted: FittedFeatures, known: KnownVectors | None) -> None:
         assert fitted.items is not None  # noqa: S101 - the model has items
         self._tower = tf.saved_model.load(str(folder))
-        self._key = fitted.items.features.spec.candidate.name
-        self._items = item_rows.encoded_items(fitted.items)
+        spec = fitted.items.features.spec
+        self._key, self._features = spec.candidate.name, spec.query_features
+        self._items = item_rows.encoded_items(fitted.items, without=None if known is None else known.ids)
         self.input_dim = fitted.id_count(fitted.spec.candidate)
         self._tokens = fitted.vocabulary(fitted.spec.candidate).tokens
+        self._known = known
+        # The place of each id among the known ones.
+        self._place = np.full(self.input_dim, -1)
+        if known is not None:
+            self._place[known.ids] = np.arange(len(known.ids))
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
-        rows = {name: tf.constant(values[ids.numpy()]) for name, values in self._items.items()}
+        place = self._place[ids.numpy()]
+        if self._known is None or (place < 0).all():
+            return self._embedded(ids)
+        vectors = self._known.vectors[place]
+        if (place < 0).any():
+            vectors[place < 0] = self._embedded(ids[place < 0]).numpy()
+        return tf.constant(vectors)
+
+    def _embedded(self, ids: tf.Tensor) -> tf.Tensor:
+        rows = {name: rows_at(values, ids.numpy()) for name, values in self._items.items()}
+        encoded = encoded_tensors(self._features, input_tensors(self._features, rows))
         tower = self._tower.signatures[signatures.TOWER_SIGNATURE]
-        vectors = tower(**_with_plain_names(rows | {self._key: ids}))[signatures.VECTORS]
+        vectors = tower(**_with_plain_names(encoded | {self._key: ids}))[signatures.VECTORS]
         bad = ids.numpy()[~np.isfinite(vectors.numpy()).all(axis=1)]
         if len(bad):
             item = self._tokens[int(bad[0]) - kinds.FIRST_VOCABULARY_ID].as_py()

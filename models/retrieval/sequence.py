@@ -7,6 +7,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.data_pipelines.reading import padding_scale
+from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.model import RetrievalModel
 from mirrorspark.models.retrieval.towers import CandidateEmbedding
 from mirrorspark.models.settings import LossSettings
@@ -25,7 +26,7 @@ class SequenceRetrieval(RetrievalModel):
         query_tower: tf_keras.Model,
         state_tower: tf_keras.Model | None,
         history: str,
-        candidates: CandidateEmbedding,
+        candidates: CandidateEmbedding | ItemTower,
         fitted: FittedFeatures,
         settings: LossSettings,
         seed: int,
@@ -37,7 +38,7 @@ class SequenceRetrieval(RetrievalModel):
             state_tower: Maps them to the states before the history, and after each of its items, float32
                 ``[batch, 1 + any, embedding_dim]``; None learns from the row's candidate alone.
             history: Name of the list that the states belong to.
-            candidates: The candidates' embeddings by id.
+            candidates: The candidates' embeddings by id, or of item features.
             fitted: The features.
             settings: As in :class:`RetrievalModel`.
             seed: As in :class:`RetrievalModel`.
@@ -47,6 +48,11 @@ class SequenceRetrieval(RetrievalModel):
         # Features that are not in the common table of the others, which a warm start must know.
         self.embedded_apart = (history,)
         self.state_tower = state_tower
+
+    def hold_histories(self) -> None:
+        """Keep the vectors of the histories' items for an export, in place of the items' features."""
+        if isinstance(self.candidate_tower, ItemTower):
+            self.candidate_tower.hold_histories()
 
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Return the weighted mean loss of a batch of ``load_batches``; the label is ignored."""

@@ -1,14 +1,16 @@
 """The towers of a retrieval model that the architectures share: the top of the query tower, and the candidate tower."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import FittedFeatures
-from mirrorspark.models.layers.input import dense_stack
+from mirrorspark.models.layers.input import dense_stack, dense_when_small
 from mirrorspark.models.recommenders import tfrs
+
+_IDS_AT_ONCE = 1 << 16
 
 
 def crossed(joined: tf.Tensor, layers: int, rank: int) -> tf.Tensor:
@@ -77,6 +79,20 @@ class CandidateEmbedding(tf_keras.layers.Embedding):
     def all_embeddings(self, training: bool | None = None) -> tf.Tensor:
         """Return the embeddings of all ids; they are the same in training."""
         return tf.math.l2_normalize(self.embeddings, axis=-1) if self._cosine else self.embeddings
+
+    def of_history(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Return the embeddings of int64 ids ``[batch, any]`` as they are learnt, of any length."""
+        table = self.embeddings if training is False else dense_when_small(self.embeddings, self.input_dim)
+        return tf.nn.embedding_lookup(table, ids)
+
+
+def ids_in_pieces(
+    count: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[tf.Tensor]:
+    """Yield the ids up to ``count`` in pieces: a tower on item features holds those of all ids that it gets."""
+    for start in range(0, count, _IDS_AT_ONCE):
+        on_progress(start, count)
+        yield tf.range(start, min(start + _IDS_AT_ONCE, count), dtype=tf.int64)
 
 
 def candidate_tower(fitted: FittedFeatures, embedding_dim: int, *, cosine: bool = False) -> CandidateEmbedding:

@@ -10,8 +10,14 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.models.serving import export, signatures
     from mirrorspark.models.serving.export import candidate_embeddings
-    from mirrorspark.models.serving.preprocessing import encoded_signature, encoded_tensors, input_tensors, model_inputs
-    from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
+    from mirrorspark.models.serving.preprocessing import (
+        encoded_signature,
+        encoded_tensors,
+        input_tensors,
+        model_inputs,
+        sparse_tensor,
+    )
+    from mirrorspark.models.serving.saved_functions import concrete, save_functions, saved_variables, state
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -24,6 +30,8 @@ __all__ = [
     "input_tensors",
     "model_inputs",
     "save_functions",
+    "saved_variables",
     "signatures",
+    "sparse_tensor",
     "state",
 ]

@@ -11,16 +11,16 @@ import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.blend import Blend
-from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, Index, Queries, recall
+from mirrorspark.models.index import CANDIDATE_EMBEDDINGS, CANDIDATES, SCORES, UNFILLED, Index, Queries, recall
 from mirrorspark.models.layers.input import lists_of_any_length
-from mirrorspark.models.retrieval import SavedQueryTower, rating_task
+from mirrorspark.models.retrieval import SavedQueryTower, ids_in_pieces, rating_task
 from mirrorspark.models.serving.preprocessing import (
     GraphEncoder,
     GraphEncoders,
     encoded_signature,
     model_inputs,
 )
-from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
+from mirrorspark.models.serving.saved_functions import concrete, save_functions, saved_variables, state
 from mirrorspark.models.serving.signatures import (
     CANDIDATE_VECTORS,
     ENCODED_SIGNATURE,
@@ -42,8 +42,6 @@ _INDEX_INPUTS = {
     "most_candidates": tf.TensorSpec([], tf.int32, "most_candidates"),
     "unavailable_ids": tf.TensorSpec([None], tf.int64, "unavailable_ids"),
 }
-
-_IDS_AT_ONCE = 1 << 16
 
 # A function of named tensors, and the specs of those.
 Function = tuple[Callable[[Mapping[str, tf.Tensor]], Any], Mapping[str, tf.TensorSpec]]
@@ -208,6 +206,9 @@ def build_indexes(
 ) -> dict[str, Index]:
     """Return the indexes of a retrieval model's candidates by name; ``exact`` is always included.
 
+    From then on a model that reads the features of a history's items reads their vectors of this moment, so that the
+    exported model has these in place of the features.
+
     Args:
         model: The trained model.
         k: Usual number of candidates per query.
@@ -222,6 +223,7 @@ def build_indexes(
     from mirrorspark.models.index import scann as scann_index
 
     exact = ExactTopK(candidate_embeddings(model, partial(on_progress, "candidates embedded")), removed)
+    getattr(model, "hold_histories", lambda: None)()
     candidates = len(exact.candidate_ids)
     indexes: dict[str, Index] = {EXACT: exact}
     if sample is not None and candidates >= ivf.LEAST_CANDIDATES:
@@ -248,13 +250,17 @@ def candidate_embeddings(model: Any, on_progress: Callable[[int, int], None] = l
     """Return float32 ``[ids, dim]``: the candidate tower's output for every id, reported by ``on_progress``."""
     tower = getattr(model, "own_candidates", None) or model.candidate_tower
     getattr(tower, "refresh", lambda: None)()
-    # In pieces: a tower on item features holds those of all its ids at a time.
-    parts = []
-    for start in range(0, tower.input_dim, _IDS_AT_ONCE):
-        on_progress(start, tower.input_dim)
-        ids = tf.range(start, min(start + _IDS_AT_ONCE, tower.input_dim), dtype=tf.int64)
-        parts.append(tower(ids).numpy())
-    return np.concatenate(parts)
+    return np.concatenate([tower(ids).numpy() for ids in ids_in_pieces(tower.input_dim, on_progress)])
+
+
+def saved_candidate_embeddings(folder: Path) -> np.ndarray:
+    """Return the result of :func:`candidate_embeddings` from a SavedModel, perhaps followed by rows of zeros.
+
+    The graph is not loaded, which would take longer than embedding a hundred thousand candidates.
+    """
+    reader, variables = saved_variables(folder)
+    (key,) = (key for name, key in variables if name == CANDIDATE_EMBEDDINGS)
+    return np.asarray(reader.get_tensor(key))
 
 
 def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from mirrorspark.data_pipelines.features import plain_name
 from mirrorspark.models import keras3
 from mirrorspark.storage import abilities, atomic_file
+
+# The key of a checkpoint's variable names.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def state(model: Any) -> list[Any]:
@@ -47,3 +51,16 @@ def save_functions(module: tf.Module, signatures: Mapping[str, Any], folder: Pat
         shutil.rmtree(folder)
     with atomic_file.new_folder(folder) as whole:
         tf.saved_model.save(module, str(whole), signatures=signatures, options=options)
+
+
+def saved_variables(saved_model: Path) -> tuple[Any, list[tuple[str, str]]]:
+    """Return the reader of the variables of a SavedModel, and the name and the key of each, without loading the graph.
+
+    Raises:
+        ValueError: The variables cannot be read.
+        tf.errors.OpError: As above.
+    """
+    files = saved_model / tf.saved_model.VARIABLES_DIRECTORY / tf.saved_model.VARIABLES_FILENAME
+    reader = tf.train.load_checkpoint(str(files))
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_OBJECT_GRAPH))
+    return reader, [(one.full_name, one.checkpoint_key) for node in graph.nodes for one in node.attributes]

@@ -8,10 +8,12 @@ import dataclasses
 import gc
 import json
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +24,9 @@ from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER
 from mirrorspark.scoring.model.folder import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results import has_scann
+
+if TYPE_CHECKING:  # it needs TensorFlow
+    from mirrorspark.models.retrieval.saved_towers import KnownVectors
 
 
 class RefreshError(ClearError, ValueError):
@@ -35,11 +40,27 @@ class BuildPlan:
     Attributes:
         top_k: Usual number of candidates per query.
         threads: TensorFlow threads.
+        earlier: Folder of the model with the catalogue before, some of whose vectors stay; None to embed all items.
+        kept: File of :attr:`data_pipelines.features.item_rows.ComparedItems.kept`; given with ``earlier``.
     """
 
     folder: str
     top_k: int
     threads: int
+    earlier: str | None = None
+    kept: str | None = None
+
+
+@contextmanager
+def build_plan(folder: Path, top_k: int, threads: int, earlier: Path, kept: np.ndarray | None) -> Generator[BuildPlan]:
+    """Yield the plan to build the indexes in ``folder``, whose file of kept ids lives as long as this context."""
+    if kept is None:
+        yield BuildPlan(str(folder), top_k, threads)
+        return
+    with tempfile.TemporaryDirectory(prefix="mirrorspark-kept-") as scratch:
+        file = Path(scratch) / "kept.npy"
+        np.save(file, kept)
+        yield BuildPlan(str(folder), top_k, threads, str(earlier), str(file))
 
 
 def build(
@@ -120,7 +141,7 @@ def write_indexes(plan: BuildPlan, on_progress: OnProgress = lambda doing, done=
     folder = Path(plan.folder)
     fitted = FittedFeatures.load(folder / FEATURES_FOLDER)
     sample = np.load(folder / SAMPLE_FILE)
-    towers = saved_towers.SavedTowers(folder / TOWERS_FOLDER, fitted)
+    towers = saved_towers.SavedTowers(folder / TOWERS_FOLDER, fitted, _known_vectors(plan))
     removed = item_rows.ids_without_item(fitted)
     indexes = serving.build_indexes(
         towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed, on_progress=on_progress
@@ -131,6 +152,17 @@ def write_indexes(plan: BuildPlan, on_progress: OnProgress = lambda doing, done=
     encoders, saved = graph_encoders(folder, fitted.spec.query_features), folder / SAVED_MODEL_FOLDER
     serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, saved, encoders)
     return found
+
+
+def _known_vectors(plan: BuildPlan) -> "KnownVectors | None":
+    from mirrorspark.models.retrieval import saved_towers
+    from mirrorspark.models.serving import export as serving
+
+    if plan.earlier is None or plan.kept is None:
+        return None
+    before, after = np.load(plan.kept)
+    vectors = serving.saved_candidate_embeddings(Path(plan.earlier) / SAVED_MODEL_FOLDER)
+    return saved_towers.KnownVectors(after, vectors[before])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, ite
 from mirrorspark.data_pipelines.spark import task_bar
 from mirrorspark.distributions import library_version
 from mirrorspark.models import catalog, classical
-from mirrorspark.recommending.item_index.build import BuildPlan, RefreshError, build
+from mirrorspark.recommending.item_index.build import RefreshError, build, build_plan
 from mirrorspark.recommending.item_index.embed_items import embedded_items
 from mirrorspark.recommending.item_index.register import register
 from mirrorspark.scoring.embedding import ENCODERS_FOLDER
@@ -44,12 +44,14 @@ class RefreshedIndex:
     Attributes:
         catalogue: Its catalogue, compared with the one before.
         recalls: The share of the exact best candidates that each index finds.
+        embedded: Number of items for which the candidate tower computed a vector.
         model_uri: ``models:/<name>/<version>`` where it was registered, else empty.
     """
 
     folder: Path
     catalogue: Catalogue
     recalls: Mapping[str, float]
+    embedded: int
     model_uri: str = ""
 
 
@@ -80,8 +82,8 @@ def refresh_index(
         items: The whole table of items, with the columns of the training: a Spark, pandas or Polars DataFrame, or a
             PyArrow table. This process holds it in memory.
         folder: The new folder.
-        changes_only: ``items`` has only the items that are new or changed, or is None; all others of the model stay.
-            The result is that of the whole table.
+        changes_only: ``items`` has only the items that are new or changed, or is None; all others of the model stay,
+            and keep their vectors to the bit. The result is that of the whole table up to rounding.
         removed: With ``changes_only``, the keys of removed items.
         least_recall: Share of the exact best candidates that every index has to find for sample queries of the
             training; otherwise nothing is written.
@@ -106,9 +108,9 @@ def refresh_index(
     pinned = pinned_model(model, tracking_uri)
     cores = threads or len(os.sched_getaffinity(0))
 
-    def build_indexes(whole: Path, k: int) -> Mapping[str, float]:
-        with task_bar.work_bar("refresh") as on_progress:
-            return build(BuildPlan(str(whole), k, cores), verbose=verbose, on_progress=on_progress)
+    def build_indexes(whole: Path, k: int, kept: np.ndarray | None) -> Mapping[str, float]:
+        with build_plan(whole, k, cores, pinned.path, kept) as plan, task_bar.work_bar("refresh") as on_progress:
+            return build(plan, verbose=verbose, on_progress=on_progress)
 
     embed = partial(embedded_items, pinned.path, threads=cores, verbose=verbose)
     refreshed = write_refreshed(pinned, items, target, least_recall, build_indexes, embed, gone)
@@ -122,7 +124,7 @@ def write_refreshed(
     items: Any,
     target: Path,
     least_recall: float,
-    build_indexes: Callable[[Path, int], Mapping[str, float]],
+    build_indexes: Callable[[Path, int, np.ndarray | None], Mapping[str, float]],
     embed: Callable[[FeatureSpec, pa.Table], pa.Table] = lambda spec, items: items,
     removed: frozenset[str] | None = None,
 ) -> RefreshedIndex:
@@ -134,7 +136,8 @@ def write_refreshed(
         target: The new folder.
         least_recall: As in :func:`refresh_index`.
         build_indexes: Writes the SavedModel into a folder that has all else, for a number of candidates per query, and
-            returns the recalls of the indexes.
+            returns the recalls of the indexes. It also gets
+            :attr:`data_pipelines.features.item_rows.ComparedItems.kept`, or None to embed all items.
         embed: Returns a table with embedded columns, for the spec of the items.
         removed: Keys of removed items, if ``items`` has only those that are new or changed, or is None; None
             where it is the whole table.
@@ -144,24 +147,31 @@ def write_refreshed(
     own = directory.features.items
     assert own is not None  # noqa: S101 - the model has a catalogue
     table = None if items is None else embed(own.features.spec, _items(items, own.features))
+    given = None
     if removed is not None:
+        spec = own.features.spec
+        given = pa.array([], pa.string()) if table is None else item_rows.item_keys(spec, table)
         table = item_rows.with_changes(own, table, removed)
     fitted = item_rows.with_catalogue(directory.features, table, before.trained)
-    catalogue = _compared(directory.features, fitted, before, pinned)
+    assert fitted.items is not None  # noqa: S101 - as its model has
+    compared = item_rows.compared_items(own, fitted.items, given)
+    catalogue = _compared(directory.features, fitted, compared.changed, before, pinned)
+    kept = None if removed is None else compared.kept
+    embedded = catalogue.candidates if kept is None else compared.unknown
     with new_model_folder(target) as whole:
         shutil.copytree(pinned.path / TOWERS_FOLDER, whole / TOWERS_FOLDER)
         shutil.copyfile(pinned.path / SAMPLE_FILE, whole / SAMPLE_FILE)
         if (pinned.path / ENCODERS_FOLDER).is_dir():
             shutil.copytree(pinned.path / ENCODERS_FOLDER, whole / ENCODERS_FOLDER)
         fitted.save(whole / FEATURES_FOLDER)
-        recalls = build_indexes(whole, catalogue.top_k)
+        recalls = build_indexes(whole, catalogue.top_k, kept)
         _check_recalls(recalls, least_recall)
         _described(directory, fitted, catalogue, recalls, whole).save(whole)
     _LOGGER.info(
-        "%s has %d candidates, %d of them new and %d changed, %d removed; recalls %s",
-        *(target, catalogue.candidates, catalogue.new, catalogue.changed, catalogue.removed, recalls),
+        "%s has %d candidates, %d of them new and %d changed, %d removed; %d were embedded; recalls %s",
+        *(target, catalogue.candidates, catalogue.new, catalogue.changed, catalogue.removed, embedded, recalls),
     )
-    return RefreshedIndex(target, catalogue, recalls)
+    return RefreshedIndex(target, catalogue, recalls, embedded)
 
 
 def _removed(items: Any, removed: Iterable[str | int], *, changes_only: bool) -> frozenset[str] | None:
@@ -222,13 +232,14 @@ def _items(items: Any, own: FittedFeatures) -> pa.Table:
     return table
 
 
-def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogue, source: PinnedModel) -> Catalogue:
+def _compared(
+    before: FittedFeatures, after: FittedFeatures, changed: int, catalogue: Catalogue, source: PinnedModel
+) -> Catalogue:
     """Return the catalogue of ``after``, compared with that of ``before``.
 
     Raises:
         RefreshError: Fewer items are left than the model recommends per row.
     """
-    assert before.items is not None  # noqa: S101 - the model has a catalogue
     assert after.items is not None  # noqa: S101 - as it has
     candidates = after.items.rows.num_rows
     if candidates < catalogue.top_k:
@@ -248,7 +259,7 @@ def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogu
         candidates=candidates,
         new=candidates - stayed,
         removed=int(was_candidate.sum()) - stayed,
-        changed=item_rows.changed_items(before.items, after.items),
+        changed=changed,
         refreshed_from=source.digest,
         trained_model=catalogue.trained_model or source.uri,
     )

@@ -5,16 +5,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from pyspark.ml.linalg import Vectors, VectorUDT
+from pyspark.sql.types import StructType
 
 from mirrorspark.callbacks.mlflow.tracking_store import store_client
 from mirrorspark.data_pipelines.conversion import convert
 from mirrorspark.data_pipelines.features.item_rows import encoded_items
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.recommending.item_index.refresh import refresh_index
 from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.scoring.model.stored.uri import resolve
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(300)
 
-ITEMS = FeatureSpec.of_items("sku", [MultiValued("tags", max_length=2), Numeric("price")])
+ITEMS = FeatureSpec.of_items("sku", [MultiValued("tags", max_length=2), Numeric("price"), Sparse("words", size=9)])
 SPEC = FeatureSpec((Categorical("user"), Categorical("product")), Label("product", "candidate"), ("id",), items=ITEMS)
 
 
@@ -44,8 +48,13 @@ def purchases(spark: "SparkSession") -> "DataFrame":
 
 @pytest.fixture
 def products(spark: "SparkSession") -> "DataFrame":
-    rows = [(7, ["old"], 10.0), (12, ["new", "old"], 40.0), (1, None, 10.0)]
-    return spark.createDataFrame(rows, "sku int, tags array<string>, price double")
+    rows = [
+        (7, ["old"], 10.0, Vectors.sparse(9, [2, 8], [0.5, 1.0])),
+        (12, ["new", "old"], 40.0, None),
+        (1, None, 10.0, Vectors.dense(0, 2, 0, 0, 0, 0, 0, 0, 0)),
+    ]
+    columns = StructType.fromDDL("sku int, tags array<string>, price double")
+    return spark.createDataFrame(rows, columns.add("words", VectorUDT()))
 
 
 def test_items_are_fitted_to_their_table_and_found_by_the_id_of_the_candidate(
@@ -58,9 +67,13 @@ def test_items_are_fitted_to_their_table_and_found_by_the_id_of_the_candidate(
     assert fitted.items is not None
     assert fitted.items.features.vocabularies["tags"].tokens.to_pylist() == ["old", "new"]
     found = encoded_items(fitted.items)
-    assert found["tags"].tolist() == [[0, 0], [0, 0], [0, 0], [2, 0], [3, 2]]
+    assert np.asarray(found["tags"]).tolist() == [[0, 0], [0, 0], [0, 0], [2, 0], [3, 2]]
+    words = found["words"]
+    assert isinstance(words, SparseRows)
+    assert (words.row_lengths.tolist(), words.indices.tolist()) == ([0, 0, 1, 2, 0], [1, 2, 8])
+    assert words.values.tolist() == [2.0, 0.5, 1.0]
     # The mean of 10, 40 and 10 is 20, their deviation the root of 200.
-    assert found["price"][2:] == pytest.approx([-(0.5**0.5), -(0.5**0.5), 2**0.5])
+    assert np.asarray(found["price"])[2:] == pytest.approx([-(0.5**0.5), -(0.5**0.5), 2**0.5])
 
 
 def test_a_spec_and_a_table_of_items_belong_together(
@@ -97,8 +110,10 @@ def trained(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> 
     # The title once more, by an encoder of token ids.
     items = load_recipe("movielens_items")["items"]
     encoder = save_onnx_encoder(output / "encoder" / "model.onnx")
-    features = items["features"] | {"plot": {"kind": "text_embedding", "encoder": str(encoder)}}
-    items |= {"features": features, "sql": items["sql"].replace("FROM movies", ", title AS plot FROM movies")}
+    words = {"kind": "sparse", "size": 9, "indices": "word_ids", "values": "weights"}
+    features = items["features"] | {"plot": {"kind": "text_embedding", "encoder": str(encoder)}, "words": words}
+    more = ", title AS plot, array(movieId % 9) AS word_ids, array(0.5D) AS weights FROM movies"
+    items |= {"features": features, "sql": items["sql"].replace("FROM movies", more)}
     flags += (
         "--workers=2",
         f"--items={json.dumps(items)}",
@@ -162,10 +177,19 @@ def test_a_new_catalogue_takes_the_alias_while_readers_run(
     store, alias = finished.summary["tracking_uri"], "models:/movielens_items@shop"
     store_client(store).set_registered_model_alias("movielens_items", "shop", "1")
     columns = [
-        (str(n), ["War" if n % 2 == 0 else "Comedy"], f"Film {n}", 1980 + n, f"Film {n}  ({1980 + n})\n")
+        (
+            str(n),
+            ["War" if n % 2 == 0 else "Comedy"],
+            f"Film {n}",
+            1980 + n,
+            f"Film {n}  ({1980 + n})\n",
+            [n % 9],
+            [0.5],
+        )
         for n in range(5, 23)
     ]
-    films = spark.createDataFrame(columns, "id string, genres array<string>, title string, year int, plot string")
+    texts = "id string, genres array<string>, title string, year int, plot string"
+    films = spark.createDataFrame(columns, f"{texts}, word_ids array<int>, weights array<double>")
     row = users.limit(1).toArrow().to_pylist()[0]
     jobs: list[set[str]] = []
     labels: list[str] = []

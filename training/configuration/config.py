@@ -253,7 +253,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"register better chooses among recommenders that score from a row's history, a list with vocabulary_of: "
             f"{spec.label.name}, and predict no ratings; add such a list and leave the rating out, or register model",
         )
-        sparse = [feature.name for feature in spec if feature.form == "sparse"]
+        sparse = [feature.name for feature in (*spec, *(spec.items or ())) if feature.form == "sparse"]
         wide = [feature.name for feature in spec if feature.form in kinds.WIDE_FORMS]
         boosted = [asked.label for asked in self.row_baselines if asked.name in BOOSTING]
         require(

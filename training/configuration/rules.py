@@ -366,8 +366,3 @@ def check_ranking(config: "TrainingConfig") -> None:
         config.ranked_queries != 0 or not RANKING.fullmatch(config.monitor),
         f"ranked_queries is 0, so there is no {config.monitor} to monitor; use a larger number, or leave it out",
     )
-    require(
-        config.ranked_k is None or config.strategy != "parameter_server",
-        "the strategy parameter_server has no process that holds all candidates, to rank them; monitor val_loss, "
-        "and leave ranked_queries out",
-    )

@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.features import (
     raw_columns,
 )
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
+from mirrorspark.data_pipelines.spark import collected
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def recommender_input(
     df = any_table.read_table(spark, table if in_memory is None else in_memory)
     catalogue = memory_tables.in_arrow(items) if memory_tables.is_in_memory(items) else None
     item_table = any_table.read_table(spark, items if catalogue is None else catalogue)
-    catalogue = item_table.toArrow() if catalogue is None else catalogue
+    catalogue = collected(item_table) if catalogue is None else catalogue
     columns = _columns(df, label, user, time)
     item = columns.item
     _require_key(item_table.columns, item, "items")

@@ -14,6 +14,7 @@ from mirrorspark.data_pipelines.features import FeatureSpec, quoted
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.sources import MemorySource
+from mirrorspark.data_pipelines.spark import collected
 from mirrorspark.pages import beside_the_result
 from mirrorspark.scoring import ScoringError, score
 from mirrorspark.scoring.embedding import ModelEncoders
@@ -212,7 +213,7 @@ class FitResult:
         require_running(self.rows.sparkSession)
         test_rows = self.rows.where(F.col(SPLIT_COLUMN) == "test")
         chosen = test_rows.orderBy(F.xxhash64(*map(quoted, self.spec.keys))).limit(most)
-        return chosen.select(*map(quoted, self.spec.columns)).toArrow()
+        return collected(chosen.select(*map(quoted, self.spec.columns)))
 
     @cached_property
     def _loaded(self) -> LoadedModel:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import queue
 import re
@@ -11,26 +12,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 
 from mirrorspark.callbacks.backup import restore
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.models import two_tower
 from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.child_process import Tail, tensorflow_environment
 from mirrorspark.training.executor.worker import WorkerOrders
 from mirrorspark.training.executor.worker_process import WorkerProcess
 from mirrorspark.training.programs.keras_fit import fit
+from mirrorspark.training.programs.keras_fit.rank_validation import RankValidation
 from mirrorspark.training.programs.keras_fit.start import Start
 from mirrorspark.training.protocol.messages.event_server import EventServer
 from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes import Activity
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.protocol.roles import Roles
 from tests.unit.training import parameter_server_entry
 from tests.unit.training.conftest import free_addresses
-from tests.unit.training.token_dataset import write_token_dataset
+from tests.unit.training.token_dataset import write_dataset, write_token_dataset
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -54,13 +64,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def plan_of(dataset: Dataset, folder: Path, **knobs: Any) -> TrainingPlan:
+    settings: dict[str, Any] = {"model": {"name": "multi_field", "embedding_dim": 32, "hidden_units": [16]}} | knobs
     config = TrainingConfig(
-        name="tokens",
-        learning_rate=0.01,
-        steps_per_execution=4,
-        global_batch_size=BATCH,
-        model={"name": "multi_field", "embedding_dim": 32, "hidden_units": [16]},
-        **knobs,
+        name="tokens", learning_rate=0.01, steps_per_execution=4, global_batch_size=BATCH, **settings
     )
     return TrainingPlan(
         config,
@@ -164,6 +170,51 @@ def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_r
     # The workers together had counted each row once.
     assert last["logs"]["val_auc"] == pytest.approx(alone["auc"], abs=1e-6)
     assert last["logs"]["val_loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def retrieval_dataset(folder: Path) -> Dataset:
+    """Write rows of users who take the films after those of their number; half of the users have a row more."""
+    users, films = 60, 300
+    of_user = np.repeat(np.arange(users), 4)
+    taken = pa.array([f"f{(5 * user + place) % films}" for place, user in enumerate(of_user)])
+    rows = pa.table({"user": pa.array([f"u{user}" for user in of_user]), "film": taken, "row": np.arange(len(of_user))})
+    seen = pa.array([[f"f{5 * user}"] for user in of_user])
+    spec = FeatureSpec(
+        (Categorical("user"), Categorical("film")), Label("film", "candidate"), keys=("row",), exclude="seen"
+    )
+    names = {"user": [f"u{user}" for user in range(users)], "film": [f"f{film}" for film in range(films)]}
+    vocabularies = {
+        name: Vocabulary(pa.array(tokens), pa.array([1] * len(tokens), pa.int64())) for name, tokens in names.items()
+    }
+    table = rows.append_column("seen", seen)
+    return write_dataset(
+        folder, FittedFeatures(spec, vocabularies, {}), {"train": table, "validation": table.slice(0, 90)}
+    )
+
+
+@pytest.mark.full
+def test_lists_are_ranked_as_in_a_training_without_servers(tmp_path: Path) -> None:
+    """The metrics of each epoch are those of its model in one process; the table of candidates is on two servers."""
+    dataset = retrieval_dataset(tmp_path / "films")
+    model_settings = {"name": "two_tower", "embedding_dim": 512, "hidden_units": [8]}
+    plan = plan_of(dataset, tmp_path, workers=1, epochs=2, monitor="val_recall@5", model=model_settings)
+    with Cluster(plan, Roles(workers=1, servers=2)) as cluster:
+        last = cluster.next("epoch_end", epoch=2)
+        assert cluster.outcome(0) == {"outcome": "finished", "epochs": 2}
+    placed = json.loads(parameter_server_entry.placement_file(plan.checkpoints).read_text())
+    of_films = {device for shape, device in placed.values() if shape == [151, 512]}
+    assert len(of_films) == 2, placed
+    model = fit.build_model(plan, dataset, tf.distribute.get_strategy(), Start())
+    checkpoint = commit.latest_committed(plan.checkpoints)
+    assert checkpoint is not None
+    restore(model, model.optimizer, checkpoint)
+    alone: dict[str, float] = {}
+    predict = functools.partial(two_tower.predict, model)
+    ranked = RankValidation(predict, dataset, k=5, rank=0, workers=1, activity=Activity())
+    ranked.set_model(model)
+    ranked.on_epoch_end(1, alone)
+    assert 0 < alone["val_ndcg_at_5"] < alone["val_recall_at_5"] <= 1
+    assert {name: last["logs"][name] for name in alone} == pytest.approx(alone, abs=1e-9)
 
 
 @pytest.mark.full

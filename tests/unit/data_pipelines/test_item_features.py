@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.item_features import infer_items
-from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, FeatureSpecError, Numeric, Text
+from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, FeatureSpecError, Numeric, Sparse, Text
 
 ROWS = 200
 ITEMS = pa.table(
@@ -19,6 +19,7 @@ ITEMS = pa.table(
         "code": [f"c{row}" for row in range(ROWS)],
         "note": pa.nulls(ROWS, pa.string()),
         "secret": [row % 3 for row in range(ROWS)],
+        "words": pa.array([[(row % 50, 0.5)] for row in range(ROWS)], pa.map_(pa.int64(), pa.float64())),
     }
 )
 
@@ -31,6 +32,7 @@ def test_lists_titles_numbers_and_categories_of_items_are_told_apart(caplog: pyt
         Text("genres", max_length=3, pattern="[|]"),
         Numeric("price", clip="range"),
         Categorical("shop"),
+        Sparse("words", size=50),
     )
     assert spec.label.name == "sku"
     assert "column genres of items: values with | between them" in caplog.messages

@@ -3,12 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import (
-    changed_items,
+    compared_items,
     encoded_items,
     ids_without_item,
     with_catalogue,
@@ -25,10 +26,17 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 ITEMS = FeatureSpec.of_items(
-    "id", [MultiValued("genres", max_length=2), Numeric("year", impute=2001), Vector("poster", size=2)]
+    "id",
+    [
+        MultiValued("genres", max_length=2),
+        Numeric("year", impute=2001),
+        Vector("poster", size=2),
+        Sparse("words", size=9),
+    ],
 )
 SPEC = FeatureSpec((Categorical("user"), Categorical("movie")), Label("movie", "candidate"), ("user",), items=ITEMS)
 TABLE = pa.table(
@@ -37,6 +45,7 @@ TABLE = pa.table(
         "genres": [["war"], ["noir", "war"], None, ["new"]],
         "year": [2003.0, None, 1999.0, 2001.0],
         "poster": [[1.0, 2.0], None, [0.5, 0.0], [3.0, 4.0]],
+        "words": pa.array([[(8, 0.5), (1, 0.25)], None, [(3, 1.0)], []], pa.map_(pa.int64(), pa.float64())),
     }
 )
 
@@ -58,7 +67,7 @@ def fitted_with_items(table: pa.Table = TABLE) -> FittedFeatures:
 
 def catalogue_of(keys: list[int]) -> pa.Table:
     """Return a table of items with these keys, which have no features."""
-    nothing = {name: pa.nulls(len(keys), TABLE.schema.field(name).type) for name in ("genres", "year", "poster")}
+    nothing = {name: pa.nulls(len(keys), TABLE.schema.field(name).type) for name in TABLE.column_names[1:]}
     return pa.table({"id": keys, **nothing})
 
 
@@ -71,7 +80,12 @@ def test_items_without_a_training_row_follow_the_other_candidates() -> None:
 def test_the_features_of_an_item_are_at_the_id_of_its_candidate() -> None:
     items = fitted_with_items().items
     assert items is not None
-    found = {name: values.tolist() for name, values in encoded_items(items).items()}
+    encoded = encoded_items(items)
+    words = encoded.pop("words")
+    assert isinstance(words, SparseRows)
+    assert words.row_lengths.tolist() == [0, 0, 0, 2, 0, 0, 1]
+    assert (words.indices.tolist(), words.values.tolist()) == ([1, 8, 3], [0.25, 0.5, 1.0])
+    found = {name: np.asarray(values).tolist() for name, values in encoded.items()}
     # Missing, out of vocabulary, 30, 7, 99 (not an item), 1, 4.
     assert found == {
         "genres": [[0, 0], [0, 0], [3, 2], [2, 0], [0, 0], [1, 0], [0, 0]],
@@ -125,10 +139,20 @@ def test_changed_items_are_those_of_both_tables_with_other_features() -> None:
     assert trained.items is not None
     assert later.items is not None
     # 30 has a year now; neither the missing 1 nor the order of the rows counts as a change.
-    assert changed_items(trained.items, later.items) == 1
+    assert compared_items(trained.items, later.items).changed == 1
+    words = [[(1, 0.25), (8, 0.75)], [(2, 1.0)], [(3, 1.0)], []]
+    reworded = TABLE.set_column(4, "words", pa.array(words, TABLE.schema.field("words").type))
+    rewritten = with_catalogue(trained, reworded, trained=5)
+    assert rewritten.items is not None
+    assert compared_items(trained.items, rewritten.items).changed == 2
+    found = compared_items(trained.items, rewritten.items)
+    # 4 and 1 of both tables, the reserved ids, and 99, which neither table has.
+    assert (sorted(zip(*found.kept.tolist(), strict=True)), found.unknown) == ([(i, i) for i in (0, 1, 4, 5, 6)], 2)
+    given = compared_items(trained.items, rewritten.items, pa.array(["7", "4"]))
+    assert (given.changed, given.unknown) == (1, 1)
     same = with_catalogue(trained, TABLE.take([3, 1, 0, 2]), trained=5)
     assert same.items is not None
-    assert changed_items(trained.items, same.items) == 0
+    assert compared_items(trained.items, same.items).changed == 0
     assert same.items.digest == trained.items.digest
 
 
@@ -158,7 +182,7 @@ def test_a_spec_with_items_survives_yaml_and_without_them_keeps_its_form(tmp_pat
 def test_items_that_cannot_be_are_refused() -> None:
     with pytest.raises(FeatureSpecError, match="items need a label of kind candidate; 'late' is not"):
         dataclasses.replace(SPEC, label=Label("late"))
-    with pytest.raises(FeatureSpecError, match=r"items have the features \['words'\]; give one or more"):
-        FeatureSpec.of_items("id", [Sparse("words", size=9)])
+    with pytest.raises(FeatureSpecError, match=r"items have the features \['id'\]; give one or more in addition"):
+        FeatureSpec.of_items("id", [Sparse("id", size=9)])
     with pytest.raises(FeatureSpecError, match=r"items have the parts \['features'\]; give key and features"):
         FeatureSpec.from_dict(SPEC.to_dict() | {"items": {"features": {}}})

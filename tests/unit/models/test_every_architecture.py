@@ -28,6 +28,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Label,
     MultiValued,
+    Sparse,
     Text,
     TextEmbedding,
     Vector,
@@ -93,6 +94,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 # Options of an architecture with items, in addition to those above.
 OPTIONS_WITH_ITEMS: Mapping[str, Mapping[str, Any]] = {
     "lstm_retrieval": {"candidate_id": False},
+    "sasrec": {"cosine": True},
     "two_tower": {"sampling": "mixed", "negatives": 5},
 }
 # Classical recommenders, which are fitted without steps; their parameters are drawn at random here.
@@ -151,6 +153,7 @@ ITEMS = FeatureSpec.of_items(
         MultiValued("words", max_length=3),
         Text("title", max_length=20, hash_buckets=40, ngrams=(2, 3)),
         Vector("poster", size=2),
+        Sparse("plot", size=300, indices="plot_words", values="plot_weights"),
     ],
 )
 
@@ -217,6 +220,8 @@ def features(task: str, comment: TextEmbedding, *, items: bool, label: Label | N
             "words": [["x", "y"][: number % 3] for number in range(MOVIES + 1)],
             "title": [("A Film", None, "Filme")[number % 3] for number in range(MOVIES + 1)],
             "poster": [[number / MOVIES, 0.5] for number in range(MOVIES + 1)],
+            "plot_words": [[number, 250][: number % 3] for number in range(MOVIES + 1)],
+            "plot_weights": [[0.5, 2.0][: number % 3] for number in range(MOVIES + 1)],
         }
     )
     known = {"id": vocabulary(["m0"]), "genre": vocabulary(["war", "noir"]), "words": vocabulary(["x", "y"])}

@@ -1,19 +1,25 @@
 """F14: SASRec over ragged histories: a state reads the past alone, and every position of a history is an example."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued
+from mirrorspark.data_pipelines.features.item_rows import with_items
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, sasrec
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.xla import compile_with_xla
+from mirrorspark.models.retrieval.saved_towers import SavedTowers, save_towers
 from mirrorspark.models.retrieval.sequence import following_ids
 from mirrorspark.models.settings import ModelSettingsError
 from tests.unit.models.conftest import vocabulary
@@ -32,11 +38,10 @@ def features(*lists: str, others: bool = True) -> FittedFeatures:
     return FittedFeatures(spec, vocabularies | {one.name: vocabulary(["phone", "tv"]) for one in device}, {})
 
 
-def built(fitted: FittedFeatures, *, every_position: bool = False, dropout: float = 0.0) -> tf_keras.Model:
+def built(fitted: FittedFeatures, **options: Any) -> Any:
     """Return an untrained model whose weights are large enough for a wrong step to be seen."""
-    settings = sasrec.Settings(
-        embedding_dim=4, heads=2, hidden_units=(3,), dropout=dropout, negatives=MOVIES, every_position=every_position
-    )
+    small: dict[str, Any] = {"embedding_dim": 4, "heads": 2, "hidden_units": (3,), "dropout": 0.0, "negatives": MOVIES}
+    settings = sasrec.Settings(**small | options)
     tf_keras.utils.set_random_seed(2)
     model = sasrec.build(settings, fitted, seed=2)
     rng = np.random.default_rng(2)
@@ -143,6 +148,60 @@ def test_queries_of_mixed_precision_are_float32_and_finite() -> None:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert queries.dtype == tf.float32
     assert np.isfinite(queries).all()
+
+
+def with_film_features(fitted: FittedFeatures) -> FittedFeatures:
+    """Return features of which the movies and two others, ``new`` and ``odd``, have a genre and words."""
+    table = pa.table(
+        {
+            "id": [*(f"m{number}" for number in range(MOVIES)), "new", "odd"],
+            "genre": [*(("war", "noir")[number % 2] for number in range(MOVIES)), "noir", None],
+            "words": [*([number % 5] for number in range(MOVIES)), [3], []],
+            "weights": [*([1.0 + number] for number in range(MOVIES)), [4.0], []],
+        }
+    )
+    words = Sparse("plot", size=5, indices="words", values="weights")
+    items = FeatureSpec.of_items("id", [Categorical("genre"), words])
+    own = FittedFeatures(items, {"id": vocabulary(["m0"]), "genre": vocabulary(["noir", "war"])}, {})
+    return with_items(replace(fitted, spec=replace(fitted.spec, items=items)), own, table)
+
+
+# The features of the first two are equal.
+M3, NEW, ODD = 5, 32, 33
+
+
+def test_histories_are_read_by_the_features_of_their_items() -> None:
+    fitted = with_film_features(features())
+    ids = tf.constant([[M3, NEW, ODD], [0, 1, M3]], tf.int64)
+    by_features, with_ids = (built(fitted, candidate_id=candidate_id) for candidate_id in (False, True))
+    for model in (by_features, with_ids):
+        tower = model.candidate_tower
+        of_all = tower(tf.range(tower.input_dim, dtype=tf.int64)).numpy()
+        np.testing.assert_allclose(tower.of_history(ids), of_all[ids.numpy()], atol=1e-6)
+    given = inputs([[M3, 7], [NEW, 7], [ODD, 7]], 3)
+    given["device"] = tf.zeros(3, tf.int64)
+    one, alike, other = by_features.query_tower(given).numpy()
+    np.testing.assert_allclose(alike, one, atol=1e-6)
+    assert np.abs(other - one).max() > 0.01
+    one, alike, _ = with_ids.query_tower(given).numpy()
+    assert np.abs(alike - one).max() > 1e-4
+
+
+def test_a_saved_query_tower_has_the_vectors_of_histories_in_place_of_features(tmp_path: Path) -> None:
+    fitted = with_film_features(features())
+    model, given = built(fitted, cosine=True), inputs([[M3, NEW], [], [ODD]], 2)
+    queries = sasrec.predict(model, given).numpy()
+    model.hold_histories()
+    np.testing.assert_allclose(sasrec.predict(model, given), queries, atol=1e-6)
+    save_towers(sasrec, model, fitted, tmp_path)
+    saved = SavedTowers(tmp_path, fitted).query_tower
+    np.testing.assert_allclose(saved(given), queries, atol=1e-6)
+    for weight in model.candidate_tower.trainable_variables:
+        weight.assign(tf.zeros_like(weight))
+    np.testing.assert_allclose(sasrec.predict(model, given), queries, atol=1e-6)
+    assert np.abs(model.query_tower(given, training=True) - queries).max() > 0.01
+    model.hold_histories()
+    assert np.abs(sasrec.predict(model, given) - queries).max() > 0.01
 
 
 def test_a_spec_without_one_history_is_refused_with_the_mend() -> None:

@@ -313,11 +313,6 @@ def test_candidates_are_those_of_histories_too_where_the_model_learns_these(new_
         ),
         ("two_tower", {"monitor": "val_recall@20", "mode": "min"}, "set mode to max"),
         ("two_tower", {"monitor": "val_recall@20", "ranked_queries": 0}, "no val_recall_at_20 to monitor"),
-        (
-            "two_tower",
-            {"ranked_queries": 5, "strategy": "parameter_server", "parameter_servers": 1},
-            "parameter_server has no process that holds all candidates",
-        ),
         ("multi_field", {"monitor": "val_recall@20"}, "monitor 'val_recall@20' is not a metric of a binary model"),
         ("multi_field", {"ranked_queries": 5}, "ranked_queries is 5, but a binary model ranks no candidates"),
     ],
@@ -569,12 +564,17 @@ def test_every_recipe_that_is_installed_makes_a_configuration() -> None:
 
 def test_item_features_need_a_model_that_reads_them_and_a_query() -> None:
     with pytest.raises(
-        ConfigError, match="model 'sasrec' reads no item features; use lstm_retrieval, two_tower, youtube_dnn, or leave"
+        ConfigError, match="'ease' reads no item features; use lstm_retrieval, sasrec, two_tower, youtube_dnn, or leave"
     ):
-        RunConfig.from_recipe("movielens_items", model={"name": "sasrec"})
+        RunConfig.from_recipe("movielens_items", model={"name": "ease"})
     items = {name: part for name, part in load_recipe("movielens_items")["items"].items() if name != "sql"}
     with pytest.raises(ConfigError, match="has items without sql; give the query that builds their table"):
         RunConfig.from_recipe("movielens_items", items=items)
+    words = {"kind": "sparse", "size": 9, "indices": "word_ids", "values": "weights"}
+    sparse = {"items": load_recipe("movielens_items")["items"] | {"features": {"words": words}}}
+    RunConfig.from_recipe("movielens_items", **sparse)
+    with pytest.raises(ConfigError, match=r"xla compiles no sparse features, and \['words'\] are"):
+        RunConfig.from_recipe("movielens_items", xla=True, **sparse)
 
 
 def test_features_that_an_architecture_cannot_be_built_for_are_refused_at_once(new_config: NewConfig) -> None:

@@ -92,7 +92,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                     after_restore=[
                         SettleLocalUpdates(),
                         *own_callbacks(plan.config),
-                        *ranking_callbacks(plan, model, dataset, control),
+                        *ranking_callbacks(plan, model, dataset, control, ranks=plan.workers),
                     ],
                 ),
             )
@@ -118,9 +118,17 @@ def own_callbacks(config: TrainingConfig) -> list[tf_keras.callbacks.Callback]:
 
 
 def ranking_callbacks(
-    plan: TrainingPlan, model: tf_keras.Model, dataset: Dataset, control: WorkerControl
+    plan: TrainingPlan, model: tf_keras.Model, dataset: Dataset, control: WorkerControl, ranks: int
 ) -> list[tf_keras.callbacks.Callback]:
-    """Return the callback that ranks the candidates after every epoch, if the configuration asks for it."""
+    """Return the callback that ranks the candidates after every epoch, if the configuration asks for it.
+
+    Args:
+        plan: The attempt.
+        model: The model.
+        dataset: The dataset of the training.
+        control: Connects the rank to its driver.
+        ranks: Number of ranks that share the queries.
+    """
     config = plan.config
     if config.ranked_k is None:
         return []
@@ -134,7 +142,7 @@ def ranking_callbacks(
             dataset,
             k=config.ranked_k,
             rank=control.rank,
-            workers=plan.workers,
+            workers=ranks,
             activity=control.activity,
             most_queries=config.ranked_queries,
         )

@@ -11,7 +11,7 @@ import tf_keras
 
 from mirrorspark.callbacks.collectives import gather_over_ranks, local_replicas
 from mirrorspark.data_pipelines.dataset import block_format
-from mirrorspark.data_pipelines.features import SparseRows
+from mirrorspark.data_pipelines.features import rows_at
 from mirrorspark.data_pipelines.reading import Dataset, held_back_candidates, query_digests
 from mirrorspark.models.index import Best, ExactTopK, Queries
 from mirrorspark.models.retrieval import list_values
@@ -119,7 +119,7 @@ class RankValidation(tf_keras.callbacks.Callback):
     def _queries(self, block: block_format.Block, rows: npt.NDArray[np.int64]) -> Queries:
         """Return the queries of some rows of a block."""
         features = self._dataset.spec.query_features
-        columns = {feature.name: _at(block.features[feature.name], rows) for feature in features}
+        columns = {feature.name: rows_at(block.features[feature.name], rows) for feature in features}
         excluded = np.zeros((len(rows), 0), np.int64) if block.excluded is None else block.excluded[rows]
         return Queries(self._predict(input_tensors(features, columns)), tf.constant(excluded))
 
@@ -177,7 +177,3 @@ def _ids(found: Best) -> npt.NDArray[np.int64]:
     """Return the ids of the lists, int64 ``[queries, k]``, with -1 in unfilled places."""
     scores = found.scores.numpy()
     return np.where(scores > np.finfo(np.float32).min, found.ids.numpy(), -1)
-
-
-def _at(column: np.ndarray | SparseRows, rows: npt.NDArray[np.int64]) -> np.ndarray | SparseRows:
-    return column.at(rows) if isinstance(column, SparseRows) else column[rows]

@@ -188,6 +188,8 @@ def _fit(
             finish=shut_down_and_finish,
             locate=lambda epoch, step: _describe_step(plan, activity, epoch, step),
             is_stop_requested=is_stop_requested,
+            # The coordinator ranks alone, with the rows of its queries and the candidates' vectors from the servers.
+            after_restore=fit.ranking_callbacks(plan, model, dataset, control, ranks=1),
             checkpoint_class=functools.partial(_DrainingCheckpoint, schedule_limit=schedule_limit),
             before_checkpoint=[_DrainAtEpochEnd(schedule_limit)],
         ),

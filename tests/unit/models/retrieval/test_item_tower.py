@@ -12,19 +12,23 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.item_rows import with_items
-from mirrorspark.data_pipelines.features.kinds import Categorical, MultiValued, Vector
+from mirrorspark.data_pipelines.features.kinds import Categorical, MultiValued, Sparse, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.warm_start import EarlierModel, begin_from
+from mirrorspark.models.layers.input import SparseEmbedding
+from mirrorspark.models.retrieval import towers
 from mirrorspark.models.retrieval.sampling import sampling_probability
 from mirrorspark.models.serving import export as serving
 from mirrorspark.models.settings import ModelSettingsError
 from tests.unit.models.conftest import vocabulary
 
 SETTINGS = two_tower.Settings(embedding_dim=4, hidden_units=(8,), item_hidden_units=(8,), id_dropout=0.5)
-ITEMS = FeatureSpec.of_items("id", [Categorical("genre"), MultiValued("words", max_length=3), Vector("poster", size=2)])
+ITEMS = FeatureSpec.of_items(
+    "id", [Categorical("genre"), MultiValued("words", max_length=3), Vector("poster", size=2), Sparse("plot", size=9)]
+)
 NEW, ODD = 5, 6
 
 
@@ -36,6 +40,9 @@ def with_films(fitted: FittedFeatures, genres: list[str]) -> FittedFeatures:
             "genre": ["war", "noir", "jazz", "noir", None],
             "words": [["x"], ["y", "z"], ["x", "z"], ["y", "z"], []],
             "poster": [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, 1.0], None],
+            "plot": pa.array(
+                [[(1, 0.5)], [(0, 2.0), (8, 1.0)], [], [(0, 2.0), (8, 1.0)], None], pa.map_(pa.int64(), pa.float64())
+            ),
         }
     )
     own = FittedFeatures(
@@ -106,10 +113,29 @@ def test_the_index_holds_what_the_tower_gives_for_every_id(
     item_features: FittedFeatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = built(item_features)
-    monkeypatch.setattr(serving, "_IDS_AT_ONCE", 3)
+    monkeypatch.setattr(towers, "_IDS_AT_ONCE", 3)
     found = serving.candidate_embeddings(model)
     np.testing.assert_allclose(found, model.candidate_tower(tf.range(7, dtype=tf.int64)).numpy(), atol=1e-6)
     assert found.shape == (7, 4)
+
+
+def test_sparse_features_are_multiplied_and_learn(item_features: FittedFeatures) -> None:
+    """The entries of the drawn items alone are read, in any order and repeated."""
+    tower = built(item_features, item_hidden_units=()).candidate_tower
+    (words,) = (part for part in tower.submodules if isinstance(part, SparseEmbedding))
+    table = words.weights[0]
+    table.assign(tf.zeros_like(table))
+    without = tower(ids(3, 2, 3, ODD)).numpy()
+    table.assign(tf.ones_like(table))
+    kernel = tower.features.get_layer("item").kernel
+    # `_features_net` gives its input in the order of tokens, sparse vectors, vectors.
+    of_words = kernel[8:12].numpy().sum(axis=0)
+    moved = tower(ids(3, 2, 3, ODD)).numpy() - without
+    np.testing.assert_allclose(moved, np.outer([3.0, 0.5, 3.0, 0.0], of_words), atol=1e-6)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(tower(ids(2, ODD), training=True))
+    gradient = tf.convert_to_tensor(tape.gradient(total, table)).numpy()
+    assert np.flatnonzero(gradient.any(axis=1)).tolist() == [1]
 
 
 def test_training_brings_users_to_items_that_are_like_theirs(item_features: FittedFeatures) -> None:
