@@ -18,8 +18,9 @@ from mirrorspark.scoring.model.folder import ModelDirectory, ModelDirectoryError
 if TYPE_CHECKING:
     from mirrorspark.scoring.model.loading import LoadedModel
 
-ROUTER, ROUTER_FILE, ITEMS_FILE = "router", "router.json", "items.parquet"
-"""Folder and backend of a router, the file with its rules, and the one with the items of its cascades, if it has any.
+ROUTER, ROUTER_FILE, ITEMS_FILE, MADE_FILE = "router", "router.json", "items.parquet", "made.json"
+"""Folder and backend of a router, the file with its rules, and, if there are any, those with the items of its cascades
+and with the columns that its hook makes.
 """
 
 
@@ -57,7 +58,8 @@ class _RouterKind:
         router, folders = read_router(folder)
         members = {name: load_member(path) for name, path in folders.items()}
         return RoutedModel(
-            router, members, description.outputs, description.labels, threads, read_stages(folder), hooks
+            *(router, members, description.outputs, description.labels, threads, read_stages(folder), hooks),
+            tuple(read_made(folder)),
         )
 
 
@@ -79,22 +81,32 @@ def routed_inputs(folder: Path) -> RoutedInputs:
     router, folders = read_router(folder)
     path = folder / ITEMS_FILE
     items = pq.read_schema(path) if path.is_file() else pa.schema([])
-    return inputs_of(router, {name: ModelDirectory.open(path).inputs for name, path in folders.items()}, items)
+    models = {name: ModelDirectory.open(path).inputs for name, path in folders.items()}
+    return inputs_of(router, models, items, read_made(folder))
 
 
-def inputs_of(router: Router, models: Mapping[str, Inputs], items: pa.Schema) -> RoutedInputs:
+def read_made(folder: Path) -> dict[str, list[str]]:
+    """Return the columns that the router's hook makes, each with those that it reads for it."""
+    path = folder / MADE_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def inputs_of(
+    router: Router, models: Mapping[str, Inputs], items: pa.Schema, made: Mapping[str, Sequence[str]] | None = None
+) -> RoutedInputs:
     """Return the columns of rows that a router and its models read.
 
     Args:
         router: The rules.
         models: The inputs of each model.
         items: The columns of the items.
+        made: The columns that the router's hook makes, each with those that it reads for it.
     """
     stages = [
         StageInputs.of(cascade, None if cascade.rank is None else models[cascade.rank], items)
         for cascade in router.cascades.values()
     ]
-    return RoutedInputs(router, (*(models[name] for name in router.answering), *stages))
+    return RoutedInputs(router, (*(models[name] for name in router.answering), *stages), made or {})
 
 
 def read_stages(folder: Path) -> dict[str, Stages]:

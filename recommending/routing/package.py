@@ -1,7 +1,8 @@
 """Packaging of a router and its models as one folder, which scores like any model."""
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -12,8 +13,16 @@ from mirrorspark.models import catalog, classical
 from mirrorspark.models.index import is_ranked_list
 from mirrorspark.recommending.reranking import arrow_items, check_item_columns
 from mirrorspark.recommending.routing.blend import VectorFusion
-from mirrorspark.recommending.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
-from mirrorspark.recommending.routing.routed import MODEL, REASON
+from mirrorspark.recommending.routing.folder import (
+    ITEMS_FILE,
+    MADE_FILE,
+    ROUTER,
+    ROUTER_FILE,
+    inputs_of,
+    model_folder,
+    stages_of,
+)
+from mirrorspark.recommending.routing.routed import MODEL, REASON, RoutedInputs
 from mirrorspark.recommending.routing.router import Router
 from mirrorspark.scoring.model import POSTPROCESS, PREPROCESS
 from mirrorspark.scoring.model.folder import (
@@ -44,6 +53,7 @@ def package_router(
     models: Mapping[str, str | Path | PinnedModel],
     items: "DataFrame | pa.Table | pd.DataFrame | None" = None,
     hooks: str | Path | None = None,
+    makes: Mapping[str, Sequence[str]] | None = None,
     tracking_uri: str | None = None,
 ) -> Path:
     """Copy the models into ``folder`` with the router that chooses between them.
@@ -60,9 +70,11 @@ def package_router(
         items: Attributes of the candidates of cascades, a row each; the columns that they read are copied.
         hooks: A Python file, which is copied into the folder and run wherever the router scores. Its function
             ``preprocess`` gets the rows with the columns that the router and its models read, a
-            ``pyarrow.RecordBatch``, and returns as many before a model is chosen; it may change columns, which the
-            table has to have. ``postprocess`` gets the outputs of all rows, a dict of arrays, and returns it with the
+            ``pyarrow.RecordBatch``, and returns as many before a model is chosen; it may change columns, and add those
+            of ``makes``. ``postprocess`` gets the outputs of all rows, a dict of arrays, and returns it with the
             same names: lists cut or re-ordered by a rule of the user's own, for example.
+        makes: Columns that ``preprocess`` adds, each with those that it reads for it: ``{"tags": ["title"]}``. The
+            table to score needs ``title``, and not ``tags``.
         tracking_uri: Address of the MLflow store.
 
     Returns:
@@ -98,6 +110,9 @@ def package_router(
         if attributes is not None:
             pq.write_table(attributes, whole / ROUTER / ITEMS_FILE)
         hook_names = _hook_names(hooks, whole)
+        if makes:
+            _check_made(makes, hook_names, _inputs(found, router, attributes).read)
+            (whole / ROUTER / MADE_FILE).write_text(json.dumps({name: [*of] for name, of in makes.items()}))
         if hook_names:
             versions |= versions_here((), has_hooks=True)
         names = {output: output for output in outputs}
@@ -119,6 +134,22 @@ def _hook_names(source: str | Path | None, folder: Path) -> tuple[str, ...]:
             f"the file of hooks has neither {PREPROCESS} nor {POSTPROCESS}; define one, or leave the file out"
         )
     return names
+
+
+def _check_made(made: Mapping[str, Sequence[str]], hooks: Sequence[str], read: Sequence[str]) -> None:
+    """Check that the hooks can make columns, and that a model or the router reads each of these."""
+    if PREPROCESS not in hooks:
+        raise ModelDirectoryError(
+            f"makes has the columns {list(made)}, and there is no hook {PREPROCESS} that makes them; define it in the "
+            f"file of hooks"
+        )
+    if unknown := sorted(set(made) - set(read)):
+        raise ModelDirectoryError(
+            f"makes has the columns {unknown}, which neither the router nor its models read; they read {list(read)}"
+        )
+    for name, sources in made.items():
+        if isinstance(sources, str):
+            raise ModelDirectoryError(f"makes has '{sources}' for '{name}'; give a list of columns: ['{sources}']")
 
 
 def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, str]:
@@ -194,8 +225,12 @@ def _attributes(
         check_item_columns(table, kept)
         table = table.select(kept).combine_chunks()
     stages_of(router, rankers, table)  # Raises where the items do not fit.
-    columns = pa.schema([]) if table is None else table.schema
-    inputs = inputs_of(router, {name: one.inputs for name, one in found.items()}, columns)
+    inputs = _inputs(found, router, table)
     # The columns of rows may have any type so far.
     inputs.check(pa.schema([(name, pa.null()) for name in inputs.columns]))
     return table
+
+
+def _inputs(found: Mapping[str, ModelDirectory], router: Router, items: pa.Table | None) -> RoutedInputs:
+    columns = pa.schema([]) if items is None else items.schema
+    return inputs_of(router, {name: one.inputs for name, one in found.items()}, columns)

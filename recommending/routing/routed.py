@@ -31,18 +31,39 @@ _FOUND_AT_ONCE = 1 << 17
 
 @dataclass(frozen=True)
 class RoutedInputs:
-    """The columns of all models of a router, and those that decide."""
+    """The columns of all models of a router, and those that decide.
+
+    Attributes:
+        made: The columns that the hook ``preprocess`` makes, each with those that it reads for it.
+    """
 
     router: Router
     models: tuple[Inputs, ...]
+    made: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns that the models and the router read, each once."""
+        return tuple(dict.fromkeys([name for one in self.models for name in one.columns] + [*self.router.columns]))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns, each once."""
-        return tuple(dict.fromkeys([name for one in self.models for name in one.columns] + [*self.router.columns]))
+        """The columns of the table, each once."""
+        sources = [source for given in self.made.values() for source in given]
+        return tuple(dict.fromkeys([name for name in self.read if name not in self.made] + sources))
 
     def check(self, schema: pa.Schema) -> None:
         """Check the columns; see :class:`scoring.input.Inputs`."""
+        if self.made:
+            missing = [name for name in self.columns if name not in schema.names]
+            if missing:
+                raise raw_columns.ColumnError(
+                    f"the columns {missing} are missing, which the hook {PREPROCESS} reads; the table has "
+                    f"{schema.names}: add them"
+                )
+            # Their types are known when the hook has made them: until then they are columns without a value.
+            others = [one for one in schema if one.name not in self.made]
+            schema = pa.schema([*others, *(pa.field(name, pa.null()) for name in self.made)])
         for one in self.models:
             one.check(schema)
         check_columns(self.router, schema)
@@ -118,6 +139,7 @@ class RoutedModel:
         threads: int | None,
         stages: Mapping[str, Stages],
         hooks: Hooks | None = None,
+        made: Sequence[str] = (),
     ) -> None:
         """Create the model.
 
@@ -129,8 +151,10 @@ class RoutedModel:
             threads: Threads of the models, as they were asked for.
             stages: The stages of the cascades by name.
             hooks: Functions that run before the decision and after the answer.
+            made: Columns that the first of them adds to the rows.
         """
         self._router, self._members, self._stages, self._hooks = router, members, stages, hooks
+        self._made = tuple(made)
         self._search = RouterSearch(router, members, stages)
         self._vector_searches: dict[str, VectorSearch] = {}
         self._lock = threading.Lock()
@@ -222,7 +246,7 @@ class RoutedModel:
     def _prepared(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if self._hooks is None or not self._hooks.has(PREPROCESS):
             return batch
-        return preprocessed(self._hooks, self._router, batch)
+        return preprocessed(self._hooks, self._router, batch, self._made)
 
     def _answer(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the outputs of a model, blend or cascade; of a search, as many candidates as it asks for."""

@@ -1,6 +1,6 @@
 """The hooks of a router: the user's functions on the rows before it decides, and on the answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,11 @@ from mirrorspark.recommending.routing.router import Router
 from mirrorspark.scoring.model import POSTPROCESS, PREPROCESS, HookError, Hooks
 
 
-def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.RecordBatch:
+def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch, added: Sequence[str] = ()) -> pa.RecordBatch:
     """Return the rows that the hook ``preprocess`` makes of ``rows``.
 
     Raises:
-        HookError: It fails, or does not return as many rows with the columns that decide.
+        HookError: It fails, or does not return as many rows with the columns ``added`` and those that decide.
     """
     with hooks.failures(PREPROCESS):
         made = hooks.function(PREPROCESS)(rows)
@@ -25,6 +25,11 @@ def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.Recor
         raise HookError(
             f"{PREPROCESS} of {hooks.file.name} gives {what} for {rows.num_rows} rows; have it return a "
             f"pyarrow.RecordBatch with as many"
+        )
+    if missing := [name for name in added if name not in made.schema.names]:
+        raise HookError(
+            f"{PREPROCESS} of {hooks.file.name} gives the columns {made.schema.names}, and makes of "
+            f"the router has {missing}; have it add them"
         )
     try:
         check_columns(router, made.schema)

@@ -1,4 +1,4 @@
-"""Encoders: a folder with a SavedModel, an ONNX or a Keras file, which gives a vector for each text or image."""
+"""Encoders of texts and images: a folder with a SavedModel, a file of ONNX or Keras, or a packaged model."""
 
 import contextlib
 import shutil
@@ -14,6 +14,7 @@ from mirrorspark.scoring.embedding.text_encoder import IDS, MASKS, SEGMENTS, Str
 from mirrorspark.scoring.embedding.vectors import Encoder
 from mirrorspark.scoring.embedding.wordpiece import CONFIG_FILE, VOCABULARY_FILE, WordPiece
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.folder import DESCRIPTION_FILE, PackagedDescription
 from mirrorspark.scoring.model.stored import cached_digest
 
 _SAVED_MODEL_FILE = "saved_model.pb"
@@ -51,8 +52,16 @@ def _model_file(folder: Path) -> tuple[str, Path]:
     """Return the backend of an encoder, and the path that it loads.
 
     Raises:
-        ScoringError: The folder has no model, or several.
+        ScoringError: The folder has no model, several, or a packaged one with hooks.
     """
+    if (folder / DESCRIPTION_FILE).is_file():
+        packaged = PackagedDescription.load(folder)
+        if packaged.hooks:
+            raise ScoringError(
+                f"{folder} is a packaged model with the hooks {list(packaged.hooks)}, which an encoder would not run; "
+                f"package it without hooks"
+            )
+        return packaged.backend, folder / packaged.file
     if (folder / _SAVED_MODEL_FILE).is_file():
         return "saved_model", folder
     found = [path for path in sorted(folder.iterdir()) if path.suffix in _BACKENDS_BY_SUFFIX]

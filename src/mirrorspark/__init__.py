@@ -144,6 +144,7 @@ if TYPE_CHECKING:
     from mirrorspark.models.fitting import use_step_loop as use_step_loop
     from mirrorspark.models.layers.input import feature_inputs as feature_inputs
     from mirrorspark.models.layers.input import feature_vector as feature_vector
+    from mirrorspark.models.layers.input import item_features as item_features
     from mirrorspark.pages.figures import calibration_curve as calibration_curve
     from mirrorspark.pages.figures import learning_curves as learning_curves
     from mirrorspark.pages.figures import lift_chart as lift_chart
@@ -263,6 +264,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
         "feature_vector",
         "fit",
         "FitResult",
+        "item_features",
         "open_session",
         "recipe_table",
         "RecommenderResult",

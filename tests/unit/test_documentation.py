@@ -56,7 +56,7 @@ LISTENING_CALLS = re.compile(
 INDENTED_SAMPLES = (
     *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "own-training.md"),
     *("fleet.md", "fleet-runs.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
-    *("promotion.md", "experiments.md", "watching.md"),
+    *("promotion.md", "experiments.md", "watching.md", "texts-and-pictures.md"),
 )
 # Parts of a Spark session other than its tables: its context, its JVM, its jobs and tasks, and the mark of its kind.
 BEHIND_A_SESSION = {

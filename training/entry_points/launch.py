@@ -18,6 +18,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.models import code_digest, keras3
 from mirrorspark.scoring import new_version
+from mirrorspark.scoring.input import Column
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import atomic_file, clean, without_credentials
 from mirrorspark.training.configuration import (
@@ -108,7 +109,7 @@ class LaunchConfig:
     gpus_per_worker: Annotated[int, Ge(0)] = 0
     gpu_resource_name: str = "gpu"
     local_mode: bool = False
-    model_columns: tuple[str, ...] | None = None
+    model_columns: tuple[str | Column, ...] | None = None
     allow_open_servers: bool = False
     events: EventWay = "auto"
     verbose: bool = False
@@ -227,7 +228,7 @@ def run_train_fn(
     gpus_per_worker: int = 0,
     gpu_resource_name: str = "gpu",
     local_mode: bool = False,
-    model_columns: Sequence[str] | None = None,
+    model_columns: Sequence[str | Column] | None = None,
     allow_open_servers: bool = False,
     events: EventWay = "auto",
     spark: SparkSession | None = None,
@@ -261,7 +262,8 @@ def run_train_fn(
         gpus_per_worker: GPUs of a worker.
         gpu_resource_name: Spark's name of the GPUs, as in ``spark.task.resource.gpu.amount``.
         local_mode: Run it on the driver's machine, with the driver's GPUs and without a Spark job; needs ``workers=1``.
-        model_columns: Columns of a returned model that takes one array, as in :func:`scoring.package_model`.
+        model_columns: Columns of a returned model that takes one array, or that are decoded, such as images: the
+            ``columns`` of :func:`scoring.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         events: Workers reach this program ``direct`` or by files in the ``folder`` of the output; ``auto``: as the
             preflight finds.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         feature_inputs,
         feature_vector,
         inputs_without_ids,
+        item_features,
         lists_of_any_length,
         symbolic_inputs,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "feature_inputs",
     "feature_vector",
     "inputs_without_ids",
+    "item_features",
     "lay_out_fields",
     "lists_of_any_length",
     "sparse_product",

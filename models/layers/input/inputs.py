@@ -6,11 +6,12 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features import FittedFeatures, kinds, plain_name
+from mirrorspark.data_pipelines.features import FittedFeatures, item_rows, kinds, plain_name
 from mirrorspark.models import keras3
 from mirrorspark.models.layers.input.embeddings import FieldEmbeddings, SparseEmbedding, lay_out_fields
 from mirrorspark.models.layers.resumable import ResumableDropout
 from mirrorspark.models.layers.tabular import MemberDense
+from mirrorspark.models.settings import ModelSettingsError
 
 # Names of the layers that put the features side by side.
 _FIELDS, _FEATURES, _EMBEDDING = "fields", "features", "_embedding"
@@ -133,6 +134,25 @@ def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_
     if any(map(keras3.is_keras3, inputs.values())):
         return keras3.feature_vector(fitted, inputs, embedding_dim)
     return concatenated_inputs(fitted, fitted.spec.query_features, dict(inputs), embedding_dim)
+
+
+def item_features(fitted: FittedFeatures) -> dict[str, tf.Tensor]:
+    """Return the features of all items by name, ``[ids, ...]``: those of a candidate are at the place of its id.
+
+    Their forms are those of :func:`feature_inputs`; ids without an item have zeros. A candidate tower of your own reads
+    them by ``tf.gather``.
+
+    Args:
+        fitted: The fitted features.
+
+    Raises:
+        ModelSettingsError: The candidates have no features.
+    """
+    if fitted.items is None:
+        raise ModelSettingsError(
+            "item_features reads the features of items, and the candidates have none; give items= and their features"
+        )
+    return {name: tf.constant(values) for name, values in item_rows.encoded_items(fitted.items).items()}
 
 
 def embedded_sparse(

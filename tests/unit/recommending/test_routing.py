@@ -401,6 +401,41 @@ def test_hooks_of_a_router_travel_with_it_by_their_digest(models: dict[str, Path
     assert Predictor(folder, trust=True).predict(nulls.to_pylist()[3])["score"] == 7.0
 
 
+TAGS = """
+import pyarrow as pa
+import pyarrow.compute as pc
+
+def preprocess(rows):
+    return rows.append_column("text", pc.utf8_length(pc.fill_null(rows.column("title"), "")).cast("double"))
+"""
+
+
+def test_a_hook_makes_columns_that_the_table_lacks_of_others(models: dict[str, Path], tmp_path: Path) -> None:
+    """F13: a tagger travels with the model that was trained on its tags."""
+    hooks = tmp_path / "hooks.py"
+    hooks.write_text(TAGS)
+    makes = {"text": ["title"]}
+    folder = package_router(BY_AGE, tmp_path / "router", models=models, hooks=hooks, makes=makes)
+    titles = ROWS.set_column(2, "title", pa.array(["a", "bc", "", None], pa.string()))
+    model = LoadedModel(folder)
+    assert set(ModelDirectory.open(folder).inputs.columns) == {"visits", "born", "today", "title"}
+    assert model.score(titles)["score"].tolist() == [2.0, 20.0, 30.0, 0.0]
+    with pytest.raises(ColumnError, match=r"the columns \['title'\] are missing, which the hook preprocess reads"):
+        ModelDirectory.open(folder).inputs.check(ROWS.schema)
+    hooks.write_text("def preprocess(rows): return rows")
+    idle = package_router(BY_AGE, tmp_path / "idle", models=models, hooks=hooks, makes=makes)
+    with pytest.raises(HookError, match=r"and makes of the router has \['text'\]; have it add them"):
+        LoadedModel(idle).score(titles)
+    for given, code, message in (
+        (makes, "def postprocess(outputs): return outputs", "there is no hook preprocess that makes them"),
+        ({"tags": ["title"]}, TAGS, r"makes has the columns \['tags'\], which neither the router nor its models read"),
+        ({"text": "title"}, TAGS, r"give a list of columns: \['title'\]"),
+    ):
+        hooks.write_text(code)
+        with pytest.raises(ModelDirectoryError, match=message):
+            package_router(BY_AGE, tmp_path / "refused", models=models, hooks=hooks, makes=given)
+
+
 def test_a_registered_router_answers_by_its_uri_and_through_mlflow(
     stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,10 +16,12 @@ from mirrorspark.scoring.embedding.encoder import encoder_folder, load_encoder
 from mirrorspark.scoring.embedding.model_encoders import ModelEncoders, settings_of, taken_as_vectors
 from mirrorspark.scoring.embedding.vectors import UnreadableError
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.mlflow_model import mlflow_signature
+from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from tests.unit.scoring.encoders import (
     embedded,
@@ -163,6 +165,29 @@ def test_an_encoder_of_something_else_is_refused(tmp_path: Path) -> None:
             pytest.raises((ScoringError, ValueError), match=message),
         ):
             load_encoder(folder, settings_of(ImageEmbedding("photo", str(encoder))))
+
+
+def test_a_packaged_model_is_an_encoder_unless_it_has_hooks(tmp_path: Path) -> None:
+    """F13: as a training function returns it; as a scorer it gives pictures the same vectors."""
+    plain = save_image_encoder(tmp_path / "plain")
+    columns = [Column("photo", "binary", decode="resized_image")]
+    packaged = package_model(plain, tmp_path / "packaged", columns=columns)
+    vectors = [
+        embedded(PHOTOS, recorded(ImageEmbedding("photo", str(folder)), 3))["photo"].drop_null()
+        for folder in (plain, packaged)
+    ]
+    assert vectors[0] == vectors[1]
+    rows = PHOTOS.filter(pa.array([True, True, False, False, True, True]))
+    (scores,) = LoadedModel(packaged).score(rows).values()
+    expected = [row["vector"] for row in vectors[0].to_pylist()]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    (tmp_path / "hooks.py").write_text("def postprocess(outputs): return outputs")
+    hooked = package_model(plain, tmp_path / "hooked", columns=columns, hooks=tmp_path / "hooks.py")
+    with (
+        pytest.raises(ScoringError, match=r"a packaged model with the hooks \['postprocess'\]"),
+        encoder_folder(hooked),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

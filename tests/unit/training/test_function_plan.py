@@ -3,11 +3,13 @@
 import functools
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.plan import (
     FunctionPlan,
@@ -36,6 +38,9 @@ def test_a_plan_is_read_as_it_was_written() -> None:
         workers=2, checkpoints="s3://bucket/run", strategy="ring", attempt=3, events=EventAddress("h", 1, "secret")
     )
     assert FunctionPlan.from_json(plan.to_json()) == plan
+    columns: list[str | Column] = ["size", Column("photo", "binary", decode="image")]
+    reading = replace(plan, model_columns=columns)
+    assert FunctionPlan.from_json(reading.to_json()) == reading
     assert "secret" not in repr(plan)
     assert plan.token not in repr(plan)
 

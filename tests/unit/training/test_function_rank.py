@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
@@ -28,7 +29,9 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fencing import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
+from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.testing.injected import InjectedFault, InjectedFaults, InputGate
 from mirrorspark.testing.injected import hook_for as faults_for
@@ -44,6 +47,7 @@ from mirrorspark.training.programs.user_functions.plan import (
 from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.conftest import PATIENCE
+from tests.unit.scoring.other_models import png
 
 Event = dict[str, Any]
 
@@ -260,6 +264,20 @@ def test_a_model_of_keras_3_that_it_returns_is_packaged(tmp_path: Path) -> None:
     rank = Rank(train)
     assert rank.run(strategy="ring", model=str(tmp_path)) is None
     assert set(ModelDirectory.open(Path(rank.answer["model"])).inputs.columns) == {"size", "rooms"}
+
+
+def test_a_model_of_pictures_that_it_returns_is_packaged_with_their_decoder(tmp_path: Path) -> None:
+    """F13: the encoder of an autoencoder, for example."""
+
+    def train() -> Any:
+        photo = tf_keras.Input((2, 3, 1), name="photo")
+        return tf_keras.Model(photo, tf_keras.layers.Dense(2)(tf_keras.layers.Flatten()(photo)))
+
+    rank = Rank(train)
+    columns = [Column("photo", "binary", decode="resized_image")]
+    assert rank.run(strategy="ring", model=str(tmp_path), model_columns=columns) is None
+    scores = LoadedModel(Path(rank.answer["model"])).score(pa.table({"photo": [png(np.zeros((2, 3), np.uint8))]}))
+    assert [values.shape for values in scores.values()] == [(1, 2)]
 
 
 def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_is() -> None:

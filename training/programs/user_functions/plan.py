@@ -6,11 +6,12 @@ import hashlib
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pyspark import cloudpickle
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.scoring.input import Column
 from mirrorspark.training.protocol import AttemptPlan, Limits
 
 TrainFn = Callable[..., Any]
@@ -46,12 +47,19 @@ class FunctionPlan(AttemptPlan):
     strategy: FunctionStrategy = "multi_worker_mirrored"
     start_limit_seconds: float = Limits.start_seconds
     model: str = ""
-    model_columns: list[str] | None = None
+    model_columns: list[str | Column] | None = None
 
     @property
     def entry(self) -> str:
         """Entry point that calls the function in the payload."""
         return "mirrorspark.training.programs.user_functions.worker:train"
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Self:
+        columns = document["model_columns"]
+        if columns is not None:
+            columns = [one if isinstance(one, str) else Column(**one) for one in columns]
+        return super()._from_document(document | {"model_columns": columns})
 
 
 def pack_function(train_fn: TrainFn, kwargs: Mapping[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ def index_of(model: Any) -> Any:
     return None
 
 
-def save_index(index: Any, columns: Sequence[str] | None, folder: Path) -> None:
+def save_index(index: Any, columns: Sequence[str | Column] | None, folder: Path) -> None:
     """Write an index as a SavedModel: from the query's columns to ``candidates`` and their ``scores``, best first.
 
     Args:
@@ -65,7 +65,7 @@ def save_index(index: Any, columns: Sequence[str] | None, folder: Path) -> None:
     save_functions(module, {"serving_default": concrete(search, specs)}, folder)
 
 
-def query_columns(index: Any, columns: Sequence[str] | None) -> list[Column]:
+def query_columns(index: Any, columns: Sequence[str | Column] | None) -> list[Column]:
     """Return the columns of the query."""
     found = []
     for name, spec in _specs(index, columns).items():
@@ -74,12 +74,13 @@ def query_columns(index: Any, columns: Sequence[str] | None) -> list[Column]:
     return found
 
 
-def _specs(index: Any, columns: Sequence[str] | None) -> dict[str, tf.TensorSpec]:
+def _specs(index: Any, columns: Sequence[str | Column] | None) -> dict[str, tf.TensorSpec]:
     """Return the query's tensors by name, with any number of rows."""
     spec = _query_spec(index)
     if isinstance(spec, Mapping):
         return dict(spec)
-    return {columns[0] if columns else _QUERY: spec}
+    first = columns[0] if columns else _QUERY
+    return {first if isinstance(first, str) else first.name: spec}
 
 
 def _query_spec(index: Any) -> Any:

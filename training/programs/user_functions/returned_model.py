@@ -14,6 +14,7 @@ from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.models import keras3
 from mirrorspark.scoring import package_model
 from mirrorspark.scoring.backends import protocol
+from mirrorspark.scoring.input import Column
 from mirrorspark.scoring.model.folder import ModelDirectoryError
 from mirrorspark.training.programs.user_functions.plan import ReturnValueError
 from mirrorspark.training.programs.user_functions.returned_index import index_of, query_columns, save_index
@@ -21,7 +22,7 @@ from mirrorspark.training.programs.user_functions.returned_index import index_of
 _SAVED, _PACKAGED = "saved", "packaged"
 
 
-def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str] | None = None) -> Path | None:
+def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str | Column] | None = None) -> Path | None:
     """Save a model as SavedModel below ``folder`` on rank 0, and return where it is; None on the other ranks.
 
     Every rank that has the model calls this, within the scope that the model was built in.
@@ -56,7 +57,7 @@ def save_model(model: Any, folder: Path, rank: int, columns: Sequence[str] | Non
     return None if rank else target
 
 
-def package_saved(model: Any, saved: Path, columns: Sequence[str] | None) -> Path:
+def package_saved(model: Any, saved: Path, columns: Sequence[str | Column] | None) -> Path:
     """Describe the model's columns and outputs, so that it is scored like any other; return the packaged folder.
 
     Raises:

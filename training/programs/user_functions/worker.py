@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from mirrorspark.callbacks.checkpoints import fencing
 from mirrorspark.callbacks.collectives import whole_values
+from mirrorspark.scoring.input import Column
 from mirrorspark.spark_session import as_barrier_task
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
@@ -126,7 +127,9 @@ def _saved(value: Any, plan: FunctionPlan, rank: int) -> Path | ReturnValueError
         return error
 
 
-def _pack_return_value(value: Any, saved: Path | ReturnValueError | None, columns: list[str] | None) -> dict[str, str]:
+def _pack_return_value(
+    value: Any, saved: Path | ReturnValueError | None, columns: list[str | Column] | None
+) -> dict[str, str]:
     """Return the packed value, or why it cannot be packed: the finished training is not lost for that.
 
     Instead of a model it is the folder of the packaged one.

@@ -8,17 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
+import tensorflow_recommenders as tfrs
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, MultiValued, Sparse, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models import two_tower
+from mirrorspark.models import own_recommender, two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.warm_start import EarlierModel, begin_from
 from mirrorspark.models.layers.input import SparseEmbedding
+from mirrorspark.models.layers.input import item_features as features_by_id
 from mirrorspark.models.retrieval import towers
 from mirrorspark.models.retrieval.sampling import sampling_probability
 from mirrorspark.models.serving import export as serving
@@ -74,6 +76,43 @@ def test_an_item_without_training_rows_is_what_its_features_are(item_features: F
     assert np.abs(own).max() > 0
     np.testing.assert_allclose(alike - own, new, atol=1e-6)
     assert not np.allclose(odd, new)
+
+
+def test_a_tower_of_ones_own_reads_the_features_of_items_by_their_ids(
+    item_features: FittedFeatures, rating_features: FittedFeatures
+) -> None:
+    """F13: zeros for ids without an item."""
+    found = features_by_id(item_features)
+    assert found["poster"].numpy().tolist() == [[0, 0], [0, 0], [1, 0], [0, 1], [-1, 0], [0, 1], [0, 0]]
+    assert found["genre"].numpy().tolist() == [0, 0, 4, 2, 3, 2, 0]
+    assert found["words"].shape == (7, 3)
+    with pytest.raises(ModelSettingsError, match="the candidates have none; give items="):
+        features_by_id(rating_features)
+
+
+def test_the_last_layer_of_an_encoder_learns_along_in_a_tower_of_ones_own(item_features: FittedFeatures) -> None:
+    """F13: it begins with its weights; an item without a row is what its features are."""
+    posters = features_by_id(item_features)["poster"]
+    last = tf_keras.Sequential([tf_keras.layers.Dense(2, kernel_initializer="identity", input_shape=(2,))])
+
+    class Films(tfrs.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.user, self.film = tf_keras.layers.Embedding(5, 2), last
+            self.task = tfrs.tasks.Retrieval()
+
+        def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+            return self.task(self.user(inputs["user"]), self.film(tf.gather(posters, inputs["movie"])))
+
+    model = Films()
+    own_recommender.prepare(model, "retrieval", item_features, "Films")
+    np.testing.assert_array_equal(serving.candidate_embeddings(model), posters)
+    compile_model(model, two_tower.TASK, build_optimizer(OptimizerSettings("adam", 0.02)), steps_per_execution=1)
+    rows = {"user": ids(2, 3, 4), "movie": ids(2, 3, 4)}
+    model.fit(tf.data.Dataset.from_tensors((rows, tf.zeros(3), tf.ones(3))).repeat(20), verbose=0)
+    found = serving.candidate_embeddings(model)
+    assert not np.allclose(found, posters, atol=0.1)
+    np.testing.assert_allclose(found[NEW], found[3], atol=1e-6)
 
 
 def test_without_ids_equal_features_are_equal_candidates(item_features: FittedFeatures) -> None:
