@@ -136,10 +136,17 @@ def _rows_of(ratings: pd.DataFrame, held_out: set[int], tests: int) -> Iterator[
 
 
 def measured(held: Held, config: RunConfig, seed: int) -> dict[str, float]:
-    """Train one model until its validation loss rises, and return its recalls."""
+    """Train one model, and return its recalls."""
+    began = time.perf_counter()
+    model, loss = trained(held, config, seed)
+    return recalls(held, model) | {"val_loss": loss, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def trained(held: Held, config: RunConfig, seed: int) -> tuple[Any, float]:
+    """Train one model until its validation loss rises, and return it with the best one."""
     import tf_keras
 
-    began, fitted = time.perf_counter(), held.dataset.features
+    fitted = held.dataset.features
     given = {name: value for name, value in config.model.items() if name != "name"}
     tf_keras.utils.set_random_seed(seed)
     model = two_tower.build(catalog.settings("two_tower", given), fitted, seed)
@@ -154,7 +161,7 @@ def measured(held: Held, config: RunConfig, seed: int) -> dict[str, float]:
         if since == config.patience:
             break
     model.set_weights(weights)
-    return recalls(held, model) | {"val_loss": float(best), "seconds": round(time.perf_counter() - began, 1)}
+    return model, float(best)
 
 
 def recalls(held: Held, model: Any) -> dict[str, float]:

@@ -90,26 +90,39 @@ class BSPM(HistorySettings):
 
 
 @dataclass(frozen=True)
-class Ease(HistorySettings):
-    """Settings of EASE^R.
+class Slit(HistorySettings):
+    """Settings of SLIT, which learns from the same number of last items that it scores from.
 
     Attributes:
         l2: Weight of the squared weights in the least squares.
+        new_item_weight: Multiplies the weights that an item without training rows has by its features; 0 gives it none.
     """
 
-    l2: float = 500.0
+    l2: float = 50.0
+    new_item_weight: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # Without it the matrix that is inverted may be singular.
         _check_number("l2", self.l2, above_0=True)
+        _check_number("new_item_weight", self.new_item_weight)
 
 
 @dataclass(frozen=True)
-class Slit(Ease):
-    """Settings of SLIT, those of EASE^R: it learns from the same number of last items that it scores from."""
+class Ease(Slit):
+    """Settings of EASE^R: those of SLIT, and the weight of the items' features.
 
-    l2: float = 50.0
+    Attributes:
+        content_weight: Number of users that the features of items count as much as; 0 leaves them out.
+    """
+
+    l2: float = 500.0
+    new_item_weight: float = 1.25
+    content_weight: float = 15.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("content_weight", self.content_weight)
 
 
 @dataclass(frozen=True)
@@ -149,7 +162,7 @@ SUMS_OVER_HISTORY = ("popularity", "item_knn", "bspm", "ease", "slit")
 """Those whose scores are sums over the items of a history, and no products of vectors."""
 
 DENSE = ("ease", "slit")
-"""Those that learn a dense matrix of all pairs of items."""
+"""Those that learn a dense matrix of all pairs of items, new ones by the features of items."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +221,11 @@ class FittedArchitecture:
     def Settings(self) -> type[Any]:  # noqa: N802 - as the modules of other architectures have it
         """The class of its settings."""
         return RECOMMENDERS[self.name]
+
+    @property
+    def READS_ITEMS(self) -> bool:  # noqa: N802 - as the constant of an architecture
+        """True for those that read the features of items."""
+        return self.name in DENSE
 
     def check_features(self, settings: Any, spec: FeatureSpec) -> None:
         """Raise ``ModelSettingsError`` unless rows have the inputs of the scores."""

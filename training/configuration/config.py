@@ -265,7 +265,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         require(
             spec.items is None or catalog.reads_items(self.model["name"]),
             f"model '{self.model['name']}' reads no item features; use "
-            f"{', '.join(filter(catalog.reads_items, catalog.ARCHITECTURES))}, or leave items out",
+            f"{', '.join(filter(catalog.reads_items, catalog.names()))}, or leave items out",
         )
         require(
             spec.items is None or self.strategy != "parameter_server",

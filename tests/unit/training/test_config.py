@@ -564,9 +564,10 @@ def test_every_recipe_that_is_installed_makes_a_configuration() -> None:
 
 def test_item_features_need_a_model_that_reads_them_and_a_query() -> None:
     with pytest.raises(
-        ConfigError, match="'ease' reads no item features; use lstm_retrieval, sasrec, two_tower, youtube_dnn, or leave"
+        ConfigError,
+        match="model 'bspm' reads no item features; use ease, lstm_retrieval, sasrec, slit, two_tower, youtube_dnn",
     ):
-        RunConfig.from_recipe("movielens_items", model={"name": "ease"})
+        RunConfig.from_recipe("movielens_items", model={"name": "bspm"})
     items = {name: part for name, part in load_recipe("movielens_items")["items"].items() if name != "sql"}
     with pytest.raises(ConfigError, match="has items without sql; give the query that builds their table"):
         RunConfig.from_recipe("movielens_items", items=items)

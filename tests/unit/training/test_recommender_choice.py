@@ -1,13 +1,18 @@
 """#55: the best of a network, classical recommenders and their blend by the lists of the validation rows."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.item_rows import with_items
+from mirrorspark.data_pipelines.features.kinds import Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.index.search import Queries
@@ -23,6 +28,7 @@ from mirrorspark.training.results.evaluation.recommender_choice import (
 )
 from mirrorspark.training.results.predictions import reference_predictions, traced
 from mirrorspark.training.results.report.leaderboard import leaderboard_rows, leaderboard_table
+from tests.unit.models.conftest import vocabulary
 from tests.unit.training.test_evaluate_run import HandmadeDataset, block
 
 ITEMS, K = 40, 5
@@ -53,6 +59,22 @@ def walks() -> Any:
     return HandmadeDataset(spec, {"train": [rows(600)], "validation": [rows(80), rows(40)], "test": [rows(70)]})
 
 
+@dataclass(frozen=True)
+class DatasetWithItems(HandmadeDataset):
+    """Has a vector of each movie, and two movies more that no row has."""
+
+    @property
+    def features(self) -> FittedFeatures:
+        """The features with the table of items."""
+        found = super().features
+        names = found.vocabulary(self.spec.candidate).tokens.to_pylist()
+        places = 2 * np.pi * np.array([*range(ITEMS), 7, 21]) / ITEMS
+        vectors = np.stack([np.cos(places), np.sin(places)], axis=1)
+        table = pa.table({"id": [*names, "new a", "new b"], "at": vectors.tolist()})
+        assert self.spec.items is not None
+        return with_items(found, FittedFeatures(self.spec.items, {"id": vocabulary(["movie 0"])}, {}), table)
+
+
 def network_of(dataset: Any, quality: float) -> Any:
     """Return a network that knows the movies after the last one, by their places on a circle, and adds noise."""
     random = np.random.default_rng(2)
@@ -77,8 +99,10 @@ def predict(model: Any, inputs: Any) -> Any:
 ARCHITECTURE = SimpleNamespace(predict=predict, TASK="retrieval")
 
 
-def challenged(folder: Path, quality: float, asked: list[Any], monitor: str = "val_loss") -> RecommenderChallenge:
-    dataset = walks()
+def challenged(
+    folder: Path, quality: float, asked: list[Any], monitor: str = "val_loss", dataset: Any = None
+) -> RecommenderChallenge:
+    dataset = dataset or walks()
     network: Any = network_of(dataset, quality)
     recommenders = [Recommender.parse(one) for one in asked]
     return challenge(
@@ -137,6 +161,27 @@ def test_the_best_on_the_validation_rows_is_exported_as_numpy_lists_it(
     assert board.loc[BLEND, "seconds"] >= 9
     assert board["registered"].idxmax() == choice.registered
     assert board["low"].notna().sum() == len(board) - 1
+
+
+def test_a_recommender_that_reads_the_features_of_items_lists_those_that_nobody_has_had(tmp_path: Path) -> None:
+    rows = walks()
+    spec = replace(rows.spec, items=FeatureSpec.of_items("id", [Vector("at", size=2)]))
+    dataset = DatasetWithItems(spec, rows.splits)
+    found = challenged(tmp_path, 0.0, ["popularity", SHORT | {"new_item_weight": 9.0}], dataset=dataset)
+    assert found.choice.loss == "new tables of items need a new training, or register='model'"
+    _, ease = found.choice.seconds
+    if found.choice.registered == ease:
+        (block_of_rows,) = rows.splits["test"]
+        inputs = {"recent": tf.constant(block_of_rows.features["recent"])}
+        queries = Queries(found.architecture.predict(found.model, inputs), tf.constant(block_of_rows.excluded))
+        lists = np.asarray(found.model.index.search(queries, K, found.model.index.offsets()).ids)
+    else:
+        lists = read_lists(tmp_path, ease)
+    new = {ITEMS + 2, ITEMS + 3}
+    assert new <= set(lists.ravel())
+    assert not new & set(read_lists(tmp_path, "popularity").ravel())
+    # A movie that nobody has had is listed next to the one in the same place, which by chance is there in an eighth.
+    assert np.mean([7 + 2 in row for row in lists if ITEMS + 2 in row]) > 0.3
 
 
 def test_the_monitored_metric_of_lists_decides(tmp_path: Path) -> None:

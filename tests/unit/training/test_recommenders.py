@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import catalog
-from mirrorspark.models.classical import ALS, BSPM, Recommender, check_recommenders
+from mirrorspark.models.classical import ALS, BSPM, Ease, Recommender, Slit, check_recommenders
 from mirrorspark.models.index.search import Queries
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.programs.recommenders import item_models, lists
@@ -67,11 +67,13 @@ def test_nearest_neighbours_agree_with_their_plain_twin(monkeypatch: pytest.Monk
 
 def test_ease_is_a_ridge_regression_of_each_item_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     # X'X + I of two items that both users have had is [[3, 2], [2, 3]]; each is 2/3 of the other.
-    np.testing.assert_allclose(ease(csr_array(np.ones((2, 2), np.float32)), 1.0), [[0, 2 / 3], [2 / 3, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        ease(csr_array(np.ones((2, 2), np.float32)), Ease(l2=1.0)), [[0, 2 / 3], [2 / 3, 0]], rtol=1e-6
+    )
 
     monkeypatch.setattr(item_models, "_ITEMS_AT_ONCE", 3)
     bought = purchases(40, 10, seed=2)
-    found = ease(csr_array(bought), 5.0)
+    found = ease(csr_array(bought), Ease(l2=5.0))
     for item in range(10):
         others = np.delete(bought, item, axis=1).astype(np.float64)
         weights = np.linalg.solve(others.T @ others + 5 * np.eye(9), others.T @ bought[:, item])
@@ -83,7 +85,7 @@ def test_slit_is_a_ridge_regression_of_the_next_item_on_those_before_it(monkeypa
     monkeypatch.setattr(item_models, "_ITEMS_AT_ONCE", 3)
     past, following = purchases(60, 7, seed=3), np.eye(7, dtype=np.float32)[np.arange(60) % 7]
     expected = np.linalg.solve(past.T @ past + 2.0 * np.eye(7), past.T @ following)
-    np.testing.assert_allclose(slit(csr_array(past), csr_array(following), 2.0), expected, atol=1e-5)
+    np.testing.assert_allclose(slit(csr_array(past), csr_array(following), Slit(l2=2.0)), expected, atol=1e-5)
 
 
 def test_a_user_is_folded_in_by_the_least_squares_over_all_items() -> None:

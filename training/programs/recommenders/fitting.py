@@ -35,9 +35,9 @@ def fit(
     if asked.name == "popularity":
         return {"counts": interactions.counts}
     if asked.name == "ease":
-        return {"weights": ease(interactions.matrix, settings.l2)}
+        return {"weights": ease(interactions.matrix, settings, interactions.content)}
     if asked.name == "slit":
-        return {"weights": slit(*interactions.steps(settings.last_items), settings.l2)}
+        return {"weights": slit(*interactions.steps(settings.last_items), settings, interactions.content)}
     if asked.name == "als":
         assert spark is not None  # noqa: S101 - callers without a session ask for others
         return {"factors": item_factors(interactions.matrix, settings, seed, spark)}

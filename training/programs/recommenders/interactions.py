@@ -12,6 +12,7 @@ from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import classical
+from mirrorspark.training.programs.recommenders.content import ItemContent, item_content
 
 Ids = npt.NDArray[np.int64]
 
@@ -43,6 +44,11 @@ class Interactions:
         ids = np.concatenate([np.asarray(block.features[candidate]) for block in self.dataset.blocks("train")])
         known = ids[ids >= kinds.FIRST_VOCABULARY_ID] - kinds.FIRST_VOCABULARY_ID
         return np.bincount(known, minlength=self.items).astype(np.float32)
+
+    @cached_property
+    def content(self) -> ItemContent | None:
+        """The content of the items by their features; None without any."""
+        return item_content(self.dataset.features)
 
     @cached_property
     def history(self) -> str | None:

@@ -14,6 +14,7 @@ from scipy.sparse.linalg import svds  # type: ignore[import-untyped]
 
 from mirrorspark.models import ModelSettingsError, classical
 from mirrorspark.scoring.output import keep_best
+from mirrorspark.training.programs.recommenders.content import ItemContent, weights_of_new_items
 
 # Items whose co-occurrences with all others are in memory at a time.
 _ITEMS_AT_ONCE = 2_000
@@ -106,24 +107,29 @@ def bspm(interactions: Matrix, settings: classical.BSPM, seed: int) -> Matrix:
     return csr_array((values, columns, np.arange(items + 1) * kept), shape=(items, items))
 
 
-def ease(interactions: Matrix, l2: float) -> npt.NDArray[np.float32]:
+def ease(interactions: Matrix, settings: classical.Ease, content: ItemContent | None = None) -> npt.NDArray[np.float32]:
     """Return the weights that predict each item from the others by ridge regression, float32 ``[items, items]``.
 
-    With the inverse P of X'X + l2 I they are -P[i, j] / P[j, j], and 0 on the diagonal.
+    With the inverse P of X'X + l2 I they are -P[i, j] / P[j, j], and 0 on the diagonal. The features C of the
+    items are regressed together with the users' items: P then is the inverse of X'X + content_weight CC' + l2 I.
 
-    Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data".
+    Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data"; with features Jeunen et al. 2020,
+    "Closed-Form Models for Collaborative Filtering with Side-Information" (collective EASE^R).
 
     Args:
         interactions: Sparse float32 ``[users, items]`` of zeros and ones.
-        l2: Above 0.
+        settings: Those of EASE^R.
+        content: The features of the items; None without any.
     """
-    weights = _inverse(interactions, l2, "ease")
+    weights = _inverse(interactions, settings.l2, "ease", content, settings.content_weight)
     weights /= -weights.diagonal().copy()[None, :]
     np.fill_diagonal(weights, 0)
-    return weights
+    return _with_new_items(weights, interactions, settings, content)
 
 
-def slit(past: Matrix, following: Matrix, l2: float) -> npt.NDArray[np.float32]:
+def slit(
+    past: Matrix, following: Matrix, settings: classical.Slit, content: ItemContent | None = None
+) -> npt.NDArray[np.float32]:
     """Return the weights that predict the next item from those before it, float32 ``[items, items]``.
 
     By ridge regression they are (S'S + l2 I)^-1 S'T of the past S and the items T that follow.
@@ -134,19 +140,32 @@ def slit(past: Matrix, following: Matrix, l2: float) -> npt.NDArray[np.float32]:
     Args:
         past: Sparse float32 ``[rows, items]`` of zeros and ones.
         following: The same of the item that follows.
-        l2: Above 0.
+        settings: Those of SLIT.
+        content: The features of the items; None without any.
     """
-    weights = _inverse(past, l2, "slit")
+    weights = _inverse(past, settings.l2, "slit")
     pairs = (past.T.tocsr() @ following).T.tocsr()
     # A part of the rows needs the same part of the inverse alone.
     for start in range(0, len(weights), _ITEMS_AT_ONCE):
         part = slice(start, start + _ITEMS_AT_ONCE)
         weights[part] = (pairs @ weights[part].T).T
+    return _with_new_items(weights, following, settings, content)
+
+
+def _with_new_items(
+    weights: npt.NDArray[np.float32], targets: Matrix, settings: classical.Slit, content: ItemContent | None
+) -> npt.NDArray[np.float32]:
+    """Return ``weights``, in place, in which items that no row has as a target have those of their content."""
+    is_new = np.bincount(targets.indices, minlength=len(weights)) == 0
+    if content is not None and settings.new_item_weight and is_new.any():
+        weights[:, is_new] = np.float32(settings.new_item_weight) * weights_of_new_items(weights, is_new, content)
     return weights
 
 
-def _inverse(rows: Matrix, l2: float, name: str) -> npt.NDArray[np.float32]:
-    """Return the inverse of X'X + l2 I for the recommender ``name``, float32 ``[items, items]``."""
+def _inverse(
+    rows: Matrix, l2: float, name: str, content: ItemContent | None = None, content_weight: float = 0.0
+) -> npt.NDArray[np.float32]:
+    """Return the inverse of X'X + content_weight CC' + l2 I for ``name``, float32 ``[items, items]``."""
     items = rows.shape[1]
     classical.check_dense_items(name, items)
     columns = rows.tocsc()
@@ -156,6 +175,8 @@ def _inverse(rows: Matrix, l2: float, name: str) -> npt.NDArray[np.float32]:
     for start in range(0, items, _ITEMS_AT_ONCE):
         part = slice(start, start + _ITEMS_AT_ONCE)
         matrix[:, part] = (by_item @ columns[:, part]).toarray()
+        if content is not None and content_weight:
+            matrix[:, part] += np.float32(content_weight) * content.cosines(part).T
     matrix[np.diag_indices(items)] += np.float32(l2)
     factor, failed = lapack.spotrf(matrix, lower=1, overwrite_a=1)
     if not failed:

@@ -54,9 +54,9 @@ _DECIDING_ROWS = 20_000
 # and the lists of a blend were as good.
 _WEIGHTS = 1000
 
-# Losses of others than the network, where items have features.
+# Losses of others than the network, where items have features: of those that read them, and of the others.
+_LOSS_OF_READERS = "new tables of items need a new training, or register='model'"
 _LOSS = "it knows no item without training rows, which register='model' recommends by its features"
-_LOSSES = {BLEND: "new tables of items need a new training, or register='model'"}
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def challenge(
         {name: value[0] for name, value in values.items()},
         {NETWORK: share} | {name: (1 - share) / len(parts) for name in parts},
         fits,
-        loss="" if registered == NETWORK or dataset.spec.items is None else _LOSSES.get(registered, _LOSS),
+        loss="" if dataset.spec.items is None else _loss(registered, asked),
     )
     on_progress("lists of those that are not registered")
     lists = models.lists("test", k) | {BLEND: models.blended_lists("test", k, parts, [share])[0]}
@@ -245,6 +245,12 @@ def challenge(
         np.save(folder / OTHERS_FOLDER / f"{name}.npy", lists[name])
     choice.save(folder)
     return RecommenderChallenge(choice, *_registered(models, choice))
+
+
+def _loss(registered: str, asked: Sequence[classical.Recommender]) -> str:
+    """Return the abilities of the network that the registered one lacks, where items have features."""
+    reading = [one.label for one in asked if catalog.reads_items(one.name)]
+    return "" if registered == NETWORK else _LOSS_OF_READERS if registered in (BLEND, *reading) else _LOSS
 
 
 def read_lists(folder: Path, name: str) -> Lists:
