@@ -205,6 +205,11 @@ class Recommender:
         """Its name in tables and metrics: ``ease``, or with its settings ``ease_last_items_15``."""
         return labelled(self.name, self.options)
 
+    @property
+    def is_registrable(self) -> bool:
+        """True if it can take the place of a trained model: the export has no Spark for ALS."""
+        return self.name != "als"
+
 
 @dataclass(frozen=True)
 class FittedArchitecture:

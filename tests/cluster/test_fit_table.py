@@ -28,7 +28,8 @@ from mirrorspark.training.configuration.config import ConfigError
 from mirrorspark.training.configuration.tasks import RowBaseline
 from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
 from mirrorspark.training.results.evaluation.model_choice import Choice
-from mirrorspark.training.results.export import ExportPlan, export
+from mirrorspark.training.results.export import export
+from mirrorspark.training.results.export_plan import ExportPlan
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -133,7 +134,7 @@ def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as
         threads=2,
         monitor=config.monitor,
         register="better",
-        baselines=[{"name": "hist_gradient_boosting"}],
+        candidates=[{"name": "hist_gradient_boosting"}],
     )
     exported = export(plan)
     assert Choice.load(tmp_path / "predictions").registered == "hist_gradient_boosting"

@@ -121,11 +121,6 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         )
 
     @property
-    def registrable(self) -> tuple[classical.Recommender, ...]:
-        """The baselines of a retrieval model that may be registered in its place: the export has no Spark for ALS."""
-        return tuple(asked for asked in self.recommenders if asked.name != "als") if self.register == "better" else ()
-
-    @property
     def row_baselines(self) -> tuple[RowBaseline, ...]:
         """The baselines of a model that scores rows, with their settings."""
         if self.task == "retrieval" or self.baseline == "none":
@@ -133,11 +128,12 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return tuple(map(RowBaseline.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline]))
 
     @property
-    def registrable_baselines(self) -> tuple[RowBaseline, ...]:
+    def registrable(self) -> tuple[classical.Recommender | RowBaseline, ...]:
         """The baselines that may be registered in the place of the model, and blended with it."""
         if self.register != "better":
             return ()
-        return tuple(asked for asked in self.row_baselines if asked.is_registrable)
+        asked: tuple[classical.Recommender | RowBaseline, ...] = (*self.recommenders, *self.row_baselines)
+        return tuple(one for one in asked if one.is_registrable)
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date
@@ -249,7 +245,9 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"label a rating, or monitor val_loss or val_recall@20",
         )
         require(
-            not self.registrable or (classical.history_of(spec) is not None and spec.label.rating is None),
+            self.task != "retrieval"
+            or not self.registrable
+            or (classical.history_of(spec) is not None and spec.label.rating is None),
             f"register better chooses among recommenders that score from a row's history, a list with vocabulary_of: "
             f"{spec.label.name}, and predict no ratings; add such a list and leave the rating out, or register model",
         )

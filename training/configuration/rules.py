@@ -253,7 +253,7 @@ def check_register(config: "TrainingConfig") -> None:
         )
         return
     require(
-        bool(config.registrable_baselines),
+        bool(config.registrable),
         f"register better needs a baseline that can be registered, and '{config.baseline}' cannot; use the baseline "
         f"{' or '.join(name for name in TASKS[config.task].baselines if name in REGISTRABLE)} (with at most 31 leaves "
         f"and the usual losses), or register model",
@@ -314,7 +314,7 @@ def check_monotone(config: "TrainingConfig") -> None:
         f"better, or in ms.fit leave register and model out",
     )
     require(
-        any(asked.name in BOOSTING for asked in config.registrable_baselines),
+        any(asked.name in BOOSTING for asked in config.registrable),
         f"monotone needs the baseline {DEFAULT_BOOSTING}, which alone holds the constraints, and baseline is "
         f"'{config.baseline}'; add it",
     )

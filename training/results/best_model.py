@@ -1,45 +1,38 @@
 """The best of a network, its baselines and their blend in the place of the network: the exported model of a table."""
 
-import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.reading import Dataset
-from mirrorspark.distributions import library_version
-from mirrorspark.scoring.embedding import graph_encoders
-from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.model_choice import scores_of
+from mirrorspark.training.results.export_plan import ExportPlan
 from mirrorspark.training.results.predictions import traced
-
-if TYPE_CHECKING:
-    from mirrorspark.training.results.export import ExportPlan
 
 
 def best_model(
-    plan: "ExportPlan",
+    plan: ExportPlan,
     dataset: Dataset,
     scorer: tuple[Any, Any],
     tables: Mapping[str, pa.Table],
     predict: Callable[[Any], Any],
     on_progress: OnProgress,
 ) -> tuple[str, Mapping[str, pa.Table], tuple[Any, Any], Callable[[Any], Any]]:
-    """Put a baseline, or a blend with it, into the model's folder if it is better.
+    """Return the best of the network, the baselines and their blend.
 
     Returns:
-        The best one's name, its predictions, its architecture with the model, and how it predicts.
+        Its name, its predictions, its architecture with the model, and how it predicts.
     """
     from mirrorspark.models import blend
     from mirrorspark.training.results.evaluation import model_choice
 
     (architecture, model), task = scorer, scorer[0].TASK
-    asked = [RowBaseline.parse(given) for given in plan.baselines]
+    asked = [RowBaseline.parse(given) for given in plan.candidates]
     found = model_choice.challenge(
         *(dataset, task, plan.monitor, plan.seed, asked, tables, Path(plan.predictions), on_progress),
         *(plan.class_weights, plan.monotone),
@@ -47,7 +40,6 @@ def best_model(
     registered, weights = found.choice.registered, found.choice.weights
     if registered == model_choice.NETWORK:
         return plan.model, found.tables, scorer, predict
-    folder = Path(plan.folder)
 
     def graph(name: str) -> tuple[Any, Any]:
         if name == model_choice.NETWORK:
@@ -61,20 +53,7 @@ def best_model(
         best = graph(registered)
     best_predict = traced(*best)
     _check(best_predict, dataset, found.tables["validation"])
-    write_instead(folder, dataset, *best)
-    description = ModelDescription.load(folder)
-    versions = {**description.versions, "scikit-learn": library_version("scikit-learn")}
-    dataclasses.replace(description, architecture=registered, versions=versions).save(folder)
     return registered, found.tables, best, best_predict
-
-
-def write_instead(folder: Path, dataset: Dataset, architecture: Any, model: Any) -> None:
-    """Write a model that scores rows in the place of the SavedModel in ``folder``; the description stays."""
-    from mirrorspark.models.serving import export as serving
-
-    shutil.rmtree(folder / SAVED_MODEL_FOLDER)
-    encoders = graph_encoders(folder, dataset.spec.query_features)
-    serving.save(serving.ScoringModule(architecture, model, dataset.features, encoders), folder / SAVED_MODEL_FOLDER)
 
 
 def _check(predict: Callable[[Any], Any], dataset: Dataset, expected: pa.Table) -> None:

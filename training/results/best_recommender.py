@@ -1,20 +1,18 @@
 """The recommender that an export writes: the trained one, or a better one that is fitted for the comparison."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import classical
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation import NETWORK
+from mirrorspark.training.results.export_plan import ExportPlan
 from mirrorspark.training.results.predictions import traced
-
-if TYPE_CHECKING:
-    from mirrorspark.training.results.export import ExportPlan
 
 
 def best_recommender(
-    plan: "ExportPlan", dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress
+    plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress
 ) -> tuple[str, str, Any, Any]:
     """Return the best of a retrieval model, the recommenders that are fitted here, and a blend.
 
@@ -24,7 +22,7 @@ def best_recommender(
     # Its imports are those of the recommenders, Numba and Spark ML.
     from mirrorspark.training.results.evaluation import recommender_choice
 
-    asked = [classical.Recommender.parse(one) for one in plan.recommenders]
+    asked = [classical.Recommender.parse(given) for given in plan.candidates]
     found = recommender_choice.challenge(
         *(dataset, architecture, model, traced(architecture, model), asked),
         monitor=plan.monitor,

@@ -1,6 +1,5 @@
 """Decisions by cost: the rule that is fitted on the validation rows and becomes a part of the exported model."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,32 +8,14 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import decisions
-from mirrorspark.scoring.model.folder import ModelDescription
-from mirrorspark.training.results.best_model import write_instead
 from mirrorspark.training.results.evaluation import evaluate_run
 
 
-def add_decisions(
-    costs: decisions.Costs, dataset: Dataset, validation: pa.Table, architecture: Any, model: Any, folder: Path
-) -> None:
-    """Fit the rule, and write the exported model in ``folder`` anew, with the rule in its graph.
-
-    Args:
-        costs: Cost of each decision.
-        dataset: The dataset of the training.
-        validation: The model's predictions of the validation rows.
-        architecture: The module or object whose ``predict`` is the model's.
-        model: The model that is registered.
-        folder: Its folder.
-    """
+def fitted_decisions(costs: decisions.Costs, dataset: Dataset, validation: pa.Table) -> decisions.Decisions:
+    """Fit the rule on a model's predictions of the validation rows."""
     label, scores, weight = _columns(validation, dataset)
     names = dataset.features.class_names if scores.ndim > 1 else ()
-    rule = decisions.fit_decisions(costs, label, scores, weight, names)
-    write_instead(folder, dataset, decisions.DecidingArchitecture(architecture, rule), model)
-    description = ModelDescription.load(folder)
-    outputs = {**description.outputs, decisions.DECISION: rule.output_type}
-    dataclasses.replace(description, outputs=outputs).save(folder)
-    rule.save(folder)
+    return decisions.fit_decisions(costs, label, scores, weight, names)
 
 
 def with_costs(

@@ -35,7 +35,8 @@ from mirrorspark.training.results.evaluation import (
     RecommenderChoice,
     evaluate_run,
 )
-from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
+from mirrorspark.training.results.export import ExportProcess, export_once
+from mirrorspark.training.results.export_plan import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import (
     CHALLENGER,
@@ -352,8 +353,7 @@ def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
         threads=_threads(config),
         monitor=config.monitor,
         register=config.register,
-        baselines=[{"name": asked.name, **asked.options} for asked in config.registrable_baselines],
-        recommenders=[{"name": one.name, **one.options} for one in config.registrable],
+        candidates=[{"name": asked.name, **asked.options} for asked in config.registrable],
         calibration=config.calibration,
         explain=config.explain,
         class_weights=list(job.class_factors),

@@ -13,17 +13,9 @@ from mlflow import MlflowClient
 
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.results import export as module
-from mirrorspark.training.results.export import (
-    CHECKPOINT_TAG,
-    ExportFailedError,
-    ExportPlan,
-    ExportProcess,
-    ExportResult,
-    delete_unregistered,
-    export,
-    export_once,
-    registered_before,
-)
+from mirrorspark.training.results.export import ExportFailedError, ExportProcess, export, export_once
+from mirrorspark.training.results.export_plan import ExportPlan, ExportResult
+from mirrorspark.training.results.registration import CHECKPOINT_TAG, delete_unregistered, registered_before
 
 
 @pytest.fixture

@@ -417,7 +417,7 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
     """#23."""
     several = ["xgboost", "logistic_regression", "hist_gradient_boosting"]
     config = TrainingConfig(name="rides", baseline=several, register="better")
-    assert config.registrable_baselines == tuple(map(RowBaseline, several[1:]))
+    assert config.registrable == tuple(map(RowBaseline, several[1:]))
     patient = {"name": "xgboost", "early_stopping_rounds": np.int64(50)}
     assert TrainingConfig(name="rides", baseline=patient).row_baselines[0].options == {"early_stopping_rounds": 50}
     for settings, is_registrable in (({"max_leaf_nodes": 63}, False), ({"max_leaf_nodes": 7}, True)):

@@ -28,7 +28,7 @@ from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK, OTHERS_FOLDER, Choice
-from mirrorspark.training.results.export import ExportPlan, ExportResult
+from mirrorspark.training.results.export_plan import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import each_baseline
 from mirrorspark.training.run_records.live.view import LiveView

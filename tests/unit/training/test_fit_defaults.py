@@ -64,10 +64,10 @@ def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: Any,
     given = default_config(spec, rows=100, slots=1, name="late", optimizer="adam", patience=7)
     assert (given.model, given.optimizer, given.weight_decay, given.patience) == (config.model, "adam", None, 7)
     several = default_config(spec, rows=100, slots=1, name="late", presets="good")
-    assert [each.name for each in several.registrable_baselines] == ["hist_gradient_boosting"] * 4
+    assert [each.name for each in several.registrable] == ["hist_gradient_boosting"] * 4
     best = default_config(spec, rows=100, slots=1, name="late", presets="best", model={"dropout": 0.3})
     assert best.model == {**config.model, "members": 32, "dropout": 0.3}
-    assert (best.register, len(best.registrable_baselines)) == ("model", 0)  # a setting of the network asks for it
+    assert (best.register, len(best.registrable)) == ("model", 0)  # a setting of the network asks for it
     assert default_config(spec, rows=100, slots=1, name="late", presets="best").register == "better"
     with pytest.raises(ConfigError, match=r"presets 'god' is unknown \(did you mean 'good'\?\); use fast, good, best"):
         check_presets("god")

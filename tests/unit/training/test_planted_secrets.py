@@ -23,7 +23,7 @@ from mirrorspark.training.executor.worker_log import CleanText, LogToDriver
 from mirrorspark.training.job.readiness.checks import PreflightError, failure, require
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
-from mirrorspark.training.results.export import ExportPlan
+from mirrorspark.training.results.export_plan import ExportPlan
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records.tracked_run import TrackedRun, TrackingError
 from mirrorspark.training.sweep.report import SweepSummary, command

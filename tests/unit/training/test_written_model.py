@@ -29,6 +29,6 @@ def test_a_regression_of_any_number_of_quantiles_is_loaded_and_scores(
     model = regression.build(regression.Settings(loss="quantile", quantiles=quantiles), fitted, 1)
     plan = SimpleNamespace(folder=str(tmp_path), model="regression")
     dataset = SimpleNamespace(features=fitted, spec=fitted.spec)
-    _write_model(cast(Any, plan), cast(Any, dataset), "regression", regression, model, lambda *_: None)
+    _write_model(cast(Any, plan), cast(Any, dataset), "regression", regression, model, None, lambda *_: None)
     scores = LoadedModel(tmp_path).score(pa.table({"size": [0.5, 1.5]}))
     assert set(scores) == outputs
