@@ -263,11 +263,6 @@ def check_register(config: "TrainingConfig") -> None:
         "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "
         "loss, or register model",
     )
-    require(
-        config.calibration == "none",
-        f"calibration '{config.calibration}' does not go with register better: gradient boosting is not calibrated; "
-        f"leave one of them out",
-    )
 
 
 def check_class_weights(config: "TrainingConfig") -> None:

@@ -24,7 +24,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines import library_versions
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.distributions import library_version
-from mirrorspark.models import catalog, classical, decisions
+from mirrorspark.models import CALIBRATION_FILE, catalog, classical, decisions
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import encoder_versions, graph_encoders, save_features
 from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
@@ -34,6 +34,7 @@ from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.best_model import best_model
 from mirrorspark.training.results.best_recommender import best_recommender
 from mirrorspark.training.results.decide import fitted_decisions
+from mirrorspark.training.results.evaluation import Choice
 from mirrorspark.training.results.export_plan import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 from mirrorspark.training.results.registration import register
@@ -199,6 +200,8 @@ def main() -> int:
         found = best_model(plan, dataset, (architecture, model), tables, predict, on_progress)
         registered, tables, (architecture, model), predict = found
         name = registered
+        if not Choice.load(Path(plan.predictions)).has_network:
+            (Path(plan.folder) / CALIBRATION_FILE).unlink(missing_ok=True)  # of the network
     rule = None
     if plan.costs:
         rule = fitted_decisions(plan.costs, dataset, tables["validation"])

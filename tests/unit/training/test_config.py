@@ -504,7 +504,6 @@ def test_centroids_need_sparse_features() -> None:
             {"model": {"name": "regression", "loss": "quantile"}},
             "register better does not go with model.loss quantile: gradient boosting gives no interval",
         ),
-        ({"calibration": "temperature"}, "calibration 'temperature' does not go with register better"),
     ],
 )
 def test_the_better_one_is_registered_only_where_the_two_can_be_exchanged(change: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         explain_on_kept_rows,
     )
     from mirrorspark.training.results.evaluation.model_choice import (
+        BLEND,
         CHOICE_FILE,
         NETWORK,
         OTHERS_FOLDER,
@@ -36,6 +37,7 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "BLEND",
     "CHOICE_FILE",
     "EXPLANATION_FILE",
     "NETWORK",
