@@ -2,10 +2,10 @@
 
 ``python -m benchmarks.quality_multi_label FOLDER`` prints rows of ``docs/quality.md``. FOLDER has ``bibtex`` (Mulan's
 ARFF files) and ``rcv1_subset1`` (``X.npz`` and ``Y.npz``; a random third of its first half is the test). A random 15 %
-of the training rows choose the epoch, the logistic regression's C, and the threshold of the F1 score; then both models
-are trained on all training rows. The validation rows also choose the shares of a blend of the two, and fit the mixture
-of the network and the labels' centroids, which are those of all training rows in the end. Rows of several seeds are
-means. ``--choose`` prints the validation rows' figures by epoch and looks at no test row.
+of the training rows choose the epoch, the logistic regression's C (by the log loss), and the threshold of the F1 score;
+then both models are trained on all training rows. The validation rows also choose the shares of a blend of the two, and
+fit the mixture of the network, or of the blend, and the labels' centroids, which are those of all training rows in the
+end. Rows of several seeds are means. ``--choose`` prints the validation rows' figures by epoch, without the test rows.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.report import print_cells, print_titles
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.evaluation.metrics import PRECISION_KS, multi_label_metrics
+from mirrorspark.evaluation.metrics import PRECISION_KS, multi_label_metrics, precisions_at
 from mirrorspark.models import multi_label
 from mirrorspark.models.centroids import LabelledRows, fit_centroids, fit_mixture
 from mirrorspark.models.fitting.objectives import compile_model
@@ -40,7 +40,7 @@ from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optim
 from mirrorspark.training.results.evaluation.model_choice import best_weights
 
 VALIDATION_SHARE = 0.15
-LOGISTIC_C = (1.0, 10.0, 100.0)
+LOGISTIC_C = (0.2, 1.0, 5.0, 30.0, 150.0)
 # Options of the model, rows of a batch, and learning rate.
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], int, float]] = {
     "bibtex": ({"embedding_dim": 512, "hidden_units": (512,), "dropout": 0.7, "members": 8}, 128, 0.004),
@@ -179,7 +179,7 @@ def main() -> None:
         train, held = known[~is_held], known[is_held]
         began = time.monotonic()
         tried = {c: logistic(train, held, c) for c in LOGISTIC_C}
-        c = max(tried, key=lambda c: sum(quality(held.labels, tried[c], 0.5).values()))
+        c = min(tried, key=lambda c: multi_label_metrics(held.labels, tried[c])["log_loss"])
         linear = tried[c], logistic(known, test, c)
         seconds = time.monotonic() - began
         found = [_of_network((train, held, known, test), linear, name, given, seed) for seed in given.seeds]
@@ -202,7 +202,7 @@ def _of_network(
     given: argparse.Namespace,
     seed: int,
 ) -> Mapping[str, Found]:
-    """Return the network's figures: alone, in a blend with the linear scores of held and test rows, with centroids."""
+    """Return the network's figures, alone and in a blend with the linear scores, and both again with centroids."""
     train, held, known, test = rows
     best, best_scores, epochs, began = 0.0, np.empty(0), 0, time.monotonic()
     for epoch, scores in enumerate(islice(network(train, held, name, given, seed), given.most_epochs), 1):
@@ -220,16 +220,30 @@ def _of_network(
     of_both = {"network": best_scores, "linear": linear[0]}
     weights = best_weights("multi_label", held.labels, of_both, np.ones(len(held.labels)))
     share = weights.get("network", 0.0)
-    threshold = best_threshold(held.labels, share * best_scores + (1 - share) * linear[0])
-    blended = quality(test.labels, share * scores + (1 - share) * linear[1], threshold)
+    of_blend = share * best_scores + (1 - share) * linear[0], share * scores + (1 - share) * linear[1]
+    blended = quality(test.labels, of_blend[1], best_threshold(held.labels, of_blend[0]))
     blend = blended, f"{epochs}, share {share:.2f}", time.monotonic() - began
-    of_held, of_test = cosines(train, held), cosines(known, test)
-    pairs = logits(best_scores).ravel(), of_held.ravel(), held.labels.ravel()
-    mixture = fit_mixture(*pairs, np.ones(held.labels.size))
-    threshold = best_threshold(held.labels, expit(mixture(logits(best_scores), of_held)))
-    measured = quality(test.labels, expit(mixture(logits(scores), of_test)), threshold)
-    with_centroids = measured, f"{epochs}", time.monotonic() - began
-    return {"multi_label": alone, "blend": blend, "multi_label, centroids": with_centroids}
+    similar = cosines(train, held), cosines(known, test)
+    with_centroids = {
+        f"{model}, centroids": (_mixed(of, similar, held, test), f"{epochs}", time.monotonic() - began)
+        for model, of in (("multi_label", (best_scores, scores)), ("blend", of_blend))
+    }
+    return {"multi_label": alone, "blend": blend, **with_centroids}
+
+
+def _precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    return float(np.mean(list(precisions_at(labels, scores).values())))
+
+
+def _mixed(
+    scores: tuple[np.ndarray, np.ndarray], similar: tuple[np.ndarray, np.ndarray], held: Rows, test: Rows
+) -> dict[str, float]:
+    """Return the figures of a mixture of the scores and the cosines, each of held and test rows."""
+    pairs = logits(scores[0]).ravel(), similar[0].ravel(), held.labels.ravel(), np.ones(held.labels.size)
+    mixtures = [fit_mixture(*pairs, with_log_odds=with_log_odds) for with_log_odds in (False, True)]
+    mixture = max(mixtures, key=lambda one: _precision(held.labels, one(logits(scores[0]), similar[0])))
+    threshold = best_threshold(held.labels, expit(mixture(logits(scores[0]), similar[0])))
+    return quality(test.labels, expit(mixture(logits(scores[1]), similar[1])), threshold)
 
 
 def _print(name: str, model: str, found: Sequence[Found]) -> None:

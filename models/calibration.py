@@ -26,6 +26,8 @@ CALIBRATION_FILE = "calibration.json"
 # The steepest and the flattest that a map may be, 10 and 1 / 10. Rounding changes a logit by some 1e-7 from batch to
 # batch; a map multiplies that, and parity allows the probabilities to differ by 1e-5.
 _STEEPEST = 10.0
+# Below it a float32 probability may be 0, and at the other end it is 1.
+_LEAST_PROBABILITY = 1e-7
 
 Floats = NDArray[np.float64]
 
@@ -102,6 +104,43 @@ class CalibratedArchitecture:
         return {
             name: tf.cast(values, tf.float32) for name, values in self.architecture.probabilities(calibrated).items()
         }
+
+
+@dataclass(frozen=True)
+class ProbabilisticArchitecture:
+    """An architecture that gives probabilities alone, with their logits: a blend, gradient boosting, a linear model.
+
+    Attributes:
+        architecture: Its ``predict`` returns the probabilities.
+        network: An architecture with the same outputs, ``logits`` and ``probabilities``.
+    """
+
+    architecture: Any
+    network: Any
+
+    @property
+    def TASK(self) -> str:  # noqa: N802 - the name in every architecture
+        """The task of both."""
+        return str(self.network.TASK)
+
+    def predict(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Return the architecture's outputs."""
+        found: dict[str, tf.Tensor] = self.architecture.predict(model, inputs)
+        return found
+
+    def logits(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
+        """Return log-odds ``[batch, 1]`` or ``[batch, labels]``, or logits ``[batch, classes]``, float64."""
+        import tensorflow as tf
+
+        found = self.architecture.predict(model, inputs)
+        scores = tf.cast(found["scores"] if "scores" in found else found["score"][:, tf.newaxis], tf.float64)
+        kept = tf.clip_by_value(scores, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+        return tf.math.log(kept) - (0.0 if self.TASK == "multi_class" else tf.math.log1p(-kept))
+
+    def probabilities(self, logits: "tf.Tensor") -> "dict[str, tf.Tensor]":
+        """Return the network's outputs for logits of that shape."""
+        found: dict[str, tf.Tensor] = self.network.probabilities(logits)
+        return found
 
 
 def fit(kind: str, logits: Floats, labels: NDArray[Any], weights: Floats) -> Calibration:

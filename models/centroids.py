@@ -90,26 +90,26 @@ class LabelCentroids:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Log-odds as a weighted sum of a probability and a cosine.
-
-    A sum with the probability, which is flat at both ends, ranks better than one with the log-odds.
-    """
+    """Log-odds as a weighted sum of a probability, a cosine and, where they rank better with it, the old log-odds."""
 
     of_probability: float
     of_cosine: float
     bias: float
+    of_log_odds: float = 0.0
 
     def __call__(self, logits: Any, cosines: Any) -> Any:
         """Return the log-odds of NumPy's arrays of equal shape."""
         from scipy.special import expit  # type: ignore[import-untyped]
 
-        return self.of_probability * expit(logits) + self.of_cosine * cosines + self.bias
+        mixed = self.of_probability * expit(logits) + self.of_cosine * cosines + self.bias
+        return mixed + self.of_log_odds * logits
 
     def in_graph(self, logits: "tf.Tensor", cosines: "tf.Tensor") -> "tf.Tensor":
         """Return the same as operations of TensorFlow."""
         import tensorflow as tf
 
-        return self.of_probability * tf.sigmoid(logits) + self.of_cosine * cosines + self.bias
+        mixed = self.of_probability * tf.sigmoid(logits) + self.of_cosine * cosines + self.bias
+        return mixed + self.of_log_odds * logits
 
     def save(self, folder: Path, measured: Mapping[str, Any]) -> None:
         """Write the weights and their metrics ``measured`` into the folder of their model."""
@@ -131,7 +131,9 @@ class CentroidArchitecture:
 
     def predict(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
         """Return the probabilities in the architecture's outputs, float32 ``[batch, classes]``."""
-        logits = self.architecture.logits(model, inputs)
+        import tensorflow as tf
+
+        logits = tf.cast(self.architecture.logits(model, inputs), tf.float32)
         mixed = self.mixture.in_graph(logits, self.centroids.cosines(inputs))
         found: dict[str, tf.Tensor] = self.architecture.probabilities(mixed)
         return found
@@ -196,7 +198,9 @@ def fit_centroids(parts: Callable[[], Iterable[LabelledRows]]) -> LabelCentroids
     return LabelCentroids(rarity, sums)
 
 
-def fit_mixture(logits: Floats, cosines: Floats, labels: NDArray[Any], weights: Floats) -> Mixture:
+def fit_mixture(
+    logits: Floats, cosines: Floats, labels: NDArray[Any], weights: Floats, *, with_log_odds: bool = False
+) -> Mixture:
     """Return the mixture of least log loss, by logistic regression.
 
     Args:
@@ -204,6 +208,7 @@ def fit_mixture(logits: Floats, cosines: Floats, labels: NDArray[Any], weights: 
         cosines: ``[pairs]``.
         labels: 0 or 1, ``[pairs]``.
         weights: ``[pairs]``, from 0.
+        with_log_odds: The log-odds are a part of the sum.
 
     Raises:
         CalibrationError: The pairs that count have one class only, or there is none.
@@ -213,14 +218,15 @@ def fit_mixture(logits: Floats, cosines: Floats, labels: NDArray[Any], weights: 
     from sklearn.linear_model import LogisticRegression
 
     counted = counted_rows(labels, weights)
-    inputs = np.stack([expit(logits), cosines], axis=1)[counted]
+    parts = [expit(logits), cosines, *([logits] if with_log_odds else [])]
+    inputs = np.stack(parts, axis=1)[counted]
     means, deviations = inputs.mean(axis=0), inputs.std(axis=0)
     # A column that is constant but for rounding gets no weight.
     deviations[np.ptp(inputs, axis=0) <= 1e-6 * np.abs(inputs).max(axis=0)] = np.inf
     # A row has few of thousands of labels, so probabilities and gradients are tiny: with its own tolerance the solver
-    # stops at once. Three weights of thousands of pairs need no penalty.
+    # stops at once. So few weights of thousands of pairs need no penalty.
     model = LogisticRegression(C=1e6, solver="newton-cholesky", tol=1e-10, max_iter=1_000)
     model.fit((inputs - means) / deviations, labels[counted], weights[counted])
     found = model.coef_[0] / deviations
-    of_probability, of_cosine = found.tolist()
-    return Mixture(of_probability, of_cosine, bias=float(model.intercept_[0] - found @ means))
+    of_probability, of_cosine, *of_log_odds = found.tolist()
+    return Mixture(of_probability, of_cosine, float(model.intercept_[0] - found @ means), *of_log_odds)

@@ -50,7 +50,7 @@ def rides() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def fitted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> ms.FitResult:
     output = str(tmp_path_factory.mktemp("fit"))
-    settings = {"epochs": 3, "learning_rate": 0.02, "calibration": "isotonic"}
+    settings = {"epochs": 3, "learning_rate": 0.02, "calibration": "isotonic", "register": "model"}
     settings |= {"baseline": ["hist_gradient_boosting", "logistic_regression"]}
     return ms.fit(rides(), label="late", output=output, spark=spark, **settings)
 

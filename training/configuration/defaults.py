@@ -225,7 +225,7 @@ def default_register(kind: str, given: Mapping[str, Any], *, has_recommenders: b
         has_recommenders: True for a candidate if rows have a history, which classical recommenders score from, and no
             rating, which none of them predicts.
     """
-    if given.get("model") or given.get("warm_start") or given.get("calibration", "none") != "none":
+    if given.get("model") or given.get("warm_start"):
         return "model"
     asked = given["baseline"] if isinstance(given["baseline"], list | tuple) else [given["baseline"]]
     baselines = [RowBaseline.parse(each) for each in asked]

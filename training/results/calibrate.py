@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.features import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.evaluation import precisions_at
 from mirrorspark.models import (
     CALIBRATION_FILE,
     CalibratedArchitecture,
@@ -39,10 +40,12 @@ class Fit:
 
     Attributes:
         calibration_error: Expected calibration error in quantile bins, of all pairs of a row and a class or label.
+        precision: Mean of the precision at 1, 3 and 5 labels, by which centroids are judged.
     """
 
     log_loss: float
     calibration_error: float
+    precision: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,16 @@ class CalibrationResult:
         """Return it as a line of the report."""
         kind = f"{self.kind} {self.temperature:.3g}" if self.kind == "temperature" else self.kind
         before, after = self.before, self.after
+        is_ranking = before.precision is not None and after.precision is not None
         if not self.is_kept:
             return (
                 f"none: {self.kind} was fitted on the validation rows and dropped, because their log loss would be "
                 f"{after.log_loss:.4f} with it (is {before.log_loss:.4f})"
             )
+        precision = f"mean precision {after.precision:.4f} (was {before.precision:.4f}), " if is_ranking else ""
         return (
             f"{kind}, fitted on the validation rows: log loss {after.log_loss:.4f} (was {before.log_loss:.4f}), "
-            f"expected calibration error {after.calibration_error:.4f} (was {before.calibration_error:.4f})"
+            f"{precision}expected calibration error {after.calibration_error:.4f} (was {before.calibration_error:.4f})"
         )
 
 
@@ -96,12 +101,12 @@ def calibrate(
 ) -> Any:
     """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
 
-    A calibration that does not lower the log loss of the validation rows is dropped: the architecture is returned as it
-    is, and the folder gets the kind and the measurements. This goes for centroids, too. They are made for ranks, but
-    their weights are those of least log loss, and the results are probabilities.
+    A calibration that does not lower the log loss of the validation rows is dropped, of centroids one that does not
+    raise the precision of the best labels either: the model is returned with its own probabilities, and the folder gets
+    the kind and the measurements.
 
     Args:
-        architecture: A classifier's, with ``logits`` and ``probabilities``.
+        architecture: A classifier's, with ``predict``, ``logits`` and ``probabilities``.
         model: The trained model. With ``centroids``, their tables become an attribute of it.
         dataset: Its dataset.
         kind: ``temperature``, ``isotonic`` or ``centroids``.
@@ -120,8 +125,12 @@ def calibrate(
         centroids = fit_centroids(partial(_training_rows, dataset, on_progress)).in_variables()
         on_rows = partial(on_progress, "validation rows against the centroids")
         cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, on_rows)
-        mixture = fit_mixture(logits, cosines, labels, weights)
-        after = measure(mixture(logits, cosines), labels, weights)
+        pairs, classes = (logits, cosines, labels, weights), dataset.features.classes
+        mixtures = [fit_mixture(*pairs, with_log_odds=with_log_odds) for with_log_odds in (False, True)]
+        precisions = [_precision(one(logits, cosines), labels, weights, classes) for one in mixtures]
+        mixture = mixtures[int(np.argmax(precisions))]
+        before = replace(before, precision=_precision(logits, labels, weights, classes))
+        after = replace(measure(mixture(logits, cosines), labels, weights), precision=max(precisions))
         if not _is_won(kind, before, after, folder):
             return architecture
         mixture.save(folder, {"before": asdict(before), "after": asdict(after)})
@@ -137,8 +146,9 @@ def calibrate(
 
 
 def _is_won(kind: str, before: Fit, after: Fit, folder: Path) -> bool:
-    """Return True if a calibration lowers the log loss; keep the measurements of one that does not."""
-    if after.log_loss < before.log_loss:
+    """Return True if a calibration does what it is for; keep the measurements of one that does not."""
+    is_more_precise = before.precision is not None and (after.precision or 0.0) > before.precision
+    if is_more_precise or after.log_loss < before.log_loss:
         return True
     measured = {"before": asdict(before), "after": asdict(after)}
     save_calibration(folder, {"kind": kind, "is_kept": False, "measured": measured})
@@ -158,6 +168,12 @@ def measure(logits: Floats, labels: np.ndarray, weights: Floats) -> Fit:
         pairs = binary_inputs(is_label, softmax(logits, axis=1).ravel(), np.repeat(weights, classes))
     error = calibration_bins(pairs, _BINS).expected_calibration_error
     return Fit(log_loss(logits, labels, weights), error)
+
+
+def _precision(logits: Floats, labels: np.ndarray, weights: Floats, classes: int) -> float:
+    """Return the mean precision of the best labels of each row, from pairs of a row and a label."""
+    found = precisions_at(labels.reshape(-1, classes), logits.reshape(-1, classes))
+    return float(np.average(np.mean(list(found.values()), axis=0), weights=weights.reshape(-1, classes)[:, 0]))
 
 
 def _training_rows(dataset: Dataset, on_progress: Callable[[str, int, int], None]) -> Iterator[LabelledRows]:

@@ -28,7 +28,6 @@ from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.calibrate import CalibrationResult
 from mirrorspark.training.results.decide import with_costs
 from mirrorspark.training.results.evaluation import (
-    BLEND,
     EXPLANATION_FILE,
     NETWORK,
     Choice,
@@ -407,7 +406,6 @@ def _trained(
     choice: Choice | None,
 ) -> Trained:
     calibrated, rule = CalibrationResult.load(job.folder.model), decisions.Decisions.load(job.folder.model)
-    of = "of the network: " if choice is not None and choice.registered == BLEND else ""
     rates = [event["examples_per_second"] for event in job.epochs.values() if event["examples_per_second"]]
     return Trained(
         run_id=job.tracked.require_run_id(),
@@ -421,7 +419,7 @@ def _trained(
         run_folder=job.folder.path,
         tracking_uri=job.tracked.uri,
         chosen=choice.in_words() if choice else None,
-        calibration=of + calibrated.in_words() if calibrated else None,
+        calibration=calibrated.in_words() if calibrated else None,
         decisions=rule.in_words(verdict.metrics["test"]) if rule else None,
         run_page=job.tracked.page,
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines import library_versions
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.distributions import library_version
-from mirrorspark.models import CALIBRATION_FILE, catalog, classical, decisions
+from mirrorspark.models import ProbabilisticArchitecture, catalog, classical, decisions
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import encoder_versions, graph_encoders, save_features
 from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
@@ -34,7 +35,6 @@ from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.best_model import best_model
 from mirrorspark.training.results.best_recommender import best_recommender
 from mirrorspark.training.results.decide import fitted_decisions
-from mirrorspark.training.results.evaluation import Choice
 from mirrorspark.training.results.export_plan import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 from mirrorspark.training.results.registration import register
@@ -184,24 +184,27 @@ def main() -> int:
     architecture: Any = catalog.architecture(plan.model)
     on_progress("restoring the best epoch")
     model = _restored_model(plan, dataset)
-    if plan.calibration != "none":
-        from mirrorspark.training.results.calibrate import calibrate
-
-        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), on_progress)
     registered = name = plan.model
     is_retrieval = architecture.TASK == "retrieval"
     if is_retrieval and plan.register == "better":
         registered, name, architecture, model = best_recommender(plan, dataset, architecture, model, on_progress)
-    predict = traced(architecture, model)
-    tables = all_predictions(architecture, model, predict, dataset, plan.top_k, partial(on_progress, "rows predicted"))
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
+    tables: Mapping[str, pa.Table] = {}
     if plan.register == "better" and not is_retrieval:
+        predict, tables = _predictions(plan, dataset, architecture, model, on_progress)
         on_progress("fitting the other models")
         found = best_model(plan, dataset, (architecture, model), tables, predict, on_progress)
         registered, tables, (architecture, model), predict = found
         name = registered
-        if not Choice.load(Path(plan.predictions)).has_network:
-            (Path(plan.folder) / CALIBRATION_FILE).unlink(missing_ok=True)  # of the network
+    if plan.calibration != "none":
+        from mirrorspark.training.results.calibrate import calibrate
+
+        if registered != plan.model:
+            architecture = ProbabilisticArchitecture(architecture, catalog.architecture(plan.model))
+        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), on_progress)
+        tables = {}
+    if not tables:
+        predict, tables = _predictions(plan, dataset, architecture, model, on_progress)
     rule = None
     if plan.costs:
         rule = fitted_decisions(plan.costs, dataset, tables["validation"])
@@ -218,6 +221,14 @@ def main() -> int:
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
     gc.freeze()
     return 0
+
+
+def _predictions(
+    plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress
+) -> tuple[Callable[[Any], Any], Mapping[str, pa.Table]]:
+    """Return how a model predicts, and its predictions of the evaluated splits."""
+    predict, on_rows = traced(architecture, model), partial(on_progress, "rows predicted")
+    return predict, all_predictions(architecture, model, predict, dataset, plan.top_k, on_rows)
 
 
 def _load_libraries() -> None:

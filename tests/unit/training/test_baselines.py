@@ -248,7 +248,9 @@ def test_several_labels_are_learnt_as_scikit_learn_learns_each_with_a_bar() -> N
     told: list[tuple[int, int]] = []
     fitted = linear_model(rows, on_progress=lambda doing, done=0, total=0: told.append((done, total)))
     found = fitted.predict(validation)
-    assert told[-1] == (9, 9)  # three labels, with three strengths
+    assert told[-1] == (15, 15)  # three labels, with five strengths
+    assert (3, 15) in told
+    assert (9, 15) not in told  # more regularisation than the first strengths have cannot be better
     assert fitted.left_out == ""
     scaled = fitted.inputs(rows.train.columns)
     wanted = rows.train.wanted[:, [1]].toarray().ravel()
@@ -267,7 +269,7 @@ def test_a_linear_model_of_several_labels_ends_in_time_and_says_what_it_left_out
     rows, validation = several_labels()
     fitted = linear_model(rows)
     assert fitted.left_out == (
-        "It had 0 seconds, which left out the strengths C = 10, 100 of the regularisation and the last updates of 2 of "
-        "its 3 labels"
+        "It had 0 seconds, which left out the strengths C = 5, 0.2, 30, 150 of the regularisation and the last updates "
+        "of 2 of its 3 labels"
     )
     assert np.isfinite(fitted.predict(validation)).all()

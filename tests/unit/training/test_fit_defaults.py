@@ -110,10 +110,9 @@ def test_gradient_boosting_is_no_baseline_of_sparse_columns() -> None:
         ("binary", {"baseline": "logistic_regression"}, "better"),
         ("binary", {"baseline": "lightgbm"}, "model"),
         ("binary", {"baseline": "none"}, "model"),
-        ("binary", {"calibration": "temperature"}, "model"),
+        ("binary", {"calibration": "temperature"}, "better"),
         ("binary", {"warm_start": "models:/late/1"}, "model"),
         ("multi_label", {}, "better"),
-        ("multi_label", {"calibration": "centroids"}, "model"),
     ],
 )
 def test_the_better_one_is_registered_where_nothing_is_asked_of_the_model(

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         explain_on_kept_rows,
     )
     from mirrorspark.training.results.evaluation.model_choice import (
-        BLEND,
         CHOICE_FILE,
         NETWORK,
         OTHERS_FOLDER,
@@ -37,7 +36,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "BLEND",
     "CHOICE_FILE",
     "EXPLANATION_FILE",
     "NETWORK",

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
 _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# Fewer for several labels: each strength costs a model per label, and labels have few rows.
-_INVERSE_STRENGTHS_OF_LABELS = (1.0, 10.0, 100.0)
+# Each strength costs a model per label, so those are left out that cannot be the best any more.
+_INVERSE_STRENGTHS_OF_LABELS = (1.0, 5.0, 0.2, 30.0, 150.0)
 # A baseline need not be exact: where the last digits take longer, they are left.
 _MAX_ITERATIONS = 200
 # Weights of all classes; the optimiser holds some twenty times as many numbers.
@@ -110,9 +110,12 @@ def linear_model(
     matrix = matrix if kept is None else matrix[:, kept]
     rest = None if held_back is None else fitted.inputs(held_back.columns)
     model = _MODELS[split.task]()
-    best, least, limit = None, np.inf, TimeLimit()
+    best, limit = None, TimeLimit()
     tried = _tried(split, strengths)
+    errors: dict[float, float] = {}
     for place, inverse in enumerate(tried):
+        if strengths is None and split.task == "multi_label" and not _may_be_best(inverse, errors):
+            continue
         before = limit.left
         on_progress("strengths of the regularisation", place, len(tried))
         if isinstance(model, _OneVsRest):
@@ -122,9 +125,10 @@ def linear_model(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is on purpose
             model.fit(matrix, train.wanted, sample_weight=train.weight)
-        error = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, split.task)
-        if best is None or error < least:
-            best, least = copy.copy(model) if isinstance(model, _OneVsRest) else copy.deepcopy(model), error
+        least = min(errors.values(), default=np.inf)
+        errors[inverse] = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, split.task)
+        if best is None or errors[inverse] < least:
+            best = copy.copy(model) if isinstance(model, _OneVsRest) else copy.deepcopy(model)
         # Another strength is tried only if the last one took less than what is left.
         if (rest_of := tried[place + 1 :]) and before - limit.left > limit.left:
             is_ridge = split.task == "regression"
@@ -181,6 +185,12 @@ def _tried(split: Split, given: float | Sequence[float] | None) -> Sequence[floa
     wanted = given if isinstance(given, Sequence) else (given,)
     inverse = [1 / one for one in wanted] if split.task == "regression" else list(wanted)
     return inverse if split.held_back else inverse[:1]
+
+
+def _may_be_best(inverse: float, errors: Mapping[float, float]) -> bool:
+    """Return False if the error has its only minimum elsewhere, by the ``errors`` of other strengths."""
+    best = min(errors, key=errors.__getitem__, default=inverse)
+    return not any(min(inverse, best) < other < max(inverse, best) for other in errors)
 
 
 def _report_label(on_progress: OnProgress, before: int, total: int, done: int) -> None:

@@ -99,11 +99,6 @@ class Choice:
         names = [*self.seconds, NETWORK, BLEND]
         return [name for name in names if name in self.values and name != self.registered]
 
-    @property
-    def has_network(self) -> bool:
-        """True if the network is registered, alone or as a part of the blend."""
-        return self.registered == NETWORK or (self.registered == BLEND and NETWORK in self.weights)
-
     def in_words(self) -> str:
         """Return the choice as a sentence."""
         if not self.others:
