@@ -226,7 +226,7 @@ def main() -> int:
 def _predictions(
     plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress
 ) -> tuple[Callable[[Any], Any], Mapping[str, pa.Table]]:
-    """Return how a model predicts, and its predictions of the evaluated splits."""
+    """Return the model's prediction as a graph, and its predictions of the evaluated splits."""
     predict, on_rows = traced(architecture, model), partial(on_progress, "rows predicted")
     return predict, all_predictions(architecture, model, predict, dataset, plan.top_k, on_rows)
 

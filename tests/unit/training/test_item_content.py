@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import with_items
-from mirrorspark.data_pipelines.features.kinds import Categorical, MultiValued, Numeric, Text, Vector
+from mirrorspark.data_pipelines.features.kinds import Categorical, MultiValued, Numeric, Sparse, Text, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.classical import Ease, Slit
@@ -30,6 +30,7 @@ ITEMS = FeatureSpec.of_items(
         Text("title", max_length=4),
         Numeric("stars"),
         Vector("poster", size=2),
+        Sparse("plot", size=3, indices="plot_words", values="plot_weights"),
     ],
 )
 
@@ -87,6 +88,8 @@ def test_the_cosine_of_items_is_the_mean_over_their_features_in_which_texts_coun
             "title": ["The storm", "ship", "the ship", "storm"],
             "stars": [1.0, 5.0, 1.0, 3.0],
             "poster": [[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], None],
+            "plot_words": [[0], [2, 1], [], [2, 2]],
+            "plot_weights": [[2.0], [3.0, 4.0], [], [0.5, 0.5]],
         }
     )
     movies = Vocabulary(pa.array(["a", "b", "c"]), pa.array([3, 2, 1]))
@@ -106,9 +109,9 @@ def test_the_cosine_of_items_is_the_mean_over_their_features_in_which_texts_coun
     title = rows([{"the": 1, "storm": 1}, {"ship": 1}, {"the": 1, "ship": 1}, {"storm": 1}], 4)
     stars = rows([{"low": 1}, {"high": 1}, {"low": 1}, {"middle": 1}], 4)
     poster = np.array([[1, 0], [0, 1], [0.6, 0.8], [0, 0]])
-    expected = sum(
-        share * part @ part.T / 6 for share, part in ((1, genre), (1, words), (2, title), (1, stars), (1, poster))
-    )
+    plot = np.array([[1, 0, 0], [0, 0.8, 0.6], [0, 0, 0], [0, 0, 1]])
+    parts = ((1, genre), (1, words), (2, title), (1, stars), (1, poster), (1, plot))
+    expected = sum(share * part @ part.T / 7 for share, part in parts)
     np.testing.assert_allclose(found.cosines(slice(None)), expected, atol=1e-6)
     np.testing.assert_allclose(found.cosines(np.array([3, 1])), expected[[3, 1]], atol=1e-6)
     assert item_content(dataset(history=True).features) is None

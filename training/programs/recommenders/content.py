@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, diags_array, hstack  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.features import FittedFeatures, item_rows, kinds
+from mirrorspark.data_pipelines.features import FittedFeatures, SparseRows, item_rows, kinds
 from mirrorspark.scoring.output import keep_best
 
 # Words distinguish an item more than a genre or a year does. Twice was better than once, half and four times on
@@ -48,8 +48,9 @@ def item_content(fitted: FittedFeatures) -> ItemContent | None:
     """Return the content of all candidates by the table of items; None without one.
 
     Each feature of an item is a row of length 1: its tokens by their inverse document frequencies (tf-idf), numbers as
-    tokens of twenty equal shares, vectors as they are. A cosine is the mean of those of the features, in which texts
-    count twice. A feature that an item lacks counts as 0: the others alone say less than all together.
+    tokens of twenty equal shares, vectors and sparse features as they are. A cosine is the mean of those of the
+    features, in which texts count twice. A feature that an item lacks counts as 0: the others alone say less than all
+    together.
     """
     if fitted.items is None:
         return None
@@ -58,8 +59,14 @@ def item_content(fitted: FittedFeatures) -> ItemContent | None:
     none = np.zeros((fitted.id_count(fitted.spec.candidate) - kinds.FIRST_VOCABULARY_ID, 0), np.float32)
     tokens, vectors = [csr_array(none)], [none]
     for feature, weight in zip(features, weights, strict=True):
-        values = rows[feature.name][kinds.FIRST_VOCABULARY_ID :]
-        length = np.sqrt(weight / sum(weights))
+        values, length = rows[feature.name], np.sqrt(weight / sum(weights))
+        if isinstance(values, SparseRows) and isinstance(feature, kinds.Sparse):
+            parts = values.values, values.indices, values.row_starts
+            own = csr_array(parts, (len(values.row_lengths), feature.size))[kinds.FIRST_VOCABULARY_ID :]
+            tokens.append(diags_array(_scales(own, length)) @ own)
+            continue
+        assert isinstance(values, np.ndarray)  # noqa: S101 - as of every other kind
+        values = values[kinds.FIRST_VOCABULARY_ID :]
         if feature.form == "vector":
             vectors.append(values * _scales(values, length)[:, None])
         else:
