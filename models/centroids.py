@@ -90,7 +90,10 @@ class LabelCentroids:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Log-odds as a weighted sum of a probability, a cosine and, where they rank better with it, the old log-odds."""
+    """Log-odds as a weighted sum of a model's probability, a cosine and, where that ranks better, its log-odds.
+
+    A sum with the probability alone, which is flat at both ends, often ranks better.
+    """
 
     of_probability: float
     of_cosine: float

@@ -273,6 +273,18 @@ def check_recommenders(asked: Iterable[Recommender], fitted: "FittedFeatures") -
             check_dense_items(each.name, len(fitted.vocabulary(fitted.spec.candidate)))
 
 
+def items_apart(asked: Iterable[Recommender], fitted: "FittedFeatures") -> str | None:
+    """Return a warning, with the remedy, if recommenders cannot see which items a list of the label had together."""
+    # SLIT learns steps from a history to an item, of which each has its own row; popularity counts items.
+    apart = [one.label for one in asked if one.name not in ("popularity", "slit")]
+    if not apart or not fitted.spec.label.lists or fitted.user is not None:
+        return None
+    return (
+        f"the training rows have an item each of the lists of '{fitted.spec.label.name}', and no feature says which "
+        f"user they are of, so {', '.join(apart)} learn little; add the user as a feature"
+    )
+
+
 def history_of(spec: FeatureSpec) -> str | None:
     """Return the first list of candidates among the features of the query; None without any."""
     return next(iter(spec.histories), None)

@@ -93,9 +93,12 @@ def candidate_counts(lists: pa.Array) -> np.ndarray:
 
 def candidates_of(lists: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Return the candidates of all lists that are not missing, and the list of each, from 0."""
+    if lists.null_count:
+        # A null may lie over values (Polars makes such), which only one of the two functions leaves out.
+        lists = lists.take(pa.array(np.arange(len(lists))))
     candidates, row = pc.list_flatten(lists), pc.list_parent_indices(lists)
     is_there = pc.is_valid(candidates)
-    if pa.types.is_string(candidates.type):
+    if pa.types.is_string(candidates.type) or pa.types.is_large_string(candidates.type):
         is_there = pc.not_equal(candidates, "").fill_null(False)
     return candidates.filter(is_there), row.filter(is_there)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, ItemTable
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Sparse
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Feature, Sparse
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import EncodedRows, Encoder, SparseRows
@@ -127,6 +127,14 @@ def ids_without_item(fitted: FittedFeatures) -> np.ndarray:
 def _ids_without_item(items: ItemTable) -> np.ndarray:
     count = items.features.id_count(items.features.spec.candidate)
     return np.setdiff1d(np.arange(FIRST_VOCABULARY_ID, count), _item_ids(items))
+
+
+def known_values(items: ItemTable, feature: Feature) -> np.ndarray:
+    """Return the ids whose item has a value of a feature: bool ``[ids]``."""
+    column = raw_column(items.rows, feature)
+    found = np.zeros(items.features.id_count(items.features.spec.candidate), bool)
+    found[_item_ids(items)] = column.is_valid().to_numpy(zero_copy_only=False)
+    return found
 
 
 def _item_ids(items: ItemTable) -> np.ndarray:

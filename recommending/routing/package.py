@@ -143,13 +143,17 @@ def _check_made(made: Mapping[str, Sequence[str]], hooks: Sequence[str], read: S
             f"makes has the columns {list(made)}, and there is no hook {PREPROCESS} that makes them; define it in the "
             f"file of hooks"
         )
+    for name, sources in made.items():
+        if isinstance(sources, str):
+            raise ModelDirectoryError(f"makes has '{sources}' for '{name}'; give a list of columns: ['{sources}']")
+        if both := sorted(set(made) & set(sources)):
+            raise ModelDirectoryError(
+                f"makes has '{name}' from {both}, which are made themselves; name the columns of the table instead"
+            )
     if unknown := sorted(set(made) - set(read)):
         raise ModelDirectoryError(
             f"makes has the columns {unknown}, which neither the router nor its models read; they read {list(read)}"
         )
-    for name, sources in made.items():
-        if isinstance(sources, str):
-            raise ModelDirectoryError(f"makes has '{sources}' for '{name}'; give a list of columns: ['{sources}']")
 
 
 def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, str]:

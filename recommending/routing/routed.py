@@ -58,8 +58,8 @@ class RoutedInputs:
             missing = [name for name in self.columns if name not in schema.names]
             if missing:
                 raise raw_columns.ColumnError(
-                    f"the columns {missing} are missing, which the hook {PREPROCESS} reads; the table has "
-                    f"{schema.names}: add them"
+                    f"the columns {missing} are missing, which the router, its models or the hook {PREPROCESS} read; "
+                    f"the table has {schema.names}: add them"
                 )
             # Their types are known when the hook has made them: until then they are columns without a value.
             others = [one for one in schema if one.name not in self.made]

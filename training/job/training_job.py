@@ -171,8 +171,9 @@ class TrainingJob:
     @property
     def warnings(self) -> list[str]:
         """The findings about the settings for this number of rows, each with its remedy."""
-        found = few_updates(self.config, self.dataset.manifest.rows("train"))
-        return [] if found is None else [found]
+        apart = classical.items_apart(self.config.recommenders, self.dataset.features)
+        found = (few_updates(self.config, self.dataset.manifest.rows("train")), apart)
+        return [one for one in found if one is not None]
 
     def train(self) -> tuple[Attempt, ...]:
         """Train under supervision and return the attempts.

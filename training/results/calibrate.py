@@ -40,7 +40,7 @@ class Fit:
 
     Attributes:
         calibration_error: Expected calibration error in quantile bins, of all pairs of a row and a class or label.
-        precision: Mean of the precision at 1, 3 and 5 labels, by which centroids are judged.
+        precision: Mean of the precision at 1, 3 and 5 labels, by which centroids are judged, too.
     """
 
     log_loss: float
@@ -80,9 +80,10 @@ class CalibrationResult:
         before, after = self.before, self.after
         is_ranking = before.precision is not None and after.precision is not None
         if not self.is_kept:
+            precision = f" and mean precision {after.precision:.4f} (is {before.precision:.4f})" if is_ranking else ""
             return (
-                f"none: {self.kind} was fitted on the validation rows and dropped, because their log loss would be "
-                f"{after.log_loss:.4f} with it (is {before.log_loss:.4f})"
+                f"none: {self.kind} was fitted on the validation rows and dropped, because with it they would have a "
+                f"log loss of {after.log_loss:.4f} (is {before.log_loss:.4f}){precision}"
             )
         precision = f"mean precision {after.precision:.4f} (was {before.precision:.4f}), " if is_ranking else ""
         return (

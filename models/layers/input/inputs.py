@@ -136,11 +136,11 @@ def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_
     return concatenated_inputs(fitted, fitted.spec.query_features, dict(inputs), embedding_dim)
 
 
-def item_features(fitted: FittedFeatures) -> dict[str, tf.Tensor]:
+def item_features(fitted: FittedFeatures) -> dict[str, Any]:
     """Return the features of all items by name, ``[ids, ...]``: those of a candidate are at the place of its id.
 
-    Their forms are those of :func:`feature_inputs`; ids without an item have zeros. A candidate tower of your own reads
-    them by ``tf.gather``.
+    Their forms are those of :func:`feature_inputs`, a sparse one is a ``tf.SparseTensor``; ids without an item have
+    zeros. A candidate tower of your own reads the others by ``tf.gather``.
 
     Args:
         fitted: The fitted features.
@@ -152,7 +152,12 @@ def item_features(fitted: FittedFeatures) -> dict[str, tf.Tensor]:
         raise ModelSettingsError(
             "item_features reads the features of items, and the candidates have none; give items= and their features"
         )
-    return {name: tf.constant(values) for name, values in item_rows.encoded_items(fitted.items).items()}
+    from mirrorspark.models.serving import input_tensors
+
+    found: dict[str, Any] = input_tensors(
+        fitted.items.features.spec.query_features, item_rows.encoded_items(fitted.items)
+    )
+    return found
 
 
 def embedded_sparse(

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mirrorspark.data_pipelines.features.candidate_lists import candidate_counts, candidates_of
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, FeatureSpecError, Label, Numeric
 from mirrorspark.data_pipelines.features.labels import LabelError, binary_label, check_label, encode_label
@@ -32,6 +33,16 @@ def packed(label: Label, values: pa.Array) -> list[list[float]]:
     found = encode_label(pa.table({label.name: values}), fitted(label))
     assert isinstance(found, RaggedIds)
     return found.multi_hot(fitted(label).classes).tolist()
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string()], ids=str)
+def test_missing_candidates_are_not_among_those_of_lists(text: pa.DataType) -> None:
+    """A null may lie over values, as in lists that Polars chooses between."""
+    values, is_null = pa.array(["a", "", "b", None, "a"], text), pa.array([True, False, False])
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 4, 5], pa.int32()), values, mask=is_null)
+    candidates, row = candidates_of(lists)
+    assert (candidates.to_pylist(), row.to_pylist()) == (["b", "a"], [1, 2])
+    assert candidate_counts(lists).tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

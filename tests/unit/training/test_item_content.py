@@ -48,7 +48,15 @@ def test_ease_regresses_the_features_of_items_together_with_the_users_items(monk
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     # Users of the features' own, who count as much as seven.
     stacked = np.vstack([bought, np.sqrt(7) * unit.T])
-    np.testing.assert_allclose(found, ease(csr_array(stacked), Ease(l2=5.0)), atol=1e-5)
+    expected = ease(csr_array(stacked), Ease(l2=5.0))
+    had = bought.any(axis=0)
+    np.testing.assert_allclose(found[:, had], expected[:, had], atol=1e-5)
+    # Nobody has the others: they have the weights that are asked for.
+    assert not had.all()
+    assert not found[:, ~had].any()
+    known = ease(csr_array(bought), Ease(l2=5.0, content_weight=7.0), content_of(rows))
+    assert (known[:, ~had] != 0).any()
+    assert not known.diagonal().any()
     plain = ease(csr_array(bought), Ease(l2=5.0, content_weight=0.0, new_item_weight=0.0), content_of(rows))
     np.testing.assert_allclose(plain, ease(csr_array(bought), Ease(l2=5.0)), atol=1e-6)
 
@@ -78,7 +86,7 @@ def test_the_cosine_of_items_is_the_mean_over_their_features_in_which_texts_coun
     own = FittedFeatures(
         ITEMS,
         {"id": vocabulary(["a"]), **{name: vocabulary(of) for name, of in tokens.items()}},
-        {"stars": NumericStatistics(3.0, 1.0, 1.0, 5.0, 4)},
+        {"stars": NumericStatistics(3.0, 1.0, 1.0, 5.0, 3)},
     )
     table = pa.table(
         {
@@ -86,7 +94,7 @@ def test_the_cosine_of_items_is_the_mean_over_their_features_in_which_texts_coun
             "genre": ["war", "noir", "war", None],
             "words": [["x"], ["x", "y"], [], ["y", "y"]],
             "title": ["The storm", "ship", "the ship", "storm"],
-            "stars": [1.0, 5.0, 1.0, 3.0],
+            "stars": [1.0, 5.0, 1.0, None],
             "poster": [[1.0, 0.0], [0.0, 2.0], [3.0, 4.0], None],
             "plot_words": [[0], [2, 1], [], [2, 2]],
             "plot_weights": [[2.0], [3.0, 4.0], [], [0.5, 0.5]],
@@ -107,7 +115,7 @@ def test_the_cosine_of_items_is_the_mean_over_their_features_in_which_texts_coun
     genre = rows([{"war": 1}, {"noir": 1}, {"war": 1}, {}], 4)
     words = rows([{"x": 1}, {"x": 1, "y": 1}, {}, {"y": 1}], 4)
     title = rows([{"the": 1, "storm": 1}, {"ship": 1}, {"the": 1, "ship": 1}, {"storm": 1}], 4)
-    stars = rows([{"low": 1}, {"high": 1}, {"low": 1}, {"middle": 1}], 4)
+    stars = rows([{"low": 1}, {"high": 1}, {"low": 1}, {}], 4)
     poster = np.array([[1, 0], [0, 1], [0.6, 0.8], [0, 0]])
     plot = np.array([[1, 0, 0], [0, 0.8, 0.6], [0, 0, 0], [0, 0, 1]])
     parts = ((1, genre), (1, words), (2, title), (1, stars), (1, poster), (1, plot))

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import catalog
-from mirrorspark.models.classical import ALS, BSPM, Ease, Recommender, Slit, check_recommenders
+from mirrorspark.models.classical import ALS, BSPM, Ease, Recommender, Slit, check_recommenders, items_apart
 from mirrorspark.models.index.search import Queries
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.programs.recommenders import item_models, lists
@@ -302,6 +302,14 @@ def test_recommenders_that_cannot_be_fitted_are_refused_before_the_training() ->
         check_recommenders([Recommender("slit")], fitted)
     with pytest.raises(ModelSettingsError, match="last_items 15 takes the last items of a row's history, and no"):
         check_recommenders([Recommender("als", {"last_items": 15})], fitted)
+    label = dataclasses.replace(many.spec.label, lists=True)
+    apart: Any = SimpleNamespace(spec=dataclasses.replace(many.spec, label=label), user=None)
+    assert "so item_knn, ease_l2_9 learn little; add the user as a feature" in str(
+        items_apart([Recommender("slit"), Recommender("item_knn"), Recommender("ease", {"l2": 9})], apart)
+    )
+    assert items_apart([Recommender("popularity")], apart) is None
+    apart.user = "customer"
+    assert items_apart([Recommender("item_knn")], apart) is None
 
 
 INTERACTIONS = [3, 3, 3, 5, 5, 1, 1, 8]  # by count, ties by id: 3, 1, 5, 8

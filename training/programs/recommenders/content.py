@@ -70,7 +70,9 @@ def item_content(fitted: FittedFeatures) -> ItemContent | None:
         if feature.form == "vector":
             vectors.append(values * _scales(values, length)[:, None])
         else:
-            own = _tf_idf(_shares(values) if feature.form == "value" else values)
+            if feature.form == "value":
+                values = _shares(values, item_rows.known_values(fitted.items, feature)[kinds.FIRST_VOCABULARY_ID :])
+            own = _tf_idf(values)
             tokens.append(diags_array(_scales(own, length)) @ own)
     return ItemContent(hstack(tokens, format="csr", dtype=np.float32), np.concatenate(vectors, axis=1))
 
@@ -144,7 +146,10 @@ def _tf_idf(ids: npt.NDArray[np.int64]) -> Any:
     return csr_array((idf[token], (item, token)), (len(ids), len(tokens)))
 
 
-def _shares(numbers: Numbers) -> npt.NDArray[np.int64]:
-    """Return ids of the equal shares of the items that numbers are in."""
-    boundaries = np.unique(np.quantile(numbers, np.arange(1, _SHARES_OF_NUMBERS) / _SHARES_OF_NUMBERS))
-    return np.asarray(np.searchsorted(boundaries, numbers, side="right") + kinds.FIRST_VOCABULARY_ID)
+def _shares(numbers: Numbers, is_known: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return ids of the equal shares of the items that known numbers are in; 0 for the others."""
+    if not is_known.any():
+        return np.zeros(len(numbers), np.int64)
+    boundaries = np.unique(np.quantile(numbers[is_known], np.arange(1, _SHARES_OF_NUMBERS) / _SHARES_OF_NUMBERS))
+    ids = np.searchsorted(boundaries, numbers, side="right") + kinds.FIRST_VOCABULARY_ID
+    return np.where(is_known, ids, 0)

@@ -124,7 +124,9 @@ def ease(interactions: Matrix, settings: classical.Ease, content: ItemContent | 
     weights = _inverse(interactions, settings.l2, "ease", content, settings.content_weight)
     weights /= -weights.diagonal().copy()[None, :]
     np.fill_diagonal(weights, 0)
-    return _with_new_items(weights, interactions, settings, content)
+    weights = _with_new_items(weights, interactions, settings, content)
+    np.fill_diagonal(weights, 0)  # of new items, whose neighbours' weights for them are not their own
+    return weights
 
 
 def slit(
@@ -156,9 +158,11 @@ def _with_new_items(
     weights: npt.NDArray[np.float32], targets: Matrix, settings: classical.Slit, content: ItemContent | None
 ) -> npt.NDArray[np.float32]:
     """Return ``weights``, in place, in which items that no row has as a target have those of their content."""
-    is_new = np.bincount(targets.indices, minlength=len(weights)) == 0
-    if content is not None and settings.new_item_weight and is_new.any():
-        weights[:, is_new] = np.float32(settings.new_item_weight) * weights_of_new_items(weights, is_new, content)
+    new = np.flatnonzero(np.bincount(targets.indices, minlength=len(weights)) == 0)
+    if content is not None and len(new):
+        is_new = np.isin(np.arange(len(weights)), new)
+        factor = np.float32(settings.new_item_weight)
+        weights[:, new] = factor * weights_of_new_items(weights, is_new, content) if factor else 0
     return weights
 
 

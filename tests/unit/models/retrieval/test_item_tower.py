@@ -86,6 +86,8 @@ def test_a_tower_of_ones_own_reads_the_features_of_items_by_their_ids(
     assert found["poster"].numpy().tolist() == [[0, 0], [0, 0], [1, 0], [0, 1], [-1, 0], [0, 1], [0, 0]]
     assert found["genre"].numpy().tolist() == [0, 0, 4, 2, 3, 2, 0]
     assert found["words"].shape == (7, 3)
+    assert found["plot"].shape == (7, 9)
+    assert isinstance(found["plot"], tf.SparseTensor)
     with pytest.raises(ModelSettingsError, match="the candidates have none; give items="):
         features_by_id(rating_features)
 
