@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, diags_array, hstack  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.features import FittedFeatures, SparseRows, item_rows, kinds
+from mirrorspark.data_pipelines.features import EncodedRows, FittedFeatures, ItemTable, SparseRows, item_rows, kinds
 from mirrorspark.scoring.output import keep_best
 
 # Words distinguish an item more than a genre or a year does. Twice was better than once, half and four times on
@@ -59,22 +59,26 @@ def item_content(fitted: FittedFeatures) -> ItemContent | None:
     none = np.zeros((fitted.id_count(fitted.spec.candidate) - kinds.FIRST_VOCABULARY_ID, 0), np.float32)
     tokens, vectors = [csr_array(none)], [none]
     for feature, weight in zip(features, weights, strict=True):
-        values, length = rows[feature.name], np.sqrt(weight / sum(weights))
-        if isinstance(values, SparseRows) and isinstance(feature, kinds.Sparse):
-            parts = values.values, values.indices, values.row_starts
-            own = csr_array(parts, (len(values.row_lengths), feature.size))[kinds.FIRST_VOCABULARY_ID :]
-            tokens.append(diags_array(_scales(own, length)) @ own)
-            continue
-        assert isinstance(values, np.ndarray)  # noqa: S101 - as of every other kind
-        values = values[kinds.FIRST_VOCABULARY_ID :]
+        own, length = _weights(feature, rows[feature.name], fitted.items), np.sqrt(weight / sum(weights))
         if feature.form == "vector":
-            vectors.append(values * _scales(values, length)[:, None])
+            vectors.append(own * _scales(own, length)[:, None])
         else:
-            if feature.form == "value":
-                values = _shares(values, item_rows.known_values(fitted.items, feature)[kinds.FIRST_VOCABULARY_ID :])
-            own = _tf_idf(values)
             tokens.append(diags_array(_scales(own, length)) @ own)
     return ItemContent(hstack(tokens, format="csr", dtype=np.float32), np.concatenate(vectors, axis=1))
+
+
+def _weights(feature: kinds.Feature, values: EncodedRows, items: ItemTable) -> Any:
+    """Return the weights of a feature's tokens, sparse ``[items, tokens]``, or a vector as it is, ``[items, size]``."""
+    if isinstance(values, SparseRows):
+        assert isinstance(feature, kinds.Sparse)  # noqa: S101 - nothing else is encoded so
+        parts = values.values, values.indices, values.row_starts
+        return csr_array(parts, (len(values.row_lengths), feature.size))[kinds.FIRST_VOCABULARY_ID :]
+    values = values[kinds.FIRST_VOCABULARY_ID :]
+    if feature.form == "vector":
+        return values
+    if feature.form == "value":
+        values = _shares(values, item_rows.known_values(items, feature)[kinds.FIRST_VOCABULARY_ID :])
+    return _tf_idf(values)
 
 
 def _scales(rows: Any, length: float) -> Numbers:

@@ -158,11 +158,9 @@ def _with_new_items(
     weights: npt.NDArray[np.float32], targets: Matrix, settings: classical.Slit, content: ItemContent | None
 ) -> npt.NDArray[np.float32]:
     """Return ``weights``, in place, in which items that no row has as a target have those of their content."""
-    new = np.flatnonzero(np.bincount(targets.indices, minlength=len(weights)) == 0)
-    if content is not None and len(new):
-        is_new = np.isin(np.arange(len(weights)), new)
-        factor = np.float32(settings.new_item_weight)
-        weights[:, new] = factor * weights_of_new_items(weights, is_new, content) if factor else 0
+    is_new, factor = np.bincount(targets.indices, minlength=len(weights)) == 0, np.float32(settings.new_item_weight)
+    if content is not None and is_new.any():
+        weights[:, is_new] = factor * weights_of_new_items(weights, is_new, content) if factor else 0
     return weights
 
 
