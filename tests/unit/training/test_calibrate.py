@@ -111,8 +111,8 @@ def test_a_calibration_that_does_not_lower_the_log_loss_is_dropped_and_said(tmp_
     assert not found.is_kept
     assert found.after.log_loss > found.before.log_loss
     assert found.in_words() == (
-        f"none: isotonic was fitted on the validation rows and dropped, because their log loss would be "
-        f"{found.after.log_loss:.4f} with it (is 0.0000)"
+        f"none: isotonic was fitted on the validation rows and dropped, because with it they would have a log loss of "
+        f"{found.after.log_loss:.4f} (is 0.0000)"
     )
 
 

@@ -63,7 +63,7 @@ def test_a_recommender_is_fitted_once_and_exported_from_its_file(
     monkeypatch.setattr(fitting, "fit", fit)
     monkeypatch.setattr(TrainingJob, "_log_start", lambda self: None)
     job.config = TrainingConfig(name="movies", model={"name": "als", "rank": 3})
-    job.dataset = cast(Any, SimpleNamespace(manifest=SimpleNamespace(rows=lambda split: 10)))
+    job.dataset = cast(Any, SimpleNamespace(manifest=SimpleNamespace(rows=lambda split: 10), features=()))
     cast(Any, job.run).view = LiveView(epochs=1, is_interactive=False, write=lambda _: None)
     context = SimpleNamespace(getCheckpointDir=lambda: "theirs")
     job.cluster = Cluster(cast(Any, SimpleNamespace(sparkContext=context)), lambda: 1)
