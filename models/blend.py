@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from mirrorspark.models import wrapped_architecture
+
 
 @dataclass(frozen=True)
 class Part:
@@ -27,6 +29,11 @@ class Blend:
     """Models of the same features and label, a network and gradient boosting for example; their weights sum to 1."""
 
     parts: tuple[Part, ...]
+
+
+def saved_parts(model: Blend) -> list[Any]:
+    """Return the objects whose variables, tables and files the predictions of all parts read."""
+    return [one for part in model.parts for one in wrapped_architecture.saved_parts(part.architecture, part.model)]
 
 
 def predict(model: Blend, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.models.wrapped_architecture import WrappedArchitecture, saved_parts
 
 if TYPE_CHECKING:  # the driver reads a calibration without loading TensorFlow
     import tensorflow as tf
@@ -85,16 +86,10 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class CalibratedArchitecture:
+class CalibratedArchitecture(WrappedArchitecture):
     """An architecture whose predictions are calibrated; it has ``logits`` and ``probabilities``."""
 
-    architecture: Any
     calibration: Calibration
-
-    @property
-    def TASK(self) -> str:  # noqa: N802 - the name in every architecture
-        """The architecture's task."""
-        return str(self.architecture.TASK)
 
     def predict(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
         """Return the calibrated probabilities in the architecture's outputs, float32."""
@@ -107,39 +102,37 @@ class CalibratedArchitecture:
 
 
 @dataclass(frozen=True)
-class ProbabilisticArchitecture:
+class ProbabilisticArchitecture(WrappedArchitecture):
     """An architecture that gives probabilities alone, with their logits: a blend, gradient boosting, a linear model.
 
     Attributes:
-        architecture: Its ``predict`` returns the probabilities.
-        network: An architecture with the same outputs, ``logits`` and ``probabilities``.
+        architecture: A network's with the same outputs, ``logits`` and ``probabilities``.
+        registered: Its ``predict`` returns the probabilities.
     """
 
-    architecture: Any
-    network: Any
+    registered: Any
 
-    @property
-    def TASK(self) -> str:  # noqa: N802 - the name in every architecture
-        """The task of both."""
-        return str(self.network.TASK)
+    def saved_parts(self, model: Any) -> list[Any]:
+        """Return those of the registered architecture."""
+        return saved_parts(self.registered, model)
 
     def predict(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
-        """Return the architecture's outputs."""
-        found: dict[str, tf.Tensor] = self.architecture.predict(model, inputs)
+        """Return the outputs of the registered architecture."""
+        found: dict[str, tf.Tensor] = self.registered.predict(model, inputs)
         return found
 
     def logits(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
         """Return log-odds ``[batch, 1]`` or ``[batch, labels]``, or logits ``[batch, classes]``, float64."""
         import tensorflow as tf
 
-        found = self.architecture.predict(model, inputs)
+        found = self.registered.predict(model, inputs)
         scores = tf.cast(found["scores"] if "scores" in found else found["score"][:, tf.newaxis], tf.float64)
         kept = tf.clip_by_value(scores, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
         return tf.math.log(kept) - (0.0 if self.TASK == "multi_class" else tf.math.log1p(-kept))
 
     def probabilities(self, logits: "tf.Tensor") -> "dict[str, tf.Tensor]":
         """Return the network's outputs for logits of that shape."""
-        found: dict[str, tf.Tensor] = self.network.probabilities(logits)
+        found: dict[str, tf.Tensor] = self.architecture.probabilities(logits)
         return found
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds, plain_name
 from mirrorspark.models.calibration import Floats, counted_rows, save_calibration
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.models.wrapped_architecture import WrappedArchitecture
 
 if TYPE_CHECKING:  # the driver checks a configuration without loading TensorFlow
     import tensorflow as tf
@@ -120,17 +121,15 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class CentroidArchitecture:
+class CentroidArchitecture(WrappedArchitecture):
     """A multi-label architecture, which has ``logits`` and ``probabilities``, with the log-odds of a mixture."""
 
-    architecture: Any
     centroids: LabelCentroids
     mixture: Mixture
 
-    @property
-    def TASK(self) -> str:  # noqa: N802 - the name in every architecture
-        """The architecture's task."""
-        return str(self.architecture.TASK)
+    def saved_parts(self, model: Any) -> list[Any]:
+        """Return those of the architecture, and the variables of the centroids."""
+        return [*super().saved_parts(model), *self.centroids.rarity.values(), *self.centroids.tables.values()]
 
     def predict(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
         """Return the probabilities in the architecture's outputs, float32 ``[batch, classes]``."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mirrorspark.models.wrapped_architecture import WrappedArchitecture
+
 if TYPE_CHECKING:  # the driver reads decisions without loading TensorFlow
     import tensorflow as tf
 
@@ -111,10 +113,9 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class DecidingArchitecture:
+class DecidingArchitecture(WrappedArchitecture):
     """An architecture whose outputs have decisions, too."""
 
-    architecture: Any
     decisions: Decisions
 
     def predict(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":

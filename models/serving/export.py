@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
-from mirrorspark.models.blend import Blend
 from mirrorspark.models.index import CANDIDATE_EMBEDDINGS, CANDIDATES, SCORES, UNFILLED, Index, Queries, recall
 from mirrorspark.models.layers.input import lists_of_any_length
 from mirrorspark.models.retrieval import SavedQueryTower, ids_in_pieces, rating_task
@@ -36,6 +35,7 @@ from mirrorspark.models.serving.signatures import (
     rated_features,
     scann_folder,
 )
+from mirrorspark.models.wrapped_architecture import saved_parts
 
 # Inputs of an index's signature in addition to encoded features.
 _INDEX_INPUTS = {
@@ -60,10 +60,10 @@ class ScoringModule(tf.Module):
         """Combine a trained model with the transform of its features, and their encoders."""
         super().__init__(name="scoring")
         self._predict = partial(architecture.predict, model)
-        parts = [part.model for part in model.parts] if isinstance(model, Blend) else [model]
+        parts = saved_parts(architecture, model)
         self._state = [state(part) for part in parts]
         self._features = fitted.spec.query_features
-        self._any_length = lists_of_any_length(parts[0])
+        self._any_length = tuple(name for part in parts for name in lists_of_any_length(part))
         self._encoder = GraphEncoder(fitted, self._features, encoders)
 
     def functions(self) -> dict[str, Function]:

@@ -108,7 +108,7 @@ def calibrate(
 
     Args:
         architecture: A classifier's, with ``predict``, ``logits`` and ``probabilities``.
-        model: The model. With ``centroids``, their tables become an attribute of it, or of the first part of a blend.
+        model: The model.
         dataset: Its dataset.
         kind: ``temperature``, ``isotonic`` or ``centroids``.
         folder: The model's folder.
@@ -122,8 +122,6 @@ def calibrate(
     logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, on_rows)
     before = measure(logits, labels, weights)
     if kind == "centroids":
-        from mirrorspark.models import blend  # which imports TensorFlow
-
         counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
         centroids = fit_centroids(partial(_training_rows, dataset, on_progress)).in_variables()
         on_rows = partial(on_progress, "validation rows against the centroids")
@@ -137,9 +135,6 @@ def calibrate(
         if not _is_won(kind, before, after, folder):
             return architecture
         mixture.save(folder, {"before": asdict(before), "after": asdict(after)})
-        # A SavedModel has the variables that the attributes of a model, or of the parts of a blend, lead to.
-        holder = model.parts[0].model if isinstance(model, blend.Blend) else model
-        holder.label_centroids = [*centroids.rarity.values(), *centroids.tables.values()]
         return CentroidArchitecture(architecture, centroids, mixture)
     calibration = fit(kind, logits, labels, weights)
     after = measure(calibration.applied(logits), labels, weights)

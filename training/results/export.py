@@ -200,7 +200,7 @@ def main() -> int:
         from mirrorspark.training.results.calibrate import calibrate
 
         if registered != plan.model:
-            architecture = ProbabilisticArchitecture(architecture, catalog.architecture(plan.model))
+            architecture = ProbabilisticArchitecture(catalog.architecture(plan.model), architecture)
         architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), on_progress)
         tables = {}
     if not tables:

@@ -22,6 +22,7 @@ from mirrorspark.models.calibration import CalibrationError
 from mirrorspark.models.centroids import LabelledRows, fit_centroids, fit_mixture, sparse_features
 from mirrorspark.models.serving.saved_functions import state
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.models.wrapped_architecture import saved_parts
 from mirrorspark.training.results.calibrate import CalibrationResult, calibrate
 
 SIZES = {"words": 40, "links": 30}
@@ -113,7 +114,8 @@ def test_a_model_is_calibrated_by_the_cosines_of_its_dataset(tmp_path: Path) -> 
     model = tf.Module()
     architecture = calibrate(cast(Any, Network), model, cast(Any, dataset), "centroids", tmp_path, lambda *_: None)
     assert architecture.TASK == "multi_label"
-    assert {tuple(table.shape) for table in state(model)} == {(40,), (30,), (40, 3), (30, 3)}
+    kept = [entry for part in saved_parts(architecture, model) for entry in state(part)]
+    assert {tuple(table.shape) for table in kept} == {(40,), (30,), (40, 3), (30, 3)}
     inputs = {name: tensor(rows[600:]) for name, rows in sparse.items()}
     scores = architecture.predict(model, inputs)["scores"].numpy()
     assert scores.dtype == np.float32
@@ -131,9 +133,7 @@ def test_a_model_is_calibrated_by_the_cosines_of_its_dataset(tmp_path: Path) -> 
         def logits(model: Any, inputs: Any) -> tf.Tensor:
             return tf.constant(60 * right - 30, tf.float32)
 
-    kept = tf.Module()
-    assert calibrate(cast(Any, Sure), kept, cast(Any, dataset), "centroids", tmp_path, lambda *_: None) is Sure
-    assert not state(kept)
+    assert calibrate(cast(Any, Sure), model, cast(Any, dataset), "centroids", tmp_path, lambda *_: None) is Sure
     dropped = CalibrationResult.load(tmp_path)
     assert dropped is not None
     assert dropped.in_words().startswith("none: centroids was fitted on the validation rows and dropped")

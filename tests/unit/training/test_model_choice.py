@@ -280,7 +280,9 @@ def test_a_blend_is_the_mean_of_its_parts_and_is_saved_with_the_variables_of_bot
     import tensorflow as tf
 
     from mirrorspark.models import blend, boosted_trees, multi_field
+    from mirrorspark.models.calibration import CalibratedArchitecture, Calibration, ProbabilisticArchitecture
     from mirrorspark.models.serving.export import ScoringModule, save
+    from mirrorspark.models.wrapped_architecture import saved_parts
 
     spec = FeatureSpec((Numeric("distance"), Categorical("carrier", hash_buckets=20)), Label("late"), ("id",))
     statistics = {"distance": NumericStatistics(0.0, 1.0, -3.0, 3.0, 0)}
@@ -293,6 +295,8 @@ def test_a_blend_is_the_mean_of_its_parts_and_is_saved_with_the_variables_of_bot
     inputs = {name: tf.constant(rows[name]) for name in ("distance", "carrier")}
     parts = [of.predict(model, inputs)["score"] for of, model in ((multi_field, network), (boosted_trees, trees))]
     mixed = blend.Blend((blend.Part(multi_field, network, 0.25), blend.Part(boosted_trees, trees, 0.75)))
+    calibrated = CalibratedArchitecture(ProbabilisticArchitecture(multi_field, blend), Calibration("temperature"))
+    assert (calibrated.TASK, saved_parts(calibrated, mixed)) == ("binary", [network, trees])
     save(ScoringModule(blend, mixed, fitted_features), tmp_path)
     signature = tf.saved_model.load(str(tmp_path)).signatures[ENCODED_SIGNATURE]
     np.testing.assert_allclose(signature(**inputs)["score"], 0.25 * parts[0] + 0.75 * parts[1], rtol=1e-6)
