@@ -64,9 +64,12 @@ def _imported(code: CodeType) -> Iterator[str]:
             yield from _imported(constant)
 
 
-def is_sent(module: str) -> bool:
-    """Return whether a module's definitions are sent by value: the module is the notebook, or not installed."""
-    if module == "__main__":
+def is_sent(module: str | None) -> bool:
+    """Return whether definitions are sent by value: their module is the notebook, not installed, or unknown.
+
+    ``exec`` with globals of its own makes functions whose module is unknown, None.
+    """
+    if module in (None, "__main__"):
         return True
     file = getattr(sys.modules.get(module), "__file__", None)
     if module.split(".")[0] in _OURS or file is None:

@@ -16,9 +16,9 @@ from mirrorspark.models import keras3
 from mirrorspark.models.code_digests import code_digest
 
 
-def in_notebook(source: str) -> dict[str, Any]:
+def in_notebook(source: str, module: str | None = "__main__") -> dict[str, Any]:
     """Run source as a cell does: Python finds no text of a class there."""
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": module} if module else {}
     exec(compile(source, "<cell>", "exec"), namespace)  # noqa: S102 - a cell is run so
     return namespace
 
@@ -130,6 +130,14 @@ IN_ANOTHER = (
 )
 def test_code_shows_that_it_uses_keras_3_and_no_tf_keras(source: str, is_of_keras3: bool) -> None:
     assert keras3.is_code_of_keras3(in_notebook(source)["build"]) is is_of_keras3
+
+
+def test_a_function_without_a_module_counts_as_one_of_the_notebook() -> None:
+    source = "def inner():\n    import keras\n    return {value}\ndef build(features):\n    return inner()"
+    one, another = (in_notebook(source.format(value=value), module=None)["build"] for value in (1, 2))
+    assert one.__module__ is None
+    assert code_digest(one) != code_digest(another)
+    assert keras3.is_code_of_keras3(one)
 
 
 def test_what_refers_to_itself_has_a_digest() -> None:
