@@ -36,7 +36,7 @@ class Queries(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best candidates of each row, best first. An unfilled place has the lowest float32 as score, and any id.
+    """The best candidates of each row, best first. An unfilled place has the lowest float32 as score, and the id 0.
 
     Attributes:
         ids: int64 ``[batch, k]``.
@@ -103,6 +103,8 @@ def without(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
 def in_tiles(queries: Queries, rows: int | tf.Tensor, search: Callable[[Queries], Best]) -> Best:
     """Return the results of ``search`` for all queries, computed in consecutive tiles of ``rows`` rows.
 
+    The unfilled places of ``search`` may have any id.
+
     Args:
         queries: All queries, possibly none.
         rows: Rows per tile.
@@ -120,7 +122,9 @@ def in_tiles(queries: Queries, rows: int | tf.Tensor, search: Callable[[Queries]
         tf.TensorArray(dtype, tiles, infer_shape=False, element_shape=[None, None]) for dtype in (tf.int64, tf.float32)
     ]
     _, ids, scores = tf.while_loop(lambda number, *_: number < tiles, search_next, (0, *found), parallel_iterations=1)
-    return Best(ids.concat(), scores.concat())
+    best = Best(ids.concat(), scores.concat())
+    # Some are of rows that make groups whole, for which there is no token.
+    return Best(tf.where(best.scores > best.scores.dtype.min, best.ids, 0), best.scores)
 
 
 def recall(found: np.ndarray, best: np.ndarray) -> float:

@@ -51,7 +51,7 @@ class SearchTopK(tfrs.layers.factorized_top_k.TopK):
 
         Args:
             queries: Vectors, float32 ``[batch, dim]``, or what the query model takes.
-            k: Number of candidates.
+            k: Number of candidates; all, if there are fewer.
         """
         vectors = queries if self.query_model is None else self.query_model(queries)
         best = self._best_of_all(vectors, self._k if k is None else k)
@@ -60,6 +60,8 @@ class SearchTopK(tfrs.layers.factorized_top_k.TopK):
     @tf.autograph.experimental.do_not_convert
     def _best_of_all(self, vectors: tf.Tensor, k: int | tf.Tensor) -> Best:
         nothing = tf.zeros([tf.shape(vectors)[0], 0], tf.int64)
+        candidates = len(self.exact.candidate_ids)
+        k = min(k, candidates) if isinstance(k, int) else tf.minimum(k, candidates)
         return self.search(Queries(vectors, nothing), k, self.exact.offsets())
 
     def index(self, candidates: tf.Tensor, identifiers: tf.Tensor | None = None) -> "SearchTopK":

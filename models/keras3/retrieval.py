@@ -45,6 +45,16 @@ class RawRetrieval:
         """Return the specifications of the inputs that the model was trained on."""
         return (self.model._inputs_of_steps,), {}
 
+    @property
+    def candidates(self) -> int:
+        """Number of candidates."""
+        return int(self._layer.candidate_embeddings.shape[0])
+
+    @property
+    def k(self) -> int:
+        """Candidates that it finds for a query."""
+        return int(self._layer.k)
+
     def is_asked(self) -> bool:
         """Return whether the model gives queries to its layer."""
         traced: list[Any] = []

@@ -133,17 +133,17 @@ class LoadedModel:
         """Return a retrieval model that finds the best ``most`` candidates, or itself if it is of another library.
 
         Args:
-            most: Candidates to find for every row.
+            most: Candidates to find for every row; all, if there are fewer.
             search: The index, limits and unavailable candidates of a search; None is an exact search of all.
             available: Tokens of the candidates that may be found; None for all.
         """
         if not isinstance(self._backend, TrainedBackend):
             return self
-        search = search or Search(signatures.EXACT, most, np.zeros(0, np.int64))
+        features = ModelDirectory.open(self._folder).features
+        tokens = features.vocabulary(features.spec.candidate).tokens
+        search = search or Search(signatures.EXACT, len(tokens), np.zeros(0, np.int64))
         gone = search.unavailable_ids
         if available is not None:
-            features = ModelDirectory.open(self._folder).features
-            tokens = features.vocabulary(features.spec.candidate).tokens
             is_gone = ~pc.is_in(tokens, value_set=available).to_numpy(zero_copy_only=False)
             gone = np.union1d(gone, np.flatnonzero(is_gone) + kinds.FIRST_VOCABULARY_ID)
         return self.with_search(

@@ -595,14 +595,17 @@ def test_what_is_not_available_takes_no_place_in_a_cascade(stages: dict[str, Pat
     # A search has a length of its own, and leaves out more.
     search = Search("exact", 6, np.zeros(0, np.int64), {"towers": Search("exact", 40, np.arange(2, 12))})
     assert listed(LoadedModel(folder).with_search(search)) == [
-        [movie for movie in row if movie in MOVIES[10:30:2]][:6] for row in found(stages["towers"], 40)
+        [movie for movie in row if movie in MOVIES[10:30:2]][:6] for row in found(stages["towers"], 100)
     ]
 
 
 def test_a_candidate_that_cannot_be_ranked_fails_its_row(stages: dict[str, Path], tmp_path: Path) -> None:
-    """Without a price a movie is NaN to a model that takes it, and comes last; another model falls back."""
+    """Without a price a movie is NaN to a model that takes it, and comes last; another model falls back.
+
+    The cascade's depth is more than all candidates, which are found where nobody asks for a number, too.
+    """
     models = {"towers": stages["towers"], "prices": linear(tmp_path / "strict", "price", -1.0)}
-    cascade = Cascade("towers", "movie", rank="prices", depth=40, k=3)
+    cascade = Cascade("towers", "movie", rank="prices", k=3)
     router = Router((Route("all"),), cascades={"all": cascade}, fallback=("towers",))
     unknown = CATALOGUE.slice(0, 39)
     strict = LoadedModel(package_router(router, tmp_path / "fallback", models=models, items=unknown.slice(1)))

@@ -4,6 +4,7 @@ import functools
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,25 @@ def test_runs_with_equal_arguments_share_a_digest() -> None:
 def test_the_name_of_a_function() -> None:
     assert function_name(functools.partial(made("def f(): pass"))) == "f"
     assert function_name(lambda: 0) == "<lambda>"
+
+
+def test_an_index_of_fewer_candidates_than_it_is_asked_for_has_shorter_lists_or_is_refused(tmp_path: Path) -> None:
+    """#55: TensorFlow's own error would be that of each later call. ``Streaming`` gives shorter lists itself."""
+    import tensorflow as tf
+    import tensorflow_recommenders as tfrs
+    import tf_keras
+
+    from mirrorspark.training.programs.user_functions.returned_index import save_index
+
+    queries = tf_keras.layers.Embedding(2, 1, weights=[np.float32([[1], [-1]])])
+    candidates = tf.data.Dataset.from_tensors((tf.constant(["a", "b", "c"]), tf.constant([[1.0], [2.0], [3.0]])))
+    streaming = tfrs.layers.factorized_top_k.Streaming(queries, k=10).index_from_dataset(candidates)
+    assert streaming(tf.constant([0, 1]))[1].shape == (2, 3)
+    save_index(streaming, ["user"], tmp_path / "index")
+    search = tf.saved_model.load(str(tmp_path / "index")).signatures["serving_default"]
+    found = search(user=tf.constant([0, 1]))["candidates"].numpy().tolist()
+    assert found == [[b"c", b"b", b"a"], [b"a", b"b", b"c"]]
+    whole = tfrs.layers.factorized_top_k.BruteForce(queries, k=10).index_from_dataset(candidates)
+    whole(tf.constant([0]), k=1)
+    with pytest.raises(ReturnValueError, match="its index finds k 10 of 3 candidates; use a k of 1 to 3"):
+        save_index(whole, ["user"], tmp_path / "whole")

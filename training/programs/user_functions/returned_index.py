@@ -43,10 +43,12 @@ def save_index(index: Any, columns: Sequence[str | Column] | None, folder: Path)
         folder: The new folder.
 
     Raises:
-        ReturnValueError: It has never been called, so the types of the queries are unknown.
+        ReturnValueError: It has never been called, so the types of the queries are unknown, or finds more candidates
+            than it has.
         ValueError: It has no candidates.
     """
     specs = _specs(index, columns)
+    _check_length(index)
     found = _in_memory(index)
 
     def search(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -96,6 +98,21 @@ def _query_spec(index: Any) -> Any:
 
 def _has_names(index: Any) -> bool:
     return isinstance(_query_spec(index), Mapping)
+
+
+def _check_length(index: Any) -> None:
+    """Raise an error of ours where TensorFlow raises several lines. Other indexes give shorter lists."""
+    tfrs = sys.modules.get("tensorflow_recommenders")
+    if tfrs is not None and isinstance(index, tfrs.layers.factorized_top_k.BruteForce):
+        if index._candidates is None:
+            return
+        k, candidates = index._k, index._candidates.shape[0]
+    elif hasattr(index, "candidates"):  # a layer for retrieval
+        k, candidates = index.k, index.candidates
+    else:
+        return
+    if k > candidates:
+        raise ReturnValueError(f"its index finds k {k} of {candidates} candidates; use a k of 1 to {candidates}")
 
 
 def _in_memory(index: Any) -> Any:

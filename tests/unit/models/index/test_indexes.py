@@ -74,6 +74,7 @@ def found_by(index: Index, asked: Queries, k: int, unavailable: np.ndarray | Non
     scores = best.scores.numpy()
     assert scores.shape == (len(asked.vectors), k)
     assert (np.diff(scores, axis=1) <= 0).all()
+    assert (best.ids.numpy()[scores == LOWEST] == 0).all()
     return [row[row_scores > LOWEST].tolist() for row, row_scores in zip(best.ids.numpy(), scores, strict=True)]
 
 
@@ -155,6 +156,7 @@ def test_an_exact_index_is_one_of_tensorflow_recommenders_with_its_values() -> N
     for call in (lambda index: index(asked), lambda index: index(asked, k=7)):
         np.testing.assert_allclose(call(ours)[0], call(theirs)[0], rtol=1e-6)
         assert call(ours)[1].numpy().tolist() == call(theirs)[1].numpy().tolist()
+    assert ours(asked, k=50)[1].numpy().tolist() == ours(asked, k=40)[1].numpy().tolist()
     found = [index.query_with_exclusions(asked, seen)[1].numpy().tolist() for index in (ours, theirs)]
     assert found[0] == found[1]
     accuracies = []
