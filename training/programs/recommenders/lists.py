@@ -56,14 +56,13 @@ def recommended(
 
 
 def _most_popular(interactions: Interactions, k: int, split: str) -> npt.NDArray[np.int64]:
-    dataset, counts = interactions.dataset, interactions.counts.astype(np.int64)
-    train = np.repeat(np.arange(len(counts)) + kinds.FIRST_VOCABULARY_ID, counts)
+    dataset = interactions.dataset
     blocks = list(dataset.blocks(split, keys=True))
     seen = None
     if dataset.spec.exclude is not None:
         seen = [row[row > 0] for block in blocks for row in (block.excluded if block.excluded is not None else ())]
     # Missing and out-of-vocabulary items are not counted: they must not be recommended, so they are never a hit.
-    ranked = popularity(train, k=k, seen=seen)
+    ranked = popularity(np.pad(interactions.counts, (kinds.FIRST_VOCABULARY_ID, 0)), k=k, seen=seen)
     return np.broadcast_to(ranked, (sum(block.rows for block in blocks), k))
 
 

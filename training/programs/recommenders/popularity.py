@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def popularity(train_candidate_ids: ArrayLike, *, k: int, seen: Sequence[ArrayLike] | None = None) -> NDArray[Any]:
-    """Recommend the ``k`` most frequent candidates of the training data to every row, ties by ascending id.
+def popularity(counts: ArrayLike, *, k: int, seen: Sequence[ArrayLike] | None = None) -> NDArray[np.int64]:
+    """Recommend the ``k`` candidates of the most training interactions to every row, ties by ascending id.
 
     Args:
-        train_candidate_ids: one candidate id per training interaction, integers or strings, ``[interactions]``.
-        k: length of the lists.
-        seen: per row, the ids that must not be recommended to it (any order, repeats and unknown ids allowed).
+        counts: Interactions of each id, ``[ids]``; those without one are not recommended.
+        k: Length of the lists.
+        seen: Per row, the ids that must not be recommended to it (any order, repeats and unknown ids allowed).
 
     Returns:
-        Ids of the input's type, ``[rows, k]`` with one row per entry of ``seen``, or ``[1, k]`` without ``seen``.
-        Where too few candidates are left the list ends with -1 (integers) or the empty string.
+        Ids ``[rows, k]`` with one row per entry of ``seen``, or ``[1, k]`` without ``seen``. Where too few candidates
+        are left the list ends with -1.
 
     Raises:
-        ValueError: no interactions, ids that are neither integers nor strings, or ``k`` below 1.
+        ValueError: No interactions, seen ids that are not integers, or ``k`` below 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}; recommend at least one item")
-    interactions = _ids(train_candidate_ids)
-    if not interactions.size:
-        raise ValueError("train_candidate_ids is empty; popularity needs at least one training interaction")
-    candidates, counts = np.unique(interactions, return_counts=True)
-    by_popularity = np.argsort(-counts, kind="stable")
+    of_ids = np.asarray(counts)
+    candidates = np.flatnonzero(of_ids)
+    if not candidates.size:
+        raise ValueError("all counts are 0; popularity needs at least one training interaction")
+    by_popularity = np.argsort(-of_ids[candidates], kind="stable")
     rows = 1 if seen is None else len(seen)
     place = np.tile(np.arange(k), (rows, 1))
     if seen is not None:
@@ -41,23 +40,12 @@ def popularity(train_candidate_ids: ArrayLike, *, k: int, seen: Sequence[ArrayLi
         near = before < k
         skips = np.bincount(row[near] * k + before[near], minlength=rows * k).reshape(rows, k)
         place += np.cumsum(skips, axis=1)
-    filler = np.array([""] if candidates.dtype.kind == "U" else [-1], dtype=candidates.dtype)
-    ranked = np.concatenate([candidates[by_popularity], filler])
+    ranked = np.append(candidates[by_popularity], -1)
     return np.asarray(ranked[np.minimum(place, candidates.size)])
 
 
-def _ids(values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.dtype.kind == "O":
-        array = np.asarray(array.tolist())
-    if array.size and array.dtype.kind not in "iuU":
-        raise ValueError(f"candidate ids are {array.dtype}; use integers or strings")
-    # Unsigned integers have no -1 to fill short lists with.
-    return array.astype(np.int64) if array.dtype.kind in "iu" else array
-
-
 def _seen_positions(
-    candidates: NDArray[Any], by_popularity: NDArray[np.int64], seen: Sequence[ArrayLike], k: int
+    candidates: NDArray[np.int64], by_popularity: NDArray[np.int64], seen: Sequence[ArrayLike], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (row, position in popularity order) of every seen candidate that matters to a list of k, sorted."""
     lists = [np.asarray(ids) for ids in seen]
@@ -66,9 +54,9 @@ def _seen_positions(
     filled = [ids for ids in lists if ids.size]
     if not filled:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    ids = _ids(np.concatenate(filled))
-    if (ids.dtype.kind == "U") != (candidates.dtype.kind == "U"):
-        raise ValueError(f"seen ids are {ids.dtype} but candidate ids are {candidates.dtype}; use one type")
+    ids = np.concatenate(filled)
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"seen ids are {ids.dtype}; use integers")
     row = np.repeat(np.arange(lengths.size), lengths)
     index = np.minimum(np.searchsorted(candidates, ids), candidates.size - 1)
     known = candidates[index] == ids
