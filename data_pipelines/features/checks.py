@@ -50,7 +50,7 @@ def known_kind(subject: str, kind: Any, known: Collection[str]) -> Any:
 
 
 def check_encoder(name: str, encoder: Any) -> None:
-    """Check that the encoder of a text or an image is a path."""
+    """Check that the encoder of a text or an image is a path or a URI."""
     if not isinstance(encoder, str) or not encoder:
         raise FeatureSpecError(
             f"feature '{name}': encoder is {encoder!r}; give the path of a folder with a SavedModel or an ONNX file"

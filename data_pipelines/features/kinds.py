@@ -469,7 +469,7 @@ class TextEmbedding(_Column):
 
     Attributes:
         name: Column of the table (strings), and name of the model's input.
-        encoder: Folder or file of the encoder; see :func:`scoring.embedding.embed_text`.
+        encoder: Folder, file or URI of the encoder; see :func:`scoring.embedding.embed_text`.
         signature: Signature of a SavedModel, where it is not the usual one.
         model_output: The encoder's output that is the vector, if it has several.
         max_length: Most tokens of a text, for an encoder that takes token ids.
@@ -504,8 +504,8 @@ class ImageEmbedding(_Column):
 
     Attributes:
         name: Column of the table (bytes), and name of the model's input.
-        encoder: Folder or file of an encoder that takes one array of images, ``[batch, height, width, channels]`` or
-            ``[batch, channels, height, width]``, and gives vectors ``[batch, size]``.
+        encoder: Folder, file or URI of an encoder that takes one array of images, ``[batch, height, width, channels]``
+            or ``[batch, channels, height, width]``, and gives vectors ``[batch, size]``.
         max_bytes: Most bytes of an image.
         max_pixels: Most pixels of an image, its height times its width.
     """

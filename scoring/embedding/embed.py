@@ -18,7 +18,7 @@ from pyspark.sql.types import BinaryType, CharType, DataType, StringType, Varcha
 from mirrorspark.data_pipelines.features import kinds, quoted, raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, progress_bar
 from mirrorspark.scoring.backends import limit_tensorflow, protocol
-from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder
+from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder, pinned_encoder
 from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
 from mirrorspark.scoring.embedding.vector_cache import (
     KEY,
@@ -72,7 +72,9 @@ def embed_text(
         df: The table. It is read twice and has to give the same texts.
         column: The texts.
         encoder: A folder with a SavedModel (also in TF-Hub's layout), or a folder with or the path of an ONNX file
-            (``.onnx``) or a file of tf-keras (``.keras``). It takes one array of texts ``[batch]``, or token ids
+            (``.onnx``) or a file of tf-keras (``.keras``); or a packaged model of these, as a folder or a URI such as
+            ``models:/titles@champion``, in the store that :func:`scoring.model.stored.resolve` takes by default. It
+            takes one array of texts ``[batch]``, or token ids
             ``[batch, length]`` as ``input_ids``, ``attention_mask`` and ``token_type_ids`` (the last two if it has
             them) with a vocabulary of WordPiece next to it, ``vocab.txt``. It returns vectors ``[batch, d]``, or
             vectors of tokens ``[batch, length, d]``, whose mean is taken.
@@ -119,7 +121,7 @@ def embed_images(
     Args:
         df: The table. It is read twice and has to give the same images.
         column: The bytes of JPEG or PNG files, as Spark's format ``binaryFile`` reads them into ``content``.
-        encoder: A folder or file as in :func:`embed_text`, of an encoder that takes one array of images,
+        encoder: A folder, file or URI as in :func:`embed_text`, of an encoder that takes one array of images,
             ``[batch, height, width, channels]`` or ``[batch, channels, height, width]``, and returns vectors
             ``[batch, d]``. Images are resized to its input, with pixels from 0 to 255.
         cache: See :func:`embed_text`, also for the next three.
@@ -191,19 +193,28 @@ class CachedEncoder:
 
     @classmethod
     def of(
-        cls, location: str | Path, settings: Settings, cache: Location, given: Location | None = None
+        cls,
+        encoder: str | Path,
+        settings: Settings,
+        cache: Location,
+        given: Location | None = None,
+        tracking_uri: str | None = None,
     ) -> "CachedEncoder":
         """Return an encoder with its own part of ``cache``, the folder of all encoders.
 
         Args:
-            location: Its folder or file.
+            encoder: Its folder, file or URI.
             settings: Its settings.
             cache: The folder of the vectors.
             given: The user's location of which ``cache`` was made, for its scheme; by default ``cache`` itself.
+            tracking_uri: Address of the MLflow store of a URI.
 
         Raises:
             ScoringError: There is no encoder.
+            ModelNotFoundError: The URI does not lead to a model.
+            ModelStoreError: The store of a URI cannot be used.
         """
+        location = pinned_encoder(encoder, tracking_uri)
         digest = encoder_digest(location)
         return cls(location, digest, settings, VectorCache.of(cache, settings.digest(digest), given))
 

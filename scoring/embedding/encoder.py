@@ -15,10 +15,24 @@ from mirrorspark.scoring.embedding.vectors import Encoder
 from mirrorspark.scoring.embedding.wordpiece import CONFIG_FILE, VOCABULARY_FILE, WordPiece
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.folder import DESCRIPTION_FILE, PackagedDescription
-from mirrorspark.scoring.model.stored import cached_digest
+from mirrorspark.scoring.model.stored import cached_digest, is_in_store, resolve
 
 _SAVED_MODEL_FILE = "saved_model.pb"
 _BACKENDS_BY_SUFFIX: Mapping[str, str] = {".onnx": "onnx", ".keras": "keras"}
+
+
+def pinned_encoder(encoder: str | Path, tracking_uri: str | None = None) -> str | Path:
+    """Return the location of an encoder as it is given, or the folder that the URI of a stored model leads to now.
+
+    Args:
+        encoder: A folder or file, or a URI of a packaged model as :func:`scoring.model.stored.resolve` takes it.
+        tracking_uri: Address of the MLflow store of a URI.
+
+    Raises:
+        ModelNotFoundError: The URI does not lead to a model.
+        ModelStoreError: There is no store, or it cannot be used.
+    """
+    return str(resolve(encoder, tracking_uri).path) if is_in_store(encoder) else encoder
 
 
 @contextlib.contextmanager

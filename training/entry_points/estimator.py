@@ -321,7 +321,8 @@ class TrainingEstimator(
             shares = self.getOrDefault("split_shares")
             table = random_split(table, spec.keys, shares=shares, seed=config.seed, split_column=options.split_column)
         folder = Path(config.output).absolute() / "datasets"
-        return convert_once(table, spec, folder, default_name(spec), options=options, embedder=Embedder())
+        embedder = Embedder(tracking_uri=config.tracking_uri)
+        return convert_once(table, spec, folder, default_name(spec), options=options, embedder=embedder)
 
 
 for _name, (_, _doc) in _TABLE_PARAMS.items():

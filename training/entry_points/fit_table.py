@@ -228,7 +228,7 @@ def fit(
         dataset = convert_once(
             *(rows, spec, folder, default_name(spec)),  # runs of any name share it
             options=options,
-            embedder=Embedder(),
+            embedder=Embedder(tracking_uri=settings.get("tracking_uri")),
             source=of_users.source if of_users else None,
             items=item_table,
         )

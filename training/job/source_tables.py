@@ -55,6 +55,7 @@ class SourceTables:
             ConfigError: The recipe brings no data and none is given, a table has no file in the folder that is, the
                 recipe's data package is not installed, or there is no reference dataset.
             ScoringError: An encoder is missing.
+            ModelNotFoundError, ModelStoreError: The URI of an encoder cannot be looked up.
         """
         files = source_files(config)
         with _as_bad_usage():
@@ -64,7 +65,7 @@ class SourceTables:
             identity["items"] = config.items["sql"]
         if config.null_labels == "drop":
             identity["null_labels"] = config.null_labels
-        identity |= Embedder().source(config.spec)
+        identity |= Embedder(tracking_uri=config.tracking_uri).source(config.spec)
         with _as_bad_usage():
             reference = read_profile(config.reference_dataset) if config.reference_dataset else None
         if reference is not None:
@@ -118,7 +119,7 @@ class SourceTables:
                 options=config.conversion,
                 reference=self.reference,
                 items=items,
-                embedder=Embedder(),
+                embedder=Embedder(tracking_uri=config.tracking_uri),
                 progress=False,
             )
         except DatasetExistsError:  # An equal command has finished first.

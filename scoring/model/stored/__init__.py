@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         PinnedModel,
         find_model_directory,
+        is_in_store,
         opened_model,
         pinned_folder,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "check_described",
     "find_model_directory",
     "folder_digest",
+    "is_in_store",
     "is_outside_digest",
     "model_files",
     "opened_model",

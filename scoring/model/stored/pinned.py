@@ -77,6 +77,11 @@ def opened_model(
     return pinned, directory
 
 
+def is_in_store(location: str | Path) -> bool:
+    """Return whether a model's location is a URI that leads to an MLflow store."""
+    return str(location).startswith(("models:", "runs:"))
+
+
 def pinned_folder(location: str | Path) -> PinnedModel | None:
     """Return the model in a local folder; None for a URI that leads to a store.
 
@@ -85,7 +90,7 @@ def pinned_folder(location: str | Path) -> PinnedModel | None:
         ModelDirectoryError: It holds no model, or more than one.
     """
     uri = str(location)
-    if uri.startswith(("models:", "runs:")):
+    if is_in_store(uri):
         return None
     folder = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
     if not folder.is_dir():

@@ -12,6 +12,7 @@ import tensorflow as tf
 from mirrorspark.data_pipelines.features.kinds import ImageEmbedding, Label
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_contents
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.scoring.embedding.embed import CachedEncoder
 from mirrorspark.scoring.embedding.encoder import encoder_folder, load_encoder
 from mirrorspark.scoring.embedding.model_encoders import ModelEncoders, settings_of, taken_as_vectors
 from mirrorspark.scoring.embedding.vectors import UnreadableError
@@ -21,8 +22,12 @@ from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.mlflow_model import mlflow_signature
+from mirrorspark.scoring.model.stored.digest import folder_digest
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.registration import register_model
+from tests.unit.mlflow_stores import new_store
 from tests.unit.scoring.encoders import (
     embedded,
     recorded,
@@ -178,9 +183,16 @@ def test_a_packaged_model_is_an_encoder_unless_it_has_hooks(tmp_path: Path) -> N
     ]
     assert vectors[0] == vectors[1]
     rows = PHOTOS.filter(pa.array([True, True, False, False, True, True]))
+    settings = settings_of(ImageEmbedding("photo", str(packaged)))
     (scores,) = LoadedModel(packaged).score(rows).values()
     expected = [row["vector"] for row in vectors[0].to_pylist()]
     np.testing.assert_allclose(scores, expected, atol=1e-6)
+    store = new_store(tmp_path)
+    register_model(packaged, "colours", alias="champion", tracking_uri=store)
+    found = CachedEncoder.of("models:/colours@champion", settings, tmp_path / "cache", tracking_uri=store)
+    assert (found.digest, found.location) == (folder_digest(packaged), str(resolve("models:/colours/1", store).path))
+    with encoder_folder(found.location) as folder:
+        assert load_encoder(folder, settings).encode([png(PIXELS[0])]).shape == (1, 3)
     (tmp_path / "hooks.py").write_text("def postprocess(outputs): return outputs")
     hooked = package_model(plain, tmp_path / "hooked", columns=columns, hooks=tmp_path / "hooks.py")
     with (
