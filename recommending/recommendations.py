@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines import any_table, memory_tables
 from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, item_rows, kinds
 from mirrorspark.models.index import CANDIDATES, SCORES, is_filled
 from mirrorspark.models.serving import signatures
+from mirrorspark.recommending.candidate_types import as_tokens, candidate_type, common_type
 from mirrorspark.recommending.routing import ROUTER, is_router, read_router
 from mirrorspark.scoring import BatchTask, ScoringError, ScoringPlan, score_in_memory, session_to_score
-from mirrorspark.scoring.input import FeatureInputs, NullRule, Reader, map_rows
+from mirrorspark.scoring.input import NullRule, Reader, map_rows
 from mirrorspark.scoring.model import Catalogue, warn_if_stale
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE, Search
@@ -57,8 +59,9 @@ def recommend(  # noqa: D417 - the others are those of score
 ) -> Any:
     """Return the keys of every row of a table with its ``candidates`` and their ``scores``, best first.
 
-    The lists leave out the candidates that a row excludes itself (the model's column of seen candidates) and those that
-    are unavailable. With every index, a list is shorter than ``k`` only if fewer candidates are left.
+    Candidates that were whole numbers in the training are such numbers. The lists leave out the candidates that a row
+    excludes itself (the model's column of seen candidates) and those that are unavailable. With every index, a list is
+    shorter than ``k`` only if fewer candidates are left.
 
     Args:
         df: The table, with the keys and the model's raw columns, in any form that :func:`scoring.score` takes. A table
@@ -69,7 +72,8 @@ def recommend(  # noqa: D417 - the others are those of score
         k: Candidates per row; it may differ from the ``top_k`` of the export.
         index: ``exact``, or an approximate index of the model: ``ivf`` or ``scann``. Blends by ``cosine`` or ``dot``
             are always searched exactly.
-        available: The candidates that may be recommended; None means all that the model knows.
+        available: The candidates that may be recommended, as in the training or as texts; None means all that the model
+            knows.
         unavailable: Candidates that must not be recommended; takes precedence over ``available``.
         bad_rows: See :func:`scoring.score`; both lists of a marked row are null.
         stale_after_days: Warn if the catalogue of a model with items is older than this; its age is logged in any case.
@@ -89,11 +93,13 @@ def recommend(  # noqa: D417 - the others are those of score
     plan = ScoringPlan.of(model, keys, options, tracking_uri, reader, trust=trust)
     wanted = _Wanted(k, index, available, unavailable, stale_after_days)
     search = _search(plan.directory, plan.pinned.label, wanted)
+    type_ = _candidate_type(plan.directory)
 
     def by_tasks(rows: DataFrame, plan: ScoringPlan) -> DataFrame:
         table = plan.table(rows)
         task = RecommendTask(BatchTask(plan.keys, plan.scorer(rows.sparkSession, counters=counters, search=search)))
-        return map_rows(table, task, plan.schema(table), plan.reader)
+        lists = map_rows(table, task, plan.schema(table), plan.reader)
+        return lists if type_ == "string" else lists.withColumn(CANDIDATES, F.col(CANDIDATES).cast(f"array<{type_}>"))
 
     if memory_tables.is_in_memory(df):
         return score_in_memory(df, plan, by_tasks, spark=spark, in_this_process=False)
@@ -154,6 +160,16 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
     return Search(wanted.index, wanted.k, np.zeros(0, np.int64), searches)
 
 
+def _candidate_type(directory: ModelDirectory) -> str:
+    """Return Spark's type of the candidates of a model or a router."""
+    if not is_router(directory):
+        return candidate_type(directory.features)
+    if directory.hooks:  # They may change the lists.
+        return "string"
+    router, folders = read_router(directory.path / ROUTER)
+    return common_type(candidate_type(ModelDirectory.open(folders[name]).features) for name in router.answering)
+
+
 def _checked_index(directory: ModelDirectory, label: str, wanted: _Wanted) -> np.ndarray | None:
     """Check the model's index, log its recall, warn of a stale catalogue, and return the ids without an item."""
     description = checked_index(directory, wanted.index)
@@ -202,7 +218,7 @@ def unavailable_ids(
 
     Raises:
         ScoringError: ``k`` is below 1 or above the number of candidates, or no candidate is left.
-        ColumnError: The tokens have another type than the model's tokens.
+        ColumnError: The tokens are neither texts nor whole numbers.
     """
     found, candidates, left = _gone(features, available, unavailable, removed)
     if not 1 <= k <= candidates:
@@ -249,7 +265,7 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
         table = given.select(f"`{candidate.name}`").toArrow()
     else:
         table = pa.table({candidate.name: list(given)})
-    FeatureInputs((candidate,), features.column_types).check(table.schema)
+    table = as_tokens(features, table)
     ids = np.asarray(Encoder(features).encode(table, (candidate,))[candidate.name])
     unknown = table.column(0).filter(pa.array(ids < kinds.FIRST_VOCABULARY_ID))
     if len(unknown):

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.input.decoding import BUILT_IN, decoder_of_images, decoders
     from mirrorspark.scoring.input.feed import ColumnFeed, FeatureFeed, Feed
     from mirrorspark.scoring.input.images import ImageLayout, ImageLimits
-    from mirrorspark.scoring.input.inputs import Column, ColumnInputs, FeatureInputs, Inputs, Matrix, RowErrors
+    from mirrorspark.scoring.input.inputs import (
+        Column,
+        ColumnInputs,
+        FeatureInputs,
+        Inputs,
+        Matrix,
+        RowErrors,
+        token_family,
+    )
     from mirrorspark.scoring.input.null_policy import NO_NULL_POLICY, NullPolicy, NullRule
     from mirrorspark.scoring.input.parquet_scan import Reader, map_rows, rows_of
     from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
@@ -49,4 +57,5 @@ __all__ = [
     "rows_of",
     "score_tfrecords",
     "tfrecord_table",
+    "token_family",
 ]

@@ -89,7 +89,7 @@ def test_a_retrieval_model_is_exported_from_raw_users_to_films(spark: "SparkSess
     by_spark = ms.score(spark.createDataFrame(users), result.model, keys="user").toPandas().set_index("user")
     assert [list(by_spark["candidates"][user]) for user in users["user"]] == lists
     by_scann = ms.recommend(spark.createDataFrame(users), result.model, keys="user", k=10, index="scann").toPandas()
-    found = sum(len({*row.candidates} & {*lists[row.user]}) for row in by_scann.itertuples())
+    found = sum(len({*map(str, row.candidates)} & {*lists[row.user]}) for row in by_scann.itertuples())
     assert found / 1200 > 0.9
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,19 @@ from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.models import classical
-from mirrorspark.recommending.recommendations import recommend
+from mirrorspark.recommending.candidate_types import candidate_type, common_type
+from mirrorspark.recommending.recommendations import recommend, unavailable_ids
 from mirrorspark.recommending.reranking.cascade import rank_candidates
 from mirrorspark.recommending.reranking.reranker import rerank
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.loading.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.training.programs.recommenders.als import fold_in, item_factors
-from tests.unit.scoring.exported_models import export_flights, export_histories, export_movies
+from tests.unit.scoring.exported_models import export_flights, export_histories, export_movies, movies_features
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -163,6 +166,32 @@ def test_candidates_of_another_type_or_column_are_refused(
         recommend(rows, movies, keys="row", k=3, unavailable=spark.range(3))
     with pytest.raises(ColumnError, match="column 'movie'"):
         recommend(rows, movies, keys="row", k=3, available=spark.createDataFrame([(1.5,)], "movie double"))
+
+
+def test_candidates_that_were_whole_numbers_are_such_numbers_and_may_be_given_as_numbers_or_texts(
+    rows: "DataFrame", movies: Path, tmp_path: Path
+) -> None:
+    """#55: in a router, too, and in a table in memory; a catalogue of texts may be given as numbers as well."""
+    model = export_movies(tmp_path / "numbers", scann=False, prefix="")
+    found = recommend(rows, model, keys="row", k=3, available=[3, 5, 8])
+    assert found.schema["candidates"].simpleString() == "candidates:array<int>"
+    assert [set(row) for row in lists(found)] == [{3, 5, 8}] * 4
+    models = {"numbers": model}
+    folder = package_router(Router((Route("numbers"),)), tmp_path / "router", models=models)
+    here = recommend(ROWS, folder, keys="row", k=3, available=["3", "5", "8"], unavailable=[8])
+    assert here["candidates"].type == pa.list_(pa.int32())
+    assert [set(row) for row in here["candidates"].to_pylist()] == [{3, 5}] * 4
+    assert candidate_type(ModelDirectory.open(movies).features) == "string"
+    texts = replace(movies_features(""), column_types={"movie": "string"})
+    assert unavailable_ids(texts, 1, range(38), None).tolist() == [40, 41]
+    # A key of the items that is a text makes texts of all.
+    items = replace(movies_features("m"), column_types={"movie": "int64"})
+    assert candidate_type(items) == "string"
+    assert [common_type(one) for one in (["int"] * 2, ["int", "bigint"], ["int", "string"])] == [
+        "int",
+        "bigint",
+        "string",
+    ]
 
 
 @pytest.mark.full

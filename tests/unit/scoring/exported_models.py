@@ -284,7 +284,10 @@ def flights_features() -> FittedFeatures:
 
 
 def movies_features(prefix: str = "m") -> FittedFeatures:
-    """Return features of a retrieval model with exclusions, fitted by hand; tokens are numbers after ``prefix``."""
+    """Return features of a retrieval model with exclusions, fitted by hand; tokens are numbers after ``prefix``.
+
+    Without a prefix the candidates were whole numbers in training.
+    """
     spec = FeatureSpec(
         features=(
             Categorical("user"),
@@ -296,7 +299,8 @@ def movies_features(prefix: str = "m") -> FittedFeatures:
         exclude="seen",
     )
     movies = _vocabulary(*(f"{prefix}{number}" for number in range(40)))
-    return FittedFeatures(spec, {"user": _vocabulary("u0", "u1"), "movie": movies}, {})
+    types = {"movie": "string" if prefix else "int32"}
+    return FittedFeatures(spec, {"user": _vocabulary("u0", "u1"), "movie": movies}, {}, column_types=types)
 
 
 def export_flights(folder: Path, seed: int, *, weights: float | None = None) -> Path:
