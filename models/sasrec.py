@@ -40,6 +40,8 @@ class Settings(ItemSettings):
         heads: Number of attention heads; they divide ``embedding_dim``.
         dropout: Share of the embeddings, attention weights and outputs of each layer dropped while training.
         hidden_units: Width of each hidden layer on the other features, before they are added to the state.
+        reads_user: Whether the user is one of these features. Where users have few items, their own embedding learns
+            these by heart.
         every_position: Whether every item of a history is predicted from those before it, for a table with one row per
             user; a recipe's candidates are then those of the histories, too (``history_items`` of the label). False
             predicts the row's candidate alone, for a table with one row per interaction.
@@ -50,6 +52,7 @@ class Settings(ItemSettings):
     heads: int = 1
     dropout: float = 0.2
     hidden_units: tuple[int, ...] = ()
+    reads_user: bool = True
     every_position: bool = False
 
     def __post_init__(self) -> None:
@@ -115,7 +118,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     history_name = history(fitted.spec)
     (read,) = (feature for feature in features if feature.name == history_name)
     assert isinstance(read, kinds.ListFeature)  # noqa: S101 - history returns the names of lists
-    others = tuple(feature for feature in features if feature is not read)
+    unread = {history_name} if settings.reads_user else {history_name, fitted.user}
+    others = tuple(feature for feature in features if feature.name not in unread)
     inputs = symbolic_inputs(features, any_length=True)
     # Another sequence than those of the dropouts below.
     candidates = configured_candidate_tower(settings, fitted, dim, seed + 1_000)

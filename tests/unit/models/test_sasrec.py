@@ -87,6 +87,15 @@ def test_a_row_has_the_same_query_however_it_is_padded() -> None:
     np.testing.assert_allclose(sasrec.predict(model, inputs(HISTORIES, 17)), alone, rtol=0, atol=1e-6)
 
 
+def test_the_user_is_read_unless_it_is_not_to_be() -> None:
+    fitted = features()
+    fitted = replace(fitted, spec=replace(fitted.spec, user="device"))
+    for reads_user in (True, False):
+        model = built(fitted, reads_user=reads_user)
+        first, second = (sasrec.predict(model, inputs(HISTORIES[1:2], 6, first=device)).numpy() for device in (2, 3))
+        assert np.array_equal(first, second) != reads_user
+
+
 def test_every_position_has_the_loss_and_gradient_of_a_row_per_position() -> None:
     """The prefixes [] → 3, [3] → 4, [3, 4] → 9; [7] → 8 of the second history, whose first item is unknown (id 1)."""
     fitted = features()
