@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.features import repeated_names
 from mirrorspark.fleet.columns import array, lengths_of, some
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.kernels import NULL_BINARY, NULL_RANK
@@ -107,7 +107,7 @@ class Layout:
                 # Lists have an element for each model, also for those without this output.
                 places[own, column] = np.arange(len(own)) if name == "wide" else own
         layout = cls(name, fleet.names, wanted, places)  # type: ignore[arg-type]
-        if twice := kinds.repeated_names([field.name.lower() for field in layout.fields]):
+        if twice := repeated_names([field.name.lower() for field in layout.fields]):
             raise ScoringError(
                 f"the outputs would have the columns {twice[:5]} twice for Spark, which ignores upper and lower case; "
                 f"rename the models, or use layout='packed'"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.features import kinds, quoted
+from mirrorspark.data_pipelines.features import quoted, repeated_names
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import progress_bar
 from mirrorspark.fleet.fleet import Fleet
@@ -223,7 +223,7 @@ def _of_table(table: DataFrame, columns: Sequence[str], target: StoragePath, rea
     file_job.refuse_own_input([hadoop_path(uri) for uri in table.inputFiles()], (), target)
     found = SentColumns.of(table.schema)
     present = _present(columns, found.names)
-    if ambiguous := [name for name in kinds.repeated_names(found.names) if name in present]:
+    if ambiguous := [name for name in repeated_names(found.names) if name in present]:
         raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
     chosen = table.select(*(quoted(name) for name in present))
     found.schema(present)  # types that no model takes are refused by their names in Spark
@@ -243,7 +243,7 @@ def check_result(layout: Layout, columns: pa.Schema, keys: Sequence[str]) -> Non
         ScoringError: It is not so.
     """
     check_keys(columns.names, keys)
-    if twice := kinds.repeated_names([name.lower() for name in [*keys, *(field.name for field in layout.fields)]]):
+    if twice := repeated_names([name.lower() for name in [*keys, *(field.name for field in layout.fields)]]):
         raise ScoringError(f"the result would have the columns {twice[:5]} twice; rename or leave out such keys")
 
 

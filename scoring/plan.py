@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
-from mirrorspark.data_pipelines.features import kinds, quoted, raw_columns
+from mirrorspark.data_pipelines.features import quoted, raw_columns, repeated_names
 from mirrorspark.data_pipelines.spark import sent_schema_of, spark_schema_of
 from mirrorspark.data_pipelines.tfrecord import arrow_schema
 from mirrorspark.scoring.errors import ScoringError
@@ -190,7 +190,7 @@ def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
 
 def _repeated(names: Sequence[str]) -> list[str]:
     # Few tables have any, and some have thousands of columns.
-    return kinds.repeated_names(names) if len(set(names)) < len(names) else []
+    return repeated_names(names) if len(set(names)) < len(names) else []
 
 
 def scored_schema(table: DataFrame, keys: Sequence[str], results: pa.Schema) -> StructType:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import raw_columns, repeated_names
 from mirrorspark.data_pipelines.spark import portable, spark_schema_of
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import Inputs, NullRule
@@ -170,7 +170,7 @@ class ColumnsTask:
 
 def _fields(struct: pa.StructArray) -> dict[str, pa.Array]:
     names = [field.name for field in struct.type]
-    repeated = kinds.repeated_names(names)
+    repeated = repeated_names(names)
     if repeated:
         raise ScoringError(f"the struct has the columns {repeated} twice; leave one of each out")
     return dict(zip(names, struct.flatten(), strict=True))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         arithmetic,
         candidate_lists,
         date_formats,
+        embedded_columns,
         fitting,
         item_rows,
         kinds,
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
         raw_columns,
         text_rules,
     )
-    from mirrorspark.data_pipelines.features.checks import FeatureSpecError
     from mirrorspark.data_pipelines.features.column_facts import quoted
     from mirrorspark.data_pipelines.features.fitted import (
         FeatureMismatchError,
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     )
     from mirrorspark.data_pipelines.features.infer import encoded_spec, infer_spec, numbers_in_order
     from mirrorspark.data_pipelines.features.item_features import infer_items
-    from mirrorspark.data_pipelines.features.names import USER_NAME, file_name, plain_name
+    from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+    from mirrorspark.data_pipelines.features.names import USER_NAME, file_name, plain_name, repeated_names
     from mirrorspark.data_pipelines.features.spec import HELD_BACK, FeatureSpec
     from mirrorspark.data_pipelines.features.target_encoding import (
         HeldOutMeans,
@@ -76,6 +77,7 @@ __all__ = [
     "bucket_boundaries",
     "candidate_lists",
     "date_formats",
+    "embedded_columns",
     "encoded_spec",
     "file_name",
     "fitting",
@@ -92,6 +94,7 @@ __all__ = [
     "plain_name",
     "quoted",
     "raw_columns",
+    "repeated_names",
     "rows_at",
     "text_rules",
     "with_target_means",

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.data_pipelines.features.embedded_columns import unembedded_type
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature, TargetEncoding
 from mirrorspark.data_pipelines.features.names import file_name
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, column_plans, unembedded_type
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, column_plans
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
 from mirrorspark.data_pipelines.features.vocabulary import VOCABULARY_SCHEMA, Vocabulary

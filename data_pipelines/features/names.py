@@ -3,6 +3,8 @@
 import hashlib
 import keyword
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 # TensorFlow's names of operations, and files on any system, accept these.
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -49,3 +51,8 @@ def plain_name(name: str) -> str:
     # An operation's name begins with a letter.
     start = readable if readable[:1].isalpha() else f"column_{readable}".rstrip("_")
     return f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def repeated_names(names: Iterable[str]) -> list[str]:
+    """Return the names, of columns, features or classes, that come more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from mirrorspark.data_pipelines.features.checks import known_kind
-from mirrorspark.data_pipelines.features.kinds import Feature, FeatureSpecError
+from mirrorspark.data_pipelines.features.kinds import Feature, FeatureSpecError, known_kind
 from mirrorspark.storage import meant
 
 _KINDS: Mapping[str, type[Feature]] = {kind.kind: kind for kind in get_args(Feature)}

@@ -26,14 +26,13 @@ from mirrorspark.data_pipelines.features.kinds import (
     ListFeature,
     MultiValued,
     Numeric,
-    Sparse,
     TargetEncoding,
     TokenFeature,
     VocabularyOwner,
-    repeated_names,
 )
-from mirrorspark.data_pipelines.features.names import USER_NAME, refusal_of_name
+from mirrorspark.data_pipelines.features.names import USER_NAME
 from mirrorspark.data_pipelines.features.plain_data import built, check_mapping, feature_from_dict, plain
+from mirrorspark.data_pipelines.features.spec_checks import check_parts
 from mirrorspark.pages import heading_html, panel_html, rows_html
 from mirrorspark.storage import atomic_file, read_text
 
@@ -78,104 +77,8 @@ class FeatureSpec:
     _by_name: Mapping[str, Feature] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        by_name = {feature.name: feature for feature in self.features}
-        object.__setattr__(self, "_by_name", by_name)
-        if not self.features:
-            raise FeatureSpecError("a feature spec needs at least one feature")
-        if len(by_name) < len(self.features):
-            names = [feature.name for feature in self.features]
-            twice = repeated_names(names)
-            raise FeatureSpecError(f"feature {twice} is listed twice; keep one of each")
-        if not self.keys:
-            raise FeatureSpecError("a feature spec needs at least one key column, to name the scored rows")
-        if len(set(self.keys)) < len(self.keys):
-            raise FeatureSpecError(f"keys {list(self.keys)} name a column twice; keep one of each")
-        if self.weight is not None and self.weight == self.label.name:
-            raise FeatureSpecError(
-                f"weight '{self.weight}' is also the label; give the table a column of its own for it, or leave it out"
-            )
-        for name in (*by_name, *self.columns):
-            if (refusal := refusal_of_name(name)) is not None:
-                raise FeatureSpecError(f"the column name {name!r} {refusal}")
-        self._check_raw_columns()
-        self._check_label()
-        if self.target_encodings and self.label.form not in ("binary", "numeric"):
-            raise FeatureSpecError(
-                f"feature '{self.target_encodings[0].name}' is the mean of a label that is binary or numeric; "
-                f"'{self.label.name}' is {self.label.kind}: leave the feature out"
-            )
-        if self.exclude is not None and self.label.kind != "candidate":
-            raise FeatureSpecError(
-                f"exclude '{self.exclude}' needs a label of kind candidate; '{self.label.name}' is not"
-            )
-        if self.items is not None and self.label.kind != "candidate":
-            raise FeatureSpecError(f"items need a label of kind candidate; '{self.label.name}' is not")
-        self._check_user()
-        # The exported model takes features and exclusions together, by name.
-        taken = {name for feature in self.features for name in (*feature.columns, *feature.raw)}
-        if self.exclude is not None and self.exclude in (*by_name, *taken, *self.keys, self.weight):
-            raise FeatureSpecError(
-                f"exclude '{self.exclude}' is also a feature, key or weight; give the table a column of its own for "
-                f"it, for example {self.exclude} AS excluded"
-            )
-        for feature in self.token_features:
-            owner = self.vocabulary_name(feature)
-            if owner != feature.name and not isinstance(by_name.get(owner), Categorical):
-                raise FeatureSpecError(
-                    f"feature '{feature.name}': vocabulary_of '{owner}' is not a categorical feature of this spec; "
-                    f"use one of {[other.name for other in self.categorical]}"
-                )
-
-    def _check_raw_columns(self) -> None:
-        """Check that features that share a column (the times of two sequences) read it in the same form."""
-        owners: dict[str, tuple[Feature, str]] = {}
-        for feature in self.features:
-            for name, form in feature.raw.items():
-                owner, other = owners.setdefault(name, (feature, form))
-                if other != form:
-                    raise FeatureSpecError(
-                        f"feature '{feature.name}' takes column '{name}' as {form}, '{owner.name}' as {other}; "
-                        f"give the table a column of its own for one of them"
-                    )
-            for part in feature.parts if isinstance(feature, Sparse) else ():
-                if part in (*self._by_name, self.exclude):
-                    raise FeatureSpecError(
-                        f"feature '{part}' has the name of a part of sparse feature '{feature.name}'; rename one"
-                    )
-
-    def _check_label(self) -> None:
-        is_feature = self.label.name in self._by_name or any(self.label.name in f.columns for f in self.features)
-        if self.label.kind != "candidate" and (is_feature or self.label.name in self.keys):
-            raise FeatureSpecError(
-                f"label '{self.label.name}' is also a feature or key; a model must not see its label"
-            )
-        known = {column for feature in self.features for column in feature.columns} | {self.weight, self.exclude}
-        if self.label.rating is not None and self.label.rating in known | set(self.keys):
-            raise FeatureSpecError(
-                f"rating '{self.label.rating}' of label '{self.label.name}' is also a feature, key, weight or "
-                f"exclude; a model must not see its own target"
-            )
-        if self.label.kind == "candidate" and not isinstance(self._by_name.get(self.label.name), Categorical):
-            raise FeatureSpecError(
-                f"label '{self.label.name}' of kind candidate must be a categorical feature of this spec; "
-                f"use one of {[other.name for other in self.categorical]}"
-            )
-        if self.label.kind == "candidate" and self.candidate.hash_buckets is not None:
-            raise FeatureSpecError(
-                f"label '{self.label.name}' is hashed; a hash does not lead back to the token to recommend: leave out "
-                f"hash_buckets"
-            )
-
-    def _check_user(self) -> None:
-        if self.user is None:
-            return
-        if self.label.kind != "candidate":
-            raise FeatureSpecError(f"user '{self.user}' needs a label of kind candidate; '{self.label.name}' is not")
-        singles = [feature.name for feature in self._single_ids]
-        if self.user not in singles:
-            raise FeatureSpecError(
-                f"user '{self.user}' is not a feature of the query with a single id per row; use one of {singles}"
-            )
+        object.__setattr__(self, "_by_name", {feature.name: feature for feature in self.features})
+        check_parts(self)
 
     @classmethod
     def of_items(cls, key: str, features: Iterable[Feature]) -> "FeatureSpec":
@@ -273,7 +176,8 @@ class FeatureSpec:
         return tuple(dict.fromkeys((*self.features, *self.input_features, *self.measured, *self.vocabulary_owners)))
 
     @property
-    def _single_ids(self) -> tuple[Categorical | Bucketed, ...]:
+    def single_ids(self) -> tuple[Categorical | Bucketed, ...]:
+        """The features of the query that have a single id per row, among which the users are."""
         return tuple(feature for feature in self.query_features if isinstance(feature, Categorical | Bucketed))
 
     @property
@@ -285,7 +189,7 @@ class FeatureSpec:
         """
         if self.user is not None:
             return self.user
-        return next((feature.name for feature in self._single_ids if USER_NAME.fullmatch(feature.name)), None)
+        return next((feature.name for feature in self.single_ids if USER_NAME.fullmatch(feature.name)), None)
 
     @property
     def columns(self) -> tuple[str, ...]:

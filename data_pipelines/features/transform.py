@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features import arithmetic
+from mirrorspark.data_pipelines.features.embedded_columns import CONTENTS
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import (
     FIRST_VOCABULARY_ID,
@@ -46,7 +47,6 @@ from mirrorspark.data_pipelines.features.kinds import (
     VocabularyOwner,
 )
 from mirrorspark.data_pipelines.features.raw_columns import (
-    CONTENTS,
     RAW_TYPES,
     ColumnError,
     ColumnPlan,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.features import repeated_names
 from mirrorspark.storage import StoragePath, listing
 
 # Rows that are decoded at a time: more are not faster, fewer are slower. For wide rows, bytes: scoring lists of 100 and
@@ -292,7 +292,7 @@ def _footer(file: listing.DataFile) -> _Footer:
                 pa.field(field.name, _plain_type(field.type, leaves), field.nullable) for field in parquet.schema_arrow
             ]
             names = [field.name for field in fields]
-            repeated = kinds.repeated_names(names)
+            repeated = repeated_names(names)
             if repeated:
                 raise ParquetError(f"{file.path} has the columns {repeated} twice; leave it out, or rename them")
             return _Footer(

@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BinaryType, CharType, DataType, StringType, VarcharType
 
-from mirrorspark.data_pipelines.features import kinds, quoted, raw_columns
+from mirrorspark.data_pipelines.features import embedded_columns, kinds, quoted, raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, progress_bar
 from mirrorspark.scoring.backends import limit_tensorflow, protocol
 from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder, pinned_encoder
@@ -163,7 +163,7 @@ class _EncoderInput:
 
 
 _TEXT_INPUT = _EncoderInput(
-    raw_columns.TEXT,
+    embedded_columns.TEXT,
     "a text",
     "strings",
     (StringType, CharType, VarcharType),
@@ -172,7 +172,7 @@ _TEXT_INPUT = _EncoderInput(
 )
 # A table with the images themselves would be many times as large.
 _IMAGE_INPUT = _EncoderInput(
-    raw_columns.IMAGE, "an image", "bytes", (BinaryType,), present_image, kept=lambda image, key: key
+    embedded_columns.IMAGE, "an image", "bytes", (BinaryType,), present_image, kept=lambda image, key: key
 )
 
 
@@ -260,13 +260,13 @@ class CachedEncoder:
         # Images stay behind before the join moves the rows.
         kept = df.withColumns({_OWN_KEY: key, column: self._input.kept(content, key)})
         joined = self._joined(kept, column)
-        pair = F.struct(quoted(column).alias(self._input.field), F.col(_OWN_VECTOR).alias(raw_columns.VECTOR))
+        pair = F.struct(quoted(column).alias(self._input.field), F.col(_OWN_VECTOR).alias(embedded_columns.VECTOR))
         return joined.withColumn(column, F.when(F.col(_OWN_VECTOR).isNotNull(), pair)).drop(_OWN_KEY, _OWN_VECTOR)
 
     def _joined(self, df: DataFrame, column: str) -> DataFrame:
         """Return ``df`` with the vectors of its column of keys."""
         found = self.vectors.table(df.sparkSession).dropDuplicates([KEY])
-        found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(raw_columns.VECTOR).alias(_OWN_VECTOR))
+        found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(embedded_columns.VECTOR).alias(_OWN_VECTOR))
         joined = df.join(found, _OWN_KEY, "left")
         is_lost = F.col(_OWN_KEY).isNotNull() & F.col(_OWN_VECTOR).isNull()
         error = F.raise_error(

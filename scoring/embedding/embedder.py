@@ -5,7 +5,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from mirrorspark.data_pipelines.features import FeatureSpec, kinds, raw_columns
+from mirrorspark.data_pipelines.features import FeatureSpec, embedded_columns, kinds, raw_columns
 from mirrorspark.scoring.embedding.embed import CachedEncoder
 from mirrorspark.scoring.embedding.encoder import encoder_digest, pinned_encoder
 from mirrorspark.scoring.embedding.model_encoders import check_digest, check_size, settings_of
@@ -82,7 +82,7 @@ class Embedder:
         size = encoder.vectors.size(df.sparkSession) or feature.size
         if not size:
             raise raw_columns.ColumnError(
-                f"column '{feature.name}' has no {raw_columns.CONTENTS[type(feature)]} in any row; "
+                f"column '{feature.name}' has no {embedded_columns.CONTENTS[type(feature)]} in any row; "
                 f"take the feature out of the spec"
             )
         check_size(feature, size)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features import FittedFeatures, kinds, raw_columns, text_rules
+from mirrorspark.data_pipelines.features import FittedFeatures, embedded_columns, kinds, raw_columns, text_rules
 from mirrorspark.scoring.embedding.encoder import encoder_folder, encoder_libraries, load_encoder
 from mirrorspark.scoring.embedding.image_encoder import key_of
 from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
@@ -158,7 +158,7 @@ class ModelEncoders:
         errors: RowErrors = {}
         for feature, encoder in self._encoders.items():
             place = rows.schema.get_field_index(feature.name)
-            if place < 0 or raw_columns.embedded_content(rows.schema.field(place).type) is None:
+            if place < 0 or embedded_columns.embedded_content(rows.schema.field(place).type) is None:
                 # Equal ones are encoded once.
                 coded = _present(feature, raw_columns.raw_column(rows, feature)).dictionary_encode()
                 names = _names(feature, coded.dictionary)
@@ -166,8 +166,8 @@ class ModelEncoders:
                 vectors, reasons = _vectors(feature, encoder, coded.dictionary, names, of_known)
                 errors = _messages(feature, coded.indices, reasons) | errors
                 codes = _without(coded.indices, reasons)
-                column = raw_columns.embedded_column(
-                    names.take(codes), vectors[codes.drop_null().to_numpy()], raw_columns.CONTENTS[type(feature)]
+                column = embedded_columns.embedded_column(
+                    names.take(codes), vectors[codes.drop_null().to_numpy()], embedded_columns.CONTENTS[type(feature)]
                 )
                 rows = rows.set_column(place, feature.name, column)
         return rows, dict(sorted(errors.items()))
@@ -201,9 +201,9 @@ def _vectors(
     vectors = np.zeros((len(contents), feature.size), np.float32)
     is_new = np.ones(len(contents), bool)
     if known is not None:
-        places = pc.index_in(names, value_set=pc.struct_field(known, raw_columns.CONTENTS[type(feature)]))
+        places = pc.index_in(names, value_set=pc.struct_field(known, embedded_columns.CONTENTS[type(feature)]))
         is_new = places.is_null().to_numpy(zero_copy_only=False)
-        of_known = pc.struct_field(known, raw_columns.VECTOR).flatten().to_numpy().reshape(-1, feature.size)
+        of_known = pc.struct_field(known, embedded_columns.VECTOR).flatten().to_numpy().reshape(-1, feature.size)
         vectors[~is_new] = of_known[places.drop_null().to_numpy()]
     new = np.flatnonzero(is_new)
     if not len(new):

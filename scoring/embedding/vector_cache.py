@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.features import raw_columns, text_rules
+from mirrorspark.data_pipelines.features import embedded_columns, text_rules
 from mirrorspark.storage import Location, StoragePath, hadoop_uri, lakes
 
 KEY = "key"
 
-_SCHEMA = pa.schema([(KEY, pa.string()), (raw_columns.VECTOR, pa.list_(pa.float32()))])
-_SPARK_SCHEMA = f"{KEY} string, {raw_columns.VECTOR} array<float>"
+_SCHEMA = pa.schema([(KEY, pa.string()), (embedded_columns.VECTOR, pa.list_(pa.float32()))])
+_SPARK_SCHEMA = f"{KEY} string, {embedded_columns.VECTOR} array<float>"
 # The most work that a lost task costs: 40,000 vectors of 384 numbers.
 _FLUSH_BYTES = 64 * 2**20
 _DIGITS_OF_FOLDER = 16
@@ -79,11 +79,11 @@ class VectorCache:
         if not self.folder.exists():
             return spark.createDataFrame([], _SPARK_SCHEMA)
         files = spark.read.schema(_SPARK_SCHEMA).parquet(hadoop_uri(self.folder, self.given))
-        return files.select(KEY, raw_columns.VECTOR)  # without the folders' names
+        return files.select(KEY, embedded_columns.VECTOR)  # without the folders' names
 
     def size(self, spark: SparkSession) -> int | None:
         """Return the length of the vectors; None if there are none."""
-        row = self.table(spark).select(F.size(raw_columns.VECTOR)).first()
+        row = self.table(spark).select(F.size(embedded_columns.VECTOR)).first()
         return None if row is None else int(row[0])
 
     def missing(self, files: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import kinds, raw_columns, repeated_names
 from mirrorspark.scoring.input.column_types import COLUMN_TYPES, ELEMENT_TYPES, ElementType, element_name, is_array
 from mirrorspark.scoring.input.restored_columns import restored_column, restored_type
 from mirrorspark.storage import each_meant
@@ -415,7 +415,7 @@ class ColumnInputs:
     def __post_init__(self) -> None:
         if not self.given:
             raise raw_columns.ColumnError("a model needs at least one column")
-        repeated = kinds.repeated_names(self.columns)
+        repeated = repeated_names(self.columns)
         if repeated:
             raise raw_columns.ColumnError(f"the columns {repeated} are given twice; name each once")
         if self.matrix is not None:

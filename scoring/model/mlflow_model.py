@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
+from mirrorspark.data_pipelines.features import FeatureSpec, embedded_columns
 from mirrorspark.distributions import distribution_of, library_version
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import taken_as_vectors
@@ -115,9 +115,9 @@ def input_example(file: Path, folder: Path) -> "pd.DataFrame":
     """
     rows, vectors = pq.read_table(file), taken_as_vectors(folder)
     for place, field in enumerate(rows.schema):
-        if raw_columns.embedded_content(field.type) == raw_columns.IMAGE and field.name not in vectors:
+        if embedded_columns.embedded_content(field.type) == embedded_columns.IMAGE and field.name not in vectors:
             rows = rows.set_column(place, field.name, pa.array([b""] * rows.num_rows, pa.binary()))
-    return raw_columns.as_contents(rows, vectors_of=vectors).to_pandas()
+    return embedded_columns.as_contents(rows, vectors_of=vectors).to_pandas()
 
 
 def _trained_requirements(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.features import repeated_names
 from mirrorspark.models.index import CANDIDATES, SCORES, is_filled, is_ranked_list
 from mirrorspark.scoring.errors import ScoringError
 
@@ -108,7 +108,7 @@ class Wide:
             ScoringError: The model has no labels that hold for all rows, or two of the same name.
         """
         names = labels[_labelled(outputs, labels, "wide")]
-        repeated = kinds.repeated_names(names)
+        repeated = repeated_names(names)
         if repeated:
             raise ScoringError(f"the model has the labels {repeated[:3]} twice; use the long form")
         return pa.schema([(name, pa.float32()) for name in names])

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.features import repeated_names
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NO_NULL_POLICY, NullPolicy, NullRule, column_types
 from mirrorspark.scoring.model.folder import ModelDirectory
@@ -88,7 +88,7 @@ class ScoringOptions:
         names = [column.name for column in columns]
         if len(set(names)) < len(names):
             raise ScoringError(
-                f"the scores would have the columns {kinds.repeated_names(names)} twice: "
+                f"the scores would have the columns {repeated_names(names)} twice: "
                 f"the model has outputs or labels "
                 f"of these names; use another form, or leave them out of with_columns"
             )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.data_pipelines.features import kinds, plain_name, raw_columns
+from mirrorspark.data_pipelines.features import embedded_columns, kinds, plain_name, raw_columns
 from mirrorspark.data_pipelines.tfrecord import RecordWriter
 from mirrorspark.scoring.backends import SavedModelBackend, protocol
 from mirrorspark.scoring.embedding import ModelEncoders
@@ -144,7 +144,7 @@ def _raw_columns(table: pa.Table, directory: ModelDirectory, takes: Mapping[str,
     vectors_of = [one.name for one in embedded if takes[plain_name(one.name)].element == "double"]
     if vectors_of:
         table = ModelEncoders(directory.path, directory.scored_features, threads=1).embedded(table)
-    raw = raw_columns.as_contents(raw_columns.raw_inputs(table, directory.features.spec), vectors_of)
+    raw = embedded_columns.as_contents(raw_columns.raw_inputs(table, directory.features.spec), vectors_of)
     return raw.rename_columns([plain_name(name) for name in raw.column_names])
 
 

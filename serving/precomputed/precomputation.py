@@ -15,7 +15,7 @@ from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
-from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.features import repeated_names
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import WriteError, map_batches, progress_bar
 from mirrorspark.scoring.output import VERSION_COLUMN
@@ -196,7 +196,7 @@ def _columns(schema: pa.Schema, key: str) -> dict[str, str]:
         StoreError: A store cannot hold them.
     """
     names = schema.names
-    repeated = kinds.repeated_names(names)
+    repeated = repeated_names(names)
     if repeated:
         raise StoreError(f"the table has the columns {repeated} twice; rename or leave out one of each")
     if key not in names:

@@ -19,8 +19,9 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from benchmarks.score_parity import PREDICTOR, predicted, ways_in
 from mirrorspark.data_pipelines.conversion import convert
+from mirrorspark.data_pipelines.features.embedded_columns import as_contents
 from mirrorspark.data_pipelines.features.kinds import ImageEmbedding, Label, TextEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_contents
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.text_rules import single_spaced
 from mirrorspark.scoring.batch import score

@@ -1,6 +1,6 @@
 """The tool that shows which modules a call enters counts calls, not imports."""
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
+from mirrorspark.data_pipelines.features.names import repeated_names
 from mirrorspark.storage.near_names import meant
 from tools.calls import climbs, traced
 
@@ -12,9 +12,9 @@ def test_modules_come_in_the_order_in_which_they_are_entered_with_their_calls() 
         repeated_names([])
 
     entered = traced(call)
-    kinds, near_names, *_ = entered
-    assert (kinds.rpartition(".")[2], near_names.rpartition(".")[2]) == ("kinds", "near_names")
-    assert entered[kinds]["repeated_names"] == 2
+    names, near_names, *_ = entered
+    assert (names.rpartition(".")[2], near_names.rpartition(".")[2]) == ("names", "near_names")
+    assert entered[names]["repeated_names"] == 2
     assert traced(lambda: __import__("mirrorspark.scoring.plan")) == {}
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import raw_columns, repeated_names
 from mirrorspark.scoring.backends import mlflow_signature, protocol
 from mirrorspark.scoring.input import Column, ColumnInputs, Matrix, column_types
 from mirrorspark.scoring.model.folder.directory import (
@@ -122,7 +122,7 @@ def _check_labels(output: str, names: Sequence[str], outputs: Mapping[str, str])
         raise ModelDirectoryError(
             f"the labels of output '{output}' hold {nameless[:3]}; give each as a text that is not empty"
         )
-    repeated = kinds.repeated_names(names)
+    repeated = repeated_names(names)
     if repeated:
         raise ModelDirectoryError(
             f"the labels of output '{output}' hold {repeated[:3]} twice; give each element a name of its own"

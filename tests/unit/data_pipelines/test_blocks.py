@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mirrorspark.data_pipelines.dataset.block_format import check_columns, decode_block, encode_blocks
 from mirrorspark.data_pipelines.features.candidate_lists import one_candidate_per_row
+from mirrorspark.data_pipelines.features.embedded_columns import embedded_column
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
@@ -25,7 +26,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Vector,
 )
 from mirrorspark.data_pipelines.features.labels import LabelError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, embedded_column
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary

@@ -30,9 +30,8 @@ from mirrorspark.data_pipelines.features.kinds import (
     Text,
     TextEmbedding,
     Vector,
-    repeated_names,
 )
-from mirrorspark.data_pipelines.features.names import plain_name
+from mirrorspark.data_pipelines.features.names import plain_name, repeated_names
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+from mirrorspark.data_pipelines.features.embedded_columns import CONTENTS, embedded_column
 from mirrorspark.data_pipelines.features.kinds import EmbeddedFeature, ImageEmbedding, TextEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import CONTENTS, embedded_column
 from mirrorspark.data_pipelines.features.text_rules import single_spaced
 from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder
 from mirrorspark.scoring.embedding.image_encoder import key_of

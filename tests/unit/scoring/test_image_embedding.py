@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
+from mirrorspark.data_pipelines.features.embedded_columns import as_contents
 from mirrorspark.data_pipelines.features.kinds import ImageEmbedding, Label
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_contents
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.embed import CachedEncoder
 from mirrorspark.scoring.embedding.encoder import encoder_folder, load_encoder

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mirrorspark.data_pipelines.features.embedded_columns import as_contents
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label, TextEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_contents
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER, save_features, taken_as_vectors
 from mirrorspark.scoring.errors import ScoringError

@@ -15,7 +15,15 @@ from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
 from mirrorspark.clear_error import ClearError
-from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, RaggedIds, kinds, labels, raw_columns
+from mirrorspark.data_pipelines.features import (
+    FeatureSpec,
+    FittedFeatures,
+    RaggedIds,
+    embedded_columns,
+    kinds,
+    labels,
+    raw_columns,
+)
 from mirrorspark.pages import drawn, figure_html, heading_html, panel_html, table_html
 from mirrorspark.pages.figures import dependence_chart, importance_chart
 from mirrorspark.storage import atomic_file
@@ -324,7 +332,7 @@ def _worst(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataF
     order = np.argsort(-of_rows["loss"].to_numpy(), kind="stable")[:_WORST_ROWS]
     # Columns that are not features stay out of a page that is shared.
     shown = [name for name in spec.columns if name in rows.column_names and name != spec.label.name]
-    table = raw_columns.as_contents(rows.take(pa.array(order)).select(shown)).to_pandas()
+    table = embedded_columns.as_contents(rows.take(pa.array(order)).select(shown)).to_pandas()
     for position, name in enumerate(("label", "prediction", "loss")):
         table.insert(len(spec.keys) + position, name, of_rows[name].to_numpy()[order], allow_duplicates=True)
     return table

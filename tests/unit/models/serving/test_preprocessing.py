@@ -16,6 +16,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirrorspark.data_pipelines.features.embedded_columns import embedded_column
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
@@ -36,7 +37,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     TokenNumber,
     Vector,
 )
-from mirrorspark.data_pipelines.features.raw_columns import embedded_column, raw_inputs
+from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.text_rules import single_spaced
 from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows

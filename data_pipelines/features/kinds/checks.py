@@ -8,7 +8,8 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import meant
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines.features.kinds import TargetEncoding, TokenFeature
+    from mirrorspark.data_pipelines.features.kinds.groups import TokenFeature
+    from mirrorspark.data_pipelines.features.kinds.numeric import TargetEncoding
 
 # One character would be a mark of a word's beginning or end, which every word has.
 LEAST_NGRAM = 2

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mirrorspark.data_pipelines.features.checks import FeatureSpecError, check_count, check_order, known_kind
+from mirrorspark.data_pipelines.features.kinds.checks import FeatureSpecError, check_count, check_order, known_kind
 
 LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "numeric", "ordinal"]
 
