@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from pyspark.errors import AnalysisException
@@ -14,7 +14,8 @@ from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.joined_files import SchemasError, as_one, with_folder_types
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.memory_tables import TableError
-from mirrorspark.data_pipelines.orc_tables import OrcError, orc_frames
+from mirrorspark.data_pipelines.orc_footers import OrcError
+from mirrorspark.data_pipelines.orc_tables import orc_frames, read_footers
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
@@ -98,6 +99,7 @@ def read_stored(
         )
     kind, files = of_one_kind(files, kind or ("csv" if separator else None), shown)
     names = [str(path) for path in paths]
+    footers = cache(lambda: read_footers([one.path for one in files]))
 
     def read(own: Sequence[listing.DataFile], folders: StructType) -> Mapping[StoragePath, DataFrame]:
         base = own[0].root
@@ -113,7 +115,7 @@ def read_stored(
         if kind == "json":
             return json_frames(spark, own, load)
         if kind == "orc":
-            return orc_frames(spark, [one.path for one in own], load)
+            return orc_frames(spark, [one.path for one in own], load, footers())
         return {own[0].path: load(kind, [one.path for one in own])}
 
     try:

@@ -470,34 +470,6 @@ def test_parquet_files_that_differ_are_one_table(
     assert [row.z for row in read_table(spark, tmp_path).orderBy("id").collect()] == expected
 
 
-def test_orc_files_that_differ_are_one_table(spark: "SparkSession", tmp_path: Path) -> None:
-    """Also without suffixes, as Hive writes them."""
-    for number, columns in enumerate(({"z": [1]}, {"z": [2.5], "more": ["x"]}, {"z": [3]})):
-        pyarrow.orc.write_table(pa.table({"id": [number], **columns}), tmp_path / f"00000{number}_0")
-    found = read_table(spark, tmp_path).orderBy("id").select("z", "more").collect()
-    assert [tuple(row) for row in found] == [(1.0, None), (2.5, "x"), (3.0, None)]
-
-
-def test_times_of_orc_without_a_zone_are_wall_clocks_in_every_zone(spark: "SparkSession", tmp_path: Path) -> None:
-    """#52: to Spark they are times of its JVM's zone. Its own files have moments in them."""
-    noon = datetime(2024, 1, 15, 12, 0, 0, 123456)
-    naive = pa.array([noon, datetime(2024, 11, 3, 1, 30), None], pa.timestamp("us"))
-    columns = {"naive": naive, "moment": naive.cast(pa.timestamp("us", "UTC")), "many": [[noon], [], None]}
-    pyarrow.orc.write_table(pa.table(columns), tmp_path / "t.orc")
-    zones = spark.sparkContext._jvm.java.util.TimeZone
-    own = zones.getDefault()
-    zones.setDefault(zones.getTimeZone("America/New_York"))
-    try:
-        read_table(spark, tmp_path / "t.orc").select("naive", "moment").write.orc(str(tmp_path / "spark"))
-        found = read_table(spark, tmp_path / "t.orc")
-        assert found.toArrow().to_pydict() == pa.table(columns).to_pydict()
-        assert dict(found.dtypes) == {"naive": "timestamp_ntz", "moment": "timestamp", "many": "array<timestamp_ntz>"}
-        again = read_table(spark, tmp_path / "spark").toArrow().to_pydict()
-        assert again == {name: pa.array(columns[name]).to_pylist() for name in ("naive", "moment")}
-    finally:
-        zones.setDefault(own)
-
-
 def test_parquet_files_whose_types_contradict_are_refused(spark: "SparkSession", tmp_path: Path) -> None:
     pq.write_table(pa.table({"z": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"z": ["x"]}), tmp_path / "b.parquet")
