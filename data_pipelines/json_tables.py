@@ -93,7 +93,7 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
                 f"correct them, or write JSON lines"
             )
         if not frame.columns:
-            raise JsonError(f"{paths[0]} has no rows; give the file or folder of a table")
+            raise JsonError(_without_columns(paths[0], has_rows=bool(frame.take(1))))
         if any(isinstance(field.dataType, StringType) for field in frame.schema):
             texts = load("text", paths, wholetext=not has_lines)
             # Most texts are passed over by the first, cheap condition.
@@ -221,6 +221,15 @@ def _of_lists(path: StoragePath) -> str:
     return f"{_of_columns(path)}; if it is one row of lists, give it the suffix .jsonl"
 
 
+def _without_columns(path: StoragePath, *, has_rows: bool) -> str:
+    if not has_rows:
+        return f"{path} has no rows; give the file or folder of a table"
+    return (
+        f"{path} has rows without columns: its objects are empty, as {{}} is; write the values of each row with their "
+        f"names, or leave the file out"
+    )
+
+
 def _too_large(path: StoragePath) -> str:
     return f"{path} has more than {_MOST_DOCUMENT_BYTES >> 20} MB in one document; write lines"
 
@@ -287,5 +296,5 @@ def _inferred(spark: SparkSession, rows: list[Any], path: StoragePath) -> Struct
     first = spark.range(1).select(F.schema_of_json(F.lit(json.dumps(rows)))).first()
     found = DataType.fromDDL(first[0]) if first else None
     if not isinstance(found, ArrayType) or not isinstance(found.elementType, StructType):
-        raise JsonError(f"{path} has no rows; give the file or folder of a table")
+        raise JsonError(_without_columns(path, has_rows=bool(rows)))
     return found.elementType

@@ -54,8 +54,8 @@ def in_arrow(table: Any, needed: Collection[str] = ()) -> pa.Table:
         needed: Columns that may not be left out.
 
     Raises:
-        TableError: It is not a table, its columns have no names that can be told apart, or no column can be held, or
-            not one that is needed.
+        TableError: It is not a table or has no columns, its columns have no names that can be told apart, or no column
+            can be held, or not one that is needed.
     """
     reasons: dict[str, str] = {}
     if isinstance(table, pa.Table):
@@ -70,6 +70,10 @@ def in_arrow(table: Any, needed: Collection[str] = ()) -> pa.Table:
             f"a {type(table).__name__} is not a table; give a Spark, pandas or Polars DataFrame, a PyArrow table, the "
             f"name of a table, or the path of Parquet, CSV or JSON files"
         )
+    if not reasons and not arrow.num_columns:
+        rows = len(table) if _library(table) == "pandas" else arrow.num_rows
+        found = f"{rows:,} rows without columns, as of JSON objects that are empty" if rows else "no columns"
+        raise TableError(f"the table has {found}; give one whose rows have values with names")
     orders = {field.name: _order(arrow, field) for field in arrow.schema if pa.types.is_dictionary(field.type)}
     if type(table).__module__.startswith("polars"):
         orders |= {name: _order_of_enum(kind) for name, kind in table.collect_schema().items() if _is_enum(kind)}

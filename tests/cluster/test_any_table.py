@@ -285,6 +285,12 @@ def _packed(codec: str, **columns: list[int]) -> bytes:
         ),
         ({"t.json": json.dumps({"a": [*range(20_000)]}).encode()}, "document of columns; write rows"),
         ({"t.json": b"[]"}, r"t\.json has no rows"),
+        (
+            {"t.jsonl": b"{}\n{}\n"},
+            r"t\.jsonl has rows without columns: its objects are empty.*; write the values of each row",
+        ),
+        ({"t.json": b'[{}, {"a": {}}]'}, r"t\.json has rows without columns"),
+        ({"a.jsonl": b"{}", "[b], c.json": b'[{"a": 1}]'}, r"a\.jsonl has rows without columns"),
         ({"t.jsonl": b'{"a":1,"A":2}\n'}, r"t\.jsonl has several columns or keys 'a', which may differ in case alone"),
         ({"t.csv": b"a,A\n1,2\n"}, r"t\.csv has several columns or keys 'a'"),
         ({"t.parquet": _packed("snappy", A=[2])}, r"t\.parquet has several columns or keys 'a'"),

@@ -137,6 +137,15 @@ def test_cell_of_another_type_than_its_column(say: Say, folder: Path) -> None:
     assert nothing_is_left(folder)
 
 
+def test_json_objects_without_names_and_values(say: Say, folder: Path) -> None:
+    """#52: such a file has rows."""
+    (folder / "data" / "people.csv").unlink()
+    (folder / "data" / "people.jsonl").write_text("{}\n{}\n", encoding="utf-8")
+    status, line = say()
+    assert (status, "people.jsonl has rows without columns: its objects are empty" in line) == (2, True), line
+    assert nothing_is_left(folder)
+
+
 def test_query_that_spark_cannot_run(say: Say, folder: Path) -> None:
     write_recipe(folder, RECIPE, "SELECT nonsense FROM people")
     status, line = say()

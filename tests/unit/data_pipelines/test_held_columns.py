@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.memory_tables import CATEGORIES, in_arrow
+from mirrorspark.data_pipelines.memory_tables import CATEGORIES, TableError, in_arrow
 
 X = [1.0, 2.0, 3.0, 4.0]
 NOT_HELD = {
@@ -98,3 +98,13 @@ def test_columns_of_polars_and_arrow_that_spark_cannot_hold_are_left_out() -> No
     )
     types = dict(zip(in_arrow(table).column_names, in_arrow(table).schema.types, strict=True))
     assert types == {"day": pa.date32(), "narrow": pa.decimal128(20, 0), "view": pa.string()}
+
+
+def test_rows_without_columns_are_no_table() -> None:
+    """#52: ``pandas.read_json`` makes them of objects that are empty."""
+    with pytest.raises(
+        TableError, match=r"the table has 2 rows without columns, as of JSON objects that are empty; give"
+    ):
+        in_arrow(pd.DataFrame([{}, {}]))
+    with pytest.raises(TableError, match=r"the table has no columns; give one whose rows have values with names"):
+        in_arrow(pa.table({}))
