@@ -9,6 +9,9 @@ import tf_keras
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.layers import ResumableDropout
 
+# The part of the longest history that a short one has at most.
+_NARROWER = 4
+
 
 class HistoryItems(Protocol):
     """The vectors of the items of histories."""
@@ -50,6 +53,7 @@ class CausalStates(tf_keras.layers.Layer):
             **kwargs: Arguments of a Keras layer.
         """
         super().__init__(**kwargs)
+        self.is_for_xla = False  # which has no parts of a batch
         self._items, self._dim, self._longest = items, items.output_dim, max_length
         self._dropout = ResumableDropout(dropout, seed, name="embedding_dropout") if dropout else None
         self._blocks = [
@@ -68,7 +72,22 @@ class CausalStates(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Return the states for int64 ``[batch, any]`` ids, padded with 0 on the right."""
+        """Return the states for int64 ``[batch, any]`` ids, padded with 0 on the right; those of padding are any."""
+        if not training or self.is_for_xla:
+            return self._states(ids, training)
+        # Padding takes as long as ids do, and most histories of a batch are far shorter than its longest one.
+        width = tf.shape(ids)[1]
+        narrow = width // _NARROWER
+        is_short = tf.math.count_nonzero(ids, axis=1, dtype=tf.int32) <= narrow
+        short, long = (tf.where(rows)[:, 0] for rows in (is_short, ~is_short))
+        of_short = self._states(tf.gather(ids, short)[:, :narrow], training)
+        of_short = tf.pad(of_short, [[0, 0], [0, width - narrow], [0, 0]])
+        states = tf.concat([of_short, self._states(tf.gather(ids, long), training)], axis=0)
+        shorts = tf.cumsum(tf.cast(is_short, tf.int32))
+        longs = shorts[-1] + tf.range(1, tf.shape(ids)[0] + 1) - shorts
+        return tf.gather(states, tf.where(is_short, shorts, longs) - 1)
+
+    def _states(self, ids: tf.Tensor, training: bool | None) -> tf.Tensor:
         ids = tf.pad(ids, [[0, 0], [1, 0]], constant_values=kinds.MISSING_ID)
         is_id = tf.not_equal(ids, kinds.MISSING_ID)
         embedded = tf.cast(self._items.of_history(ids, training), self.compute_dtype)
