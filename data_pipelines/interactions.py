@@ -23,7 +23,7 @@ LEAST_HELD_OUT = 4
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
 # Names that no table of users has.
-_TIME, _POSITION, _COUNT, _PLACE = "__time", "__position", "__count", "__place"
+_TIME, _POSITION, _COUNT, _PLACE, _LATER = "__time", "__position", "__count", "__place", "__later"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class InteractionColumns:
         return (self.user, self.item, *((self.rating,) if self.rating else ()))
 
 
-def interaction_rows(df: DataFrame, columns: InteractionColumns) -> DataFrame:
+def interaction_rows(df: DataFrame, columns: InteractionColumns, *, in_windows: bool = False) -> DataFrame:
     """Return a row per user and item, with what the user had met before; see the end for lists of items.
 
     Of several interactions of a user with an item the first counts. Added are :data:`INTERACTION_KEY`, the last
@@ -56,6 +56,9 @@ def interaction_rows(df: DataFrame, columns: InteractionColumns) -> DataFrame:
 
     Where the items are lists in a table with splits, the rows have lists, too: all items of a user in validation or in
     test are one row, with what the user had met before the first of them, and rows for training have one item.
+
+    ``in_windows`` is for models that learn every item of a history: the training rows of a user are the fewest whose
+    items and histories have each of its training items once. Their histories have training items alone.
     """
     first = _first_of_pairs(df, columns)
     user = Window.partitionBy(quoted(columns.user))
@@ -71,12 +74,26 @@ def interaction_rows(df: DataFrame, columns: InteractionColumns) -> DataFrame:
     )
     split = quoted(SPLIT_COLUMN) if SPLIT_COLUMN in df.columns else _last_are_held_out()
     counted = counted.withColumn(SPLIT_COLUMN, split)
+    if in_windows:
+        counted = _in_windows(counted, columns)
     seen = F.when(quoted(SPLIT_COLUMN) == _TRAIN, F.slice(SEEN, 1, 0)).otherwise(quoted(SEEN))
     key = F.concat_ws("-", quoted(columns.user).cast("string"), F.col(_POSITION))
     rows = counted.withColumns({SEEN: seen, INTERACTION_KEY: key})
     if has_lists(df, columns) and SPLIT_COLUMN in df.columns:
         rows = _one_row_of_held_out_items(rows, columns)
     return rows.select(INTERACTION_KEY, *map(quoted, columns.kept), HISTORY, SEEN, SPLIT_COLUMN)
+
+
+def _in_windows(rows: DataFrame, columns: InteractionColumns) -> DataFrame:
+    """Return the rows without training rows whose item is in the history of a later one."""
+    is_train = quoted(SPLIT_COLUMN) == _TRAIN
+    user = Window.partitionBy(quoted(columns.user), is_train)
+    before = user.orderBy(_POSITION).rowsBetween(-HISTORY_ITEMS, -1)
+    after = user.orderBy(F.desc(_POSITION))
+    history = F.when(is_train, F.collect_list(quoted(columns.item)).over(before)).otherwise(quoted(HISTORY))
+    later = F.row_number().over(after) - 1
+    windowed = rows.withColumns({HISTORY: history, _LATER: later})
+    return windowed.where(~is_train | (F.col(_LATER) % (HISTORY_ITEMS + 1) == 0)).drop(_LATER)
 
 
 def has_lists(df: DataFrame, columns: InteractionColumns) -> bool:

@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.interactions import InteractionColumns, interaction_rows, user_histories
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.configuration import ConfigError
-from mirrorspark.training.entry_points.fit_items import recommender_input
+from mirrorspark.training.entry_points.fit_items import has_interactions, recommender_input
 from mirrorspark.training.entry_points.fit_table import default_config
 
 if TYPE_CHECKING:
@@ -74,6 +74,22 @@ def test_interactions_become_rows_with_their_history_and_split(spark: "SparkSess
     assert (user.recent_items, len(user.seen_items)) == (list(range(10, 60)), 60)
     given = table.selectExpr("*", "'train' AS split")
     assert {row.split for row in interaction_rows(given, COLUMNS).collect()} == {"train"}
+
+
+def test_windows_have_each_training_item_once_and_nothing_that_is_held_back(spark: "SparkSession") -> None:
+    """#55."""
+    table = spark.range(120).selectExpr("1 AS userId", "int(id) AS film", "id AS at")
+    rows = {row.interaction: row for row in interaction_rows(table, COLUMNS, in_windows=True).collect()}
+    assert sorted(rows, key=lambda key: int(key[2:])) == ["1-16", "1-67", "1-118", "1-119", "1-120"]
+    train = [film for row in rows.values() if row.split == "train" for film in (*row.recent_items, row.film)]
+    assert sorted(train) == list(range(118))
+    assert rows["1-119"].recent_items == list(range(68, 118))
+    # With splits of its own, too: what is tested between two training items is in no history of a training row.
+    split = table.selectExpr("*", "if(film % 3 = 1, 'test', 'train') AS split")
+    rows = {row.film: row for row in interaction_rows(split, COLUMNS, in_windows=True).collect()}
+    assert sorted(film for film in rows if film % 3 != 1) == [42, 119]
+    assert not [film for film in (42, 119) for before in rows[film].recent_items if before % 3 == 1]
+    assert rows[118].recent_items == list(range(68, 118))
 
 
 def test_lists_of_items_become_a_row_for_each_or_one_row_of_all_that_is_held_out(spark: "SparkSession") -> None:
@@ -178,7 +194,14 @@ def test_columns_and_settings_are_inferred(spark: "SparkSession") -> None:
     )
     baseline = ["popularity", knn, "item_knn", *ease, "ease", slit, longer_slit, bspm, "bspm"]
     assert (config.baseline, config.epochs, config.patience) == (baseline, 2, 3)
-    assert (config.model["name"], config.register) == ("two_tower", "better")
+    assert (config.model["name"], config.register, config.monitor) == ("two_tower", "better", "val_recall_at_20")
+    ordered = recommender_input(
+        *(table, "film", films()), user=None, time=None, exclude=(), spark=spark, learns_histories=True
+    )
+    assert ordered.spec.label.history_items
+    config = default_config(ordered.spec, rows=1000, slots=2, name="films", top_k=10)
+    assert (config.model["name"], config.model["every_position"], config.epochs) == ("sasrec", True, 40)
+    assert (config.monitor, config.register, config.patience) == ("val_recall_at_10", "better", 5)
     # SLIT, then EASE^R, and then BSPM, would take too long or too much memory.
     sizes = (15_000, 30_000, 60_000)
     many = [default_config(found.spec, rows=1000, slots=2, name="films", candidates=size) for size in sizes]
@@ -189,9 +212,44 @@ def test_columns_and_settings_are_inferred(spark: "SparkSession") -> None:
     rated = recommender_input(
         *(table, {"name": "film", "rating": "stars"}, films()), user=None, time=None, exclude=(), spark=spark
     )
-    assert default_config(rated.spec, rows=1000, slots=2, name="films").register == "model"
+    of_ratings = default_config(rated.spec, rows=1000, slots=2, name="films")
+    assert (of_ratings.register, of_ratings.monitor) == ("model", "val_loss")
     with pytest.raises(ConfigError, match=r"register better chooses among recommenders that score from a row's his"):
         default_config(rated.spec, rows=1000, slots=2, name="films", register="better").require_features(rated.spec)
+
+
+def test_interactions_alone_are_the_table_of_a_recommender(spark: "SparkSession") -> None:
+    """#55: nothing but the ids of items is known, and a rating is a feature of no row."""
+    label = {"name": "film", "kind": "candidate"}
+    assert has_interactions(ratings(), label)
+    assert has_interactions(spark.createDataFrame(lists_of_films()), label)
+    for table, other in (
+        (ratings(), "film"),
+        (ratings(), {"name": "film", "kind": "multi_class"}),
+        (ratings().rename(columns={"userId": "who"}), label),
+        (ratings().assign(user_id=1), label),
+        (ratings().assign(recent_items=[[1]] * len(ratings())), label),
+    ):
+        assert not has_interactions(table, other)
+    found = recommender_input(ratings(), label, None, user=None, time=None, exclude=("at",), spark=spark)
+    assert found.columns == InteractionColumns("userId", "film", None)
+    assert found.in_words() == "users 'userId', items 'film', in no order"
+    assert found.items is None
+    assert [feature.name for feature in found.spec.features] == ["film", "userId", "recent_items"]
+    config = default_config(found.spec, rows=1000, slots=2, name="films")
+    assert (config.model["embedding_dim"], config.epochs, config.register) == (32, 20, "better")
+    with pytest.raises(FeatureSpecError, match=r"exclude names \['year'\], which the table does not have"):
+        recommender_input(ratings(), label, None, user=None, time=None, exclude=("year",), spark=spark)
+
+
+@pytest.mark.full
+def test_one_call_makes_a_recommender_of_interactions_alone(spark: "SparkSession", tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"output": str(tmp_path), "workers": 1, "baseline": "ease", "epochs": 2, "top_k": 10}
+    result = ms.fit(ratings(), label="film", user="userId", time="at", spark=spark, **settings)
+    assert isinstance(result, ms.RecommenderResult)
+    assert "ease" in str(result.trained.chosen)
+    met = ratings().groupby("userId")["film"].agg(set)
+    assert all(not met[row.userId] & set(row.candidates) for row in result.recommend(k=8).itertuples())
 
 
 @pytest.mark.full

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
         default_epochs,
         default_register,
         default_workers,
-        defaults_of_items,
         defaults_of_label,
         defaults_of_presets,
+        defaults_of_recommender,
         few_updates,
     )
     from mirrorspark.training.configuration.fields import (
@@ -101,9 +101,9 @@ __all__ = [
     "default_register",
     "default_strategy",
     "default_workers",
-    "defaults_of_items",
     "defaults_of_label",
     "defaults_of_presets",
+    "defaults_of_recommender",
     "few_updates",
     "is_name",
     "parse",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.models import classical
 from mirrorspark.storage import meant
-from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.configuration.fields import ConfigError, ResultSettings
 from mirrorspark.training.configuration.tasks import (
     DEFAULT_BOOSTING,
     LINEAR_BASELINES,
@@ -53,7 +53,7 @@ _SEVERAL_BOOSTINGS: Sequence[str | Mapping[str, Any]] = (
 # Members of the network of `best`.
 _MOST_MEMBERS = 32
 
-# Of a recommender with features of its items, as in the recipe movielens_items.
+# Of a recommender: of items with features, as in the recipe movielens_items, and of histories that have an order.
 _TOWERS: Mapping[str, Any] = {
     "name": "two_tower",
     "embedding_dim": 32,
@@ -61,11 +61,15 @@ _TOWERS: Mapping[str, Any] = {
     "dropout": 0.2,
     "id_dropout": 0.1,
 }
-_OF_ITEMS: Mapping[str, Any] = {
-    "epochs": 20,
-    "learning_rate": 0.003,
-    "patience": 3,
+_SEQUENCES: Mapping[str, Any] = {
+    "name": "sasrec",
+    "blocks": 1,
+    "dropout": 0.4,
+    "reads_user": False,
+    "every_position": True,
 }
+_OF_TOWERS: Mapping[str, Any] = {"epochs": 20, "learning_rate": 0.003, "patience": 3}
+_OF_SEQUENCES: Mapping[str, Any] = {**_OF_TOWERS, "epochs": 40, "patience": 5}
 
 # SLIT inverts a dense matrix for each length of the history, which takes 10 seconds for this number of items.
 _MOST_STEPPED_ITEMS = 10_000
@@ -117,11 +121,18 @@ def defaults_of_label(kind: str, given: Mapping[str, Any], spec: FeatureSpec | N
     return {"model": default_model(kind, spec, model), **silent}
 
 
-def defaults_of_items(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a recommender with features of its items, as far as ``given`` is silent about them."""
-    silent = {name: value for name, value in _OF_ITEMS.items() if given.get(name) is None}
-    model = given.get("model") or {}
-    return silent if "name" in model else {**silent, "model": {**_TOWERS, **model}}
+def defaults_of_recommender(spec: FeatureSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recommender of histories, or of items with features, where ``given`` is silent.
+
+    Rows that stand for all positions of their history are for the model of sequences. The default model of histories is
+    that of the epoch with the best lists: its loss rises many epochs before they get worse.
+    """
+    is_of_sequences, model = spec.label.history_items, given.get("model") or {}
+    settings = dict(_OF_SEQUENCES if is_of_sequences else _OF_TOWERS)
+    if "name" not in model and spec.histories and spec.label.rating is None:
+        settings["monitor"] = f"val_recall@{given.get('top_k') or ResultSettings.top_k}"
+    silent = {name: value for name, value in settings.items() if given.get(name) is None}
+    return silent if "name" in model else {**silent, "model": {**(_SEQUENCES if is_of_sequences else _TOWERS), **model}}
 
 
 def default_epochs(kind: str, given: Mapping[str, Any]) -> dict[str, int]:

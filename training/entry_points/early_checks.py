@@ -95,16 +95,13 @@ def check_items(table: Any, label: Any, items: Any, user: Any, keys: Any, spec: 
         ConfigError: Arguments exclude each other.
         FeatureSpecError: The label is of another kind, or the items do not fit.
     """
-    if items is None:
-        if user is not None:
-            raise ConfigError("user goes with items; give the table of items, too, or name the user in a spec")
-    elif spec is not None:
+    if spec is not None:
         if user is not None:
             raise ConfigError("user is part of the spec; leave one of them out")
-    else:
+    elif items is not None or user is not None:
         fit_items.check_items(table, items, label)
         if keys is not None:
-            raise ConfigError("keys go with no items: a row of interactions is identified by its user and item")
+            raise ConfigError("keys go with neither items nor user: user and item identify a row of interactions")
 
 
 def _possible_kinds(label: Any, spec: FeatureSpec | str | Path | None) -> Iterable[str]:

@@ -1,8 +1,8 @@
-"""The inputs of a recommender for ``fit``: a table of interactions and one of items become rows and their spec."""
+"""The inputs of a recommender for ``fit``: interactions, with or without a table of items, become rows and a spec."""
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class RecommenderInput:
     Attributes:
         given: The table of interactions, in Spark.
         rows: A row per user and item with the history, and with its split; see :func:`interactions.interaction_rows`.
-        items: The table of items.
+        items: The table of items, if there is one.
         source: JSON values that determine the rows.
         form: The table as it was given, without rows if it was in memory.
     """
@@ -48,7 +48,7 @@ class RecommenderInput:
     columns: interactions.InteractionColumns
     rows: DataFrame
     spec: FeatureSpec
-    items: DataFrame
+    items: DataFrame | None
     source: Mapping[str, Any]
     form: Any
 
@@ -58,24 +58,45 @@ class RecommenderInput:
         order = f"in the order of '{of.time}'" if of.time else "in no order"
         if interactions.has_lists(self.given, of):
             order = f"{order} and of their lists" if of.time else "in the order of their lists"
-        features = len(items.query_features) if items else 0
-        words = f"{features} feature{'' if features == 1 else 's'}"
-        return f"users '{of.user}', items '{of.item}' with {words}, {order}"
+        words = f"users '{of.user}', items '{of.item}'"
+        if items is None:
+            return f"{words}, {order}"
+        features = len(items.query_features)
+        return f"{words} with {features} feature{'' if features == 1 else 's'}, {order}"
 
 
 def check_items(table: Any, items: Any, label: Label) -> None:
-    """Check the columns of tables in memory, which needs no session.
+    """Check the columns of tables in memory, which needs no session; ``items`` may be None.
 
     Raises:
         FeatureSpecError: The label is not a candidate, or not the key of the items.
     """
     if not isinstance(label, str) and label.get("kind", "candidate") != "candidate":
+        given = "items go" if items is not None else "user goes"
         raise kinds.FeatureSpecError(
-            f"items go with a label of kind candidate, not {label['kind']}; leave items out, or the kind"
+            f"{given} with a label of kind candidate, not {label['kind']}; leave {given.split()[0]} out, or the kind"
         )
     for given, what in ((items, "items"), (table, "the table")):
         if table_forms.is_table(given):
             _require_key(table_forms.column_names(given), _item_of(label), what)
+
+
+def has_interactions(table: Any, label: Label) -> bool:
+    """Return whether a table, in memory or of Spark, has the interactions of users with the items of ``label``.
+
+    It has if the label is said to be of kind candidate, one column is named like a user, and no other column has lists,
+    which may be histories already.
+    """
+    if isinstance(label, str) or label.get("kind") != "candidate":
+        return False
+    if memory_tables.is_in_memory(table):
+        schema = memory_tables.in_arrow(table).schema
+        lists = [field.name for field in schema if raw_columns.is_list(field.type)]
+    else:
+        schema = table.schema
+        lists = [field.name for field in schema if isinstance(field.dataType, ArrayType)]
+    item = _item_of(label)
+    return set(lists) <= {item} and len(_users(name for name in schema.names if name != item)) == 1
 
 
 def recommender_input(
@@ -87,17 +108,20 @@ def recommender_input(
     time: str | None,
     exclude: Sequence[str],
     spark: SparkSession,
+    learns_histories: bool = False,
 ) -> RecommenderInput:
     """Infer the columns and the features of interactions and items.
 
     Args:
         table: The interactions, a row per user and item, or with lists of items.
         label: The column of the item, or its name and rating.
-        items: The items, a row each; its key has the name of the label.
+        items: The items, a row each; its key has the name of the label. None if nothing but their ids is known.
         user: The column of the user; by default the one that is named like it.
         time: The column that orders the interactions; by default the one that is named like it or has times.
-        exclude: Columns of the items that are not features.
+        exclude: Columns of the items that are not features; without items, columns of the table that are not read.
         spark: The session.
+        learns_histories: Whether the model learns every item of a history: where interactions have an order and no
+            rating, rows for training are then as few as have each item once.
 
     Raises:
         FeatureSpecError: A column is missing or cannot be inferred, keys differ in type or have none in common.
@@ -105,34 +129,49 @@ def recommender_input(
     """
     in_memory = memory_tables.in_arrow(table) if memory_tables.is_in_memory(table) else None
     df = any_table.read_table(spark, table if in_memory is None else in_memory)
-    catalogue = memory_tables.in_arrow(items) if memory_tables.is_in_memory(items) else None
-    item_table = any_table.read_table(spark, items if catalogue is None else catalogue)
-    catalogue = collected(item_table) if catalogue is None else catalogue
+    if items is None:
+        _require_columns(exclude, df.columns, "the table does not have; it has")
+        df = df.drop(*exclude)
     columns = _columns(df, label, user, time)
-    item = columns.item
-    _require_key(item_table.columns, item, "items")
-    _require_same_type(interactions.item_type(df, item), item_table.schema[item].dataType, item)
-    if unknown := [name for name in exclude if name not in item_table.columns]:
-        raise kinds.FeatureSpecError(
-            f"exclude names {unknown}, which items do not have; they have {item_table.columns}"
-        )
-    of_items = infer_items(catalogue, item, exclude)
-    _require_overlap(_met(df, item, in_memory), item_rows.item_keys(of_items, catalogue))
+    item_table, of_items = (None, None) if items is None else _items(df, columns.item, items, exclude, in_memory)
     kept = [*columns.kept, *([columns.time] if columns.time else ())]
     kept += [SPLIT_COLUMN] if SPLIT_COLUMN in df.columns else []
     others = [name for name in df.columns if name not in kept]
     if others:
         _LOGGER.info("columns %s are not features: they may be known only after the user has chosen the item", others)
     rows = df.select(*map(quoted, kept))
+    is_ordered = columns.time is not None or interactions.has_lists(df, columns)
+    in_windows = learns_histories and is_ordered and columns.rating is None
+    source = {"interactions": content_hash(rows), "columns": vars(columns), "history": interactions.HISTORY_ITEMS}
     return RecommenderInput(
         given=df,
         columns=columns,
-        rows=interactions.interaction_rows(df, columns),
-        spec=_spec(columns, of_items),
+        rows=interactions.interaction_rows(df, columns, in_windows=in_windows),
+        spec=_spec(columns, of_items, in_windows),
         items=item_table,
         form=table_forms.selected(table, []) if table_forms.is_table(table) else None,
-        source={"interactions": content_hash(rows), "columns": vars(columns), "history": interactions.HISTORY_ITEMS},
+        source=source | {"in_windows": in_windows},
     )
+
+
+def _items(
+    df: DataFrame, item: str, items: Any, exclude: Sequence[str], in_memory: pa.Table | None
+) -> tuple[DataFrame, FeatureSpec]:
+    """Return the table of items, and the features that are inferred from it."""
+    catalogue = memory_tables.in_arrow(items) if memory_tables.is_in_memory(items) else None
+    item_table = any_table.read_table(df.sparkSession, items if catalogue is None else catalogue)
+    catalogue = collected(item_table) if catalogue is None else catalogue
+    _require_key(item_table.columns, item, "items")
+    _require_same_type(interactions.item_type(df, item), item_table.schema[item].dataType, item)
+    _require_columns(exclude, item_table.columns, "items do not have; they have")
+    of_items = infer_items(catalogue, item, exclude)
+    _require_overlap(_met(df, item, in_memory), item_rows.item_keys(of_items, catalogue))
+    return item_table, of_items
+
+
+def _require_columns(exclude: Sequence[str], names: Sequence[str], who: str) -> None:
+    if unknown := [name for name in exclude if name not in names]:
+        raise kinds.FeatureSpecError(f"exclude names {unknown}, which {who} {list(names)}")
 
 
 def _item_of(label: Label) -> str:
@@ -154,9 +193,7 @@ def _columns(df: DataFrame, label: Label, user: str | None, time: str | None) ->
                 f"{argument}: the table has no column '{name}', only {df.columns}{raw_columns.meant(name, df.columns)}"
             )
     others = [name for name in df.columns if name not in (item, rating, SPLIT_COLUMN)]
-    users = (
-        [user] if user else [name for name in others if USER_NAME.fullmatch(name) or USER_NAME.fullmatch(_snake(name))]
-    )
+    users = [user] if user else _users(others)
     if len(users) != 1:
         found = f"the columns {users} could be" if users else f"no column of {others} is named like"
         raise kinds.FeatureSpecError(f"{found} the user of an interaction, such as user_id; give it: user=…")
@@ -183,6 +220,11 @@ def _columns(df: DataFrame, label: Label, user: str | None, time: str | None) ->
     if taken := [name for name in (users[0], item, rating) if name in interactions.DERIVED]:
         raise kinds.FeatureSpecError(f"the columns {taken} have names that fit adds; rename them")
     return interactions.InteractionColumns(users[0], item, times[0] if times else None, rating)
+
+
+def _users(names: Iterable[str]) -> list[str]:
+    """Return the names of columns that are named like a user."""
+    return [name for name in names if USER_NAME.fullmatch(name) or USER_NAME.fullmatch(_snake(name))]
 
 
 def _snake(name: str) -> str:
@@ -236,12 +278,12 @@ def _require_overlap(met: pa.Array, keys: pa.StringArray) -> None:
         )
 
 
-def _spec(columns: interactions.InteractionColumns, of_items: FeatureSpec) -> FeatureSpec:
+def _spec(columns: interactions.InteractionColumns, of_items: FeatureSpec | None, history_items: bool) -> FeatureSpec:
     item, length = columns.item, interactions.HISTORY_ITEMS
     history = kinds.MultiValued(interactions.HISTORY, max_length=length, truncate="head", vocabulary_of=item)
     return FeatureSpec(
         features=(kinds.Categorical(item), kinds.Categorical(columns.user), history),
-        label=kinds.Label(item, "candidate", rating=columns.rating),
+        label=kinds.Label(item, "candidate", rating=columns.rating, history_items=history_items),
         keys=(interactions.INTERACTION_KEY,),
         exclude=interactions.SEEN,
         items=of_items,

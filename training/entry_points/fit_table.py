@@ -26,7 +26,7 @@ from mirrorspark.data_pipelines.features import (
 )
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
 from mirrorspark.data_pipelines.sources import MemorySource, why_not_here
-from mirrorspark.models import classical, own_model
+from mirrorspark.models import catalog, classical, own_model
 from mirrorspark.spark_session import SessionAhead, local_slots, on_running_session
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
@@ -45,13 +45,12 @@ from mirrorspark.training.configuration import (
     default_epochs,
     default_register,
     default_workers,
-    defaults_of_items,
     defaults_of_label,
     defaults_of_presets,
+    defaults_of_recommender,
     is_name,
 )
-from mirrorspark.training.entry_points import early_checks
-from mirrorspark.training.entry_points.fit_items import RecommenderInput, recommender_input
+from mirrorspark.training.entry_points import early_checks, fit_items
 
 if TYPE_CHECKING:
     from mirrorspark.training.results import FitResult
@@ -115,8 +114,9 @@ def fit(
             then its own.
         items: A table of the items that users chose, in any form of ``table``, for a recommender: ``table`` then has a
             row per user and item, or lists of items, and ``label`` is the item's column in both
-            (:mod:`training.entry_points.fit_items`).
-        user: The column of the users, with ``items``; by default the one that is named like it, such as ``user_id``.
+            (:mod:`training.entry_points.fit_items`). Without it a ``label`` of kind candidate makes a recommender, too,
+            if a column is named like a user.
+        user: The column of the users of a recommender; by default the one that is named like it, such as ``user_id``.
         accept_data_errors: Train even where validation finds errors in the data.
         null_labels: ``"refuse"`` rows without a label, or ``"drop"`` them and say how many.
         presets: ``"fast"``; ``"good"`` fits gradient boosting with four settings, for the choice and the blend; and
@@ -199,8 +199,8 @@ def fit(
     with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
         # A model of one's own has its inputs for the columns themselves.
         has_encodings = spec is None and not callable(model)
-        asked = _Columns(label, keys, time, exclude)
-        rows, spec, item_table, of_users = _inputs(table, asked, spec, items, user, session)
+        asked = _Columns(label, keys, time, exclude, user)
+        rows, spec, item_table, of_users = _inputs(table, asked, spec, items, session, model)
         if null_labels == "drop":
             rows = without_null_labels(rows, spec.label)
         check_columns(rows, spec)
@@ -344,8 +344,8 @@ def default_config(
     asked = {**settings, "baseline": chosen["baseline"]}
     chosen.setdefault("register", default_register(spec.label.kind, asked, has_recommenders=has_recommenders))
     chosen |= default_epochs(spec.label.kind, settings)
-    if spec.items is not None:
-        chosen |= defaults_of_items(settings)
+    if spec.items is not None or (spec.label.kind == "candidate" and spec.histories):
+        chosen |= defaults_of_recommender(spec, settings)
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen, spec)).fitted_to(rows)
 
 
@@ -385,6 +385,7 @@ class _Columns:
     keys: Sequence[str]
     time: str | None
     exclude: Sequence[str]
+    user: str | None
 
 
 def _inputs(
@@ -392,17 +393,39 @@ def _inputs(
     asked: _Columns,
     spec: FeatureSpec | None,
     items: Any,
-    user: str | None,
     session: SessionAhead,
-) -> tuple[DataFrame | MemorySource, FeatureSpec, DataFrame | None, RecommenderInput | None]:
+    model: Any,
+) -> tuple[DataFrame | MemorySource, FeatureSpec, DataFrame | None, fit_items.RecommenderInput | None]:
     """Return rows, spec, and the table of items with what was inferred for a recommender."""
-    if items is None or spec is not None:
+    if not memory_tables.is_in_memory(table):
+        table = any_table.read_table(session.get(), table)
+    is_recommender = spec is None and (items is not None or asked.user is not None)
+    # A model of one's own, and rows with keys, may have other inputs than the history of a user.
+    if spec is None and not (is_recommender or callable(model) or asked.keys):
+        is_recommender = fit_items.has_interactions(table, asked.label)
+    if not is_recommender:
         of_items = None if items is None else any_table.read_table(session.get(), items)
         return *_rows_and_spec(table, asked, spec, session), of_items, None
-    found = recommender_input(
-        *(table, asked.label, items), user=user, time=asked.time, exclude=asked.exclude, spark=session.get()
+    found = fit_items.recommender_input(
+        *(table, asked.label, items),
+        user=asked.user,
+        time=asked.time,
+        exclude=asked.exclude,
+        spark=session.get(),
+        learns_histories=_learns_histories(model),
     )
     return found.rows, found.spec, found.items, found
+
+
+def _learns_histories(model: Any) -> bool:
+    """Return whether a model, as it was given to ``fit``, learns all items of a history; the default one does."""
+    settings = {"name": model} if isinstance(model, str) else model
+    if not isinstance(settings, Mapping):
+        return settings is None
+    if "name" not in settings:
+        return True
+    options = {name: value for name, value in settings.items() if name != "name"}
+    return catalog.learns_histories(settings["name"], options)
 
 
 def _rows_and_spec(

@@ -63,8 +63,12 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"zzz": 3}, ConfigError, r"settings \['zzz'\] are unknown; use fields of TrainingConfig"),
         ({"label": ["late"]}, FeatureSpecError, r"label must be a column's name, .*, not \['late'\]"),
         ({"label": {"kind": "binary"}}, FeatureSpecError, "label must be a column's name"),
-        ({"user": "town"}, ConfigError, "user goes with items; give the table of items"),
-        ({"items": TABLE, "keys": "town"}, ConfigError, "keys go with no items"),
+        (
+            {"user": "town", "label": {"name": "late", "kind": "binary"}},
+            FeatureSpecError,
+            "user goes with a label of kind",
+        ),
+        ({"items": TABLE, "keys": "town"}, ConfigError, "keys go with neither items nor user"),
         (
             {"items": TABLE, "label": {"name": "late", "kind": "binary"}},
             FeatureSpecError,

@@ -112,13 +112,13 @@ VOCABULARIES = {
 }
 
 
-def dataset(*, history: bool) -> Any:
+def dataset(*, history: bool, history_items: bool = False) -> Any:
     """Return rows of the users u and v, of an unknown one, and test rows; ids 2 to 5 are the movies a to d."""
     columns = [name for name in FEATURES if history or name != "recent"]
     spec = FeatureSpec.from_dict(
         {
             "features": {name: FEATURES[name] for name in columns},
-            "label": {"name": "movie", "kind": "candidate"},
+            "label": {"name": "movie", "kind": "candidate", "history_items": history_items},
             "keys": "row",
             "exclude": "seen",
         }
@@ -173,6 +173,16 @@ def test_the_steps_of_training_rows_are_their_histories_and_their_candidates() -
     none, a, b, c, d = [0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]
     assert past == [none, a, b, b, a, d]
     assert following == [a, b, a, none, c, a]
+    # Where histories are training rows, too, their items follow those before them; no step leads to an unknown item.
+    given = dataset(history=True, history_items=True)
+    past, following = (part.toarray().tolist() for part in Interactions(given).steps(1))
+    assert list(zip(past, following, strict=True)) == [
+        *((none, a), (none, a), (a, b)),
+        *((none, b), (b, a), (none, a), (a, b), (none, a), (a, c), (none, d), (d, a)),
+    ]
+    past, _ = (part.toarray().tolist() for part in Interactions(given).steps())
+    assert past[4:6] == [b, none]
+    assert past[-1] == d
 
 
 @pytest.mark.parametrize("name", ["item_knn", "ease"])

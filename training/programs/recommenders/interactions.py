@@ -106,14 +106,37 @@ class Interactions:
         return _matrix(row * self.items + ids[row, place] - kinds.FIRST_VOCABULARY_ID, block.rows, self.items)
 
     def steps(self, last_items: int = 0) -> tuple[Any, Any]:
-        """Return the histories of the training rows and their candidates, each sparse float32 ``[rows, items]``."""
+        """Return the pasts of training items and the items that follow, each sparse float32 ``[steps, items]``.
+
+        A step is a training row with its history, and each item of the history with those before it if they count as
+        training rows, too.
+        """
         past, following = [], []
         for block in self.dataset.blocks("train"):
-            past.append(self.histories(block, last_items))
-            item = np.asarray(block.features[self.dataset.spec.candidate.name]) - kinds.FIRST_VOCABULARY_ID
-            row = np.flatnonzero(item >= 0)
-            following.append(_matrix(row * self.items + item[row], block.rows, self.items))
+            item = np.asarray(block.features[self.dataset.spec.candidate.name])
+            if self.history is not None and self.dataset.features.spec.label.history_items:
+                before, after = self._steps_of_histories(np.asarray(block.features[self.history]), item, last_items)
+            else:
+                row = np.flatnonzero(item >= kinds.FIRST_VOCABULARY_ID)
+                after = _matrix(row * self.items + item[row] - kinds.FIRST_VOCABULARY_ID, block.rows, self.items)
+                before = self.histories(block, last_items)
+            past.append(before)
+            following.append(after)
         return vstack(past, format="csr"), vstack(following, format="csr")
+
+    def _steps_of_histories(self, history: Ids, item: Ids, last_items: int) -> tuple[Any, Any]:
+        """Return the steps of all positions of histories ``[rows, width]``, and of the items ``[rows]`` after them."""
+        sequences = np.concatenate([history, np.zeros((len(item), 1), history.dtype)], axis=1)
+        sequences[np.arange(len(item)), np.count_nonzero(history, axis=1)] = item
+        row, place = np.nonzero(sequences >= kinds.FIRST_VOCABULARY_ID)
+        step = np.arange(len(row))
+        after = _matrix(step * self.items + sequences[row, place] - kinds.FIRST_VOCABULARY_ID, len(step), self.items)
+        pairs = []
+        for back in range(1, min(last_items or history.shape[1], history.shape[1]) + 1):
+            ids = sequences[row, np.maximum(place - back, 0)]
+            is_known = (place >= back) & (ids >= kinds.FIRST_VOCABULARY_ID)
+            pairs.append(step[is_known] * self.items + ids[is_known] - kinds.FIRST_VOCABULARY_ID)
+        return _matrix(np.concatenate([np.empty(0, np.int64), *pairs]), len(step), self.items), after
 
     @property
     def _known_users(self) -> int:
