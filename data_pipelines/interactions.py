@@ -57,43 +57,35 @@ def interaction_rows(df: DataFrame, columns: InteractionColumns, *, in_windows: 
     Where the items are lists in a table with splits, the rows have lists, too: all items of a user in validation or in
     test are one row, with what the user had met before the first of them, and rows for training have one item.
 
-    ``in_windows`` is for models that learn every item of a history: the training rows of a user are the fewest whose
-    items and histories have each of its training items once. Their histories have training items alone.
+    The histories of training rows have training items alone, so that nothing held back is learnt from, whatever the
+    splits are. With ``in_windows``, for models that learn every item of a history, the training items of a user are
+    divided into windows of 51, the newest first: a training row each, whose item is the last one of the window.
     """
     first = _first_of_pairs(df, columns)
-    user = Window.partitionBy(quoted(columns.user))
-    ordered = user.orderBy(_TIME, quoted(columns.item))
-    item = quoted(columns.item)
-    counted = first.withColumns(
+    item, user = quoted(columns.item), Window.partitionBy(quoted(columns.user))
+    by_time = user.orderBy(_TIME, quoted(columns.item))
+    counted = first.withColumns({_POSITION: F.row_number().over(by_time), _COUNT: F.count(F.lit(1)).over(user)})
+    if SPLIT_COLUMN not in df.columns:
+        counted = counted.withColumn(SPLIT_COLUMN, _last_are_held_out())
+    is_train = quoted(SPLIT_COLUMN) == _TRAIN
+    of_user, of_training = user.orderBy(_POSITION), Window.partitionBy(quoted(columns.user), is_train)
+    last, all_before = (-HISTORY_ITEMS, -1), (Window.unboundedPreceding, -1)
+    of_known = F.collect_list(item).over(of_training.orderBy(_POSITION).rowsBetween(*last))
+    counted = counted.withColumns(
         {
-            _POSITION: F.row_number().over(ordered),
-            HISTORY: F.collect_list(item).over(ordered.rowsBetween(-HISTORY_ITEMS, -1)),
-            SEEN: F.collect_list(item).over(ordered.rowsBetween(Window.unboundedPreceding, -1)),
-            _COUNT: F.count(F.lit(1)).over(user),
+            HISTORY: F.when(is_train, of_known).otherwise(F.collect_list(item).over(of_user.rowsBetween(*last))),
+            SEEN: F.collect_list(item).over(of_user.rowsBetween(*all_before)),
+            _LATER: F.row_number().over(of_training.orderBy(F.desc(_POSITION))) - 1,
         }
     )
-    split = quoted(SPLIT_COLUMN) if SPLIT_COLUMN in df.columns else _last_are_held_out()
-    counted = counted.withColumn(SPLIT_COLUMN, split)
     if in_windows:
-        counted = _in_windows(counted, columns)
-    seen = F.when(quoted(SPLIT_COLUMN) == _TRAIN, F.slice(SEEN, 1, 0)).otherwise(quoted(SEEN))
+        counted = counted.where(~is_train | (F.col(_LATER) % (HISTORY_ITEMS + 1) == 0))
+    seen = F.when(is_train, F.slice(SEEN, 1, 0)).otherwise(quoted(SEEN))
     key = F.concat_ws("-", quoted(columns.user).cast("string"), F.col(_POSITION))
     rows = counted.withColumns({SEEN: seen, INTERACTION_KEY: key})
     if has_lists(df, columns) and SPLIT_COLUMN in df.columns:
         rows = _one_row_of_held_out_items(rows, columns)
     return rows.select(INTERACTION_KEY, *map(quoted, columns.kept), HISTORY, SEEN, SPLIT_COLUMN)
-
-
-def _in_windows(rows: DataFrame, columns: InteractionColumns) -> DataFrame:
-    """Return the rows without training rows whose item is in the history of a later one."""
-    is_train = quoted(SPLIT_COLUMN) == _TRAIN
-    user = Window.partitionBy(quoted(columns.user), is_train)
-    before = user.orderBy(_POSITION).rowsBetween(-HISTORY_ITEMS, -1)
-    after = user.orderBy(F.desc(_POSITION))
-    history = F.when(is_train, F.collect_list(quoted(columns.item)).over(before)).otherwise(quoted(HISTORY))
-    later = F.row_number().over(after) - 1
-    windowed = rows.withColumns({HISTORY: history, _LATER: later})
-    return windowed.where(~is_train | (F.col(_LATER) % (HISTORY_ITEMS + 1) == 0)).drop(_LATER)
 
 
 def has_lists(df: DataFrame, columns: InteractionColumns) -> bool:

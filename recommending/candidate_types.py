@@ -1,7 +1,7 @@
 """Candidates as the table of the training has them: the tokens of models are texts, and may be whole numbers there."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import pyarrow as pa
 
@@ -9,38 +9,25 @@ from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.scoring.input import FeatureInputs, token_family
 
 _WHOLE = re.compile(r"u?int\d+")
-# Spark's types by Arrow's. A whole number of 64 bits without a sign may be too large for Spark.
-_SPARK_TYPES: Mapping[str, str] = {
-    "int8": "tinyint",
-    "uint8": "smallint",
-    "int16": "smallint",
-    "uint16": "int",
-    "int32": "int",
-    "uint32": "bigint",
-    "int64": "bigint",
-}
-_TEXT, _LARGEST = "string", "bigint"
+_TEXT, _WHOLE_NUMBER = "string", "bigint"
 
 
 def candidate_type(features: FittedFeatures) -> str:
-    """Return Spark's type of the candidates in the table of the training; ``string`` if it is not recorded."""
-    found = _WHOLE.search(_trained_type(features))
-    type_ = _SPARK_TYPES.get(found[0]) if found else None
-    if type_ is None:
+    """Return Spark's type of the candidates of a training: ``bigint`` if they were whole numbers, else ``string``."""
+    if not _WHOLE.search(_trained_type(features)):
         return _TEXT
-    # A table of items, whose keys are candidates, too, may have them as texts.
+    # A table of items, whose keys are candidates, too, may have them as texts, and numbers may have too many digits.
     tokens = features.vocabulary(features.spec.candidate).tokens
     try:
         is_whole = tokens.cast(pa.int64()).cast(pa.string()).equals(tokens)
     except pa.ArrowInvalid:
         return _TEXT
-    return type_ if is_whole else _TEXT
+    return _WHOLE_NUMBER if is_whole else _TEXT
 
 
 def common_type(types: Iterable[str]) -> str:
-    """Return one of Spark's types for the candidates of several models: whole numbers if they are that in all."""
-    found = set(types)
-    return found.pop() if len(found) == 1 else _TEXT if _TEXT in found else _LARGEST
+    """Return Spark's type for the candidates of several models: whole numbers if they are that in all."""
+    return _TEXT if _TEXT in set(types) else _WHOLE_NUMBER
 
 
 def as_tokens(features: FittedFeatures, table: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.models.layers import attention, recurrent
+from mirrorspark.models.layers import CausalStates, recurrent
 
 
 def compile_with_xla(model: tf_keras.Model) -> None:
@@ -15,7 +15,7 @@ def compile_with_xla(model: tf_keras.Model) -> None:
     not support on CPU.
     """
     for part in model.submodules:
-        if isinstance(part, recurrent.LastState | attention.CausalStates):
+        if isinstance(part, recurrent.LastState | CausalStates):
             part.is_for_xla = True
     functional = [part for part in (model, *model.submodules) if _is_functional(part)]
     outermost = [part for part in functional if not any(part in other.submodules for other in functional)]

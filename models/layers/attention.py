@@ -53,7 +53,7 @@ class CausalStates(tf_keras.layers.Layer):
             **kwargs: Arguments of a Keras layer.
         """
         super().__init__(**kwargs)
-        self.is_for_xla = False  # which has no parts of a batch
+        self.is_for_xla = False  # XLA needs shapes that are known, so it divides no batch
         self._items, self._dim, self._longest = items, items.output_dim, max_length
         self._dropout = ResumableDropout(dropout, seed, name="embedding_dropout") if dropout else None
         self._blocks = [
@@ -72,22 +72,7 @@ class CausalStates(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Return the states for int64 ``[batch, any]`` ids, padded with 0 on the right; those of padding are any."""
-        if not training or self.is_for_xla:
-            return self._states(ids, training)
-        # Padding takes as long as ids do, and most histories of a batch are far shorter than its longest one.
-        width = tf.shape(ids)[1]
-        narrow = width // _NARROWER
-        is_short = tf.math.count_nonzero(ids, axis=1, dtype=tf.int32) <= narrow
-        short, long = (tf.where(rows)[:, 0] for rows in (is_short, ~is_short))
-        of_short = self._states(tf.gather(ids, short)[:, :narrow], training)
-        of_short = tf.pad(of_short, [[0, 0], [0, width - narrow], [0, 0]])
-        states = tf.concat([of_short, self._states(tf.gather(ids, long), training)], axis=0)
-        shorts = tf.cumsum(tf.cast(is_short, tf.int32))
-        longs = shorts[-1] + tf.range(1, tf.shape(ids)[0] + 1) - shorts
-        return tf.gather(states, tf.where(is_short, shorts, longs) - 1)
-
-    def _states(self, ids: tf.Tensor, training: bool | None) -> tf.Tensor:
+        """Return the states for int64 ``[batch, any]`` ids, padded with 0 on the right; padding may have any state."""
         ids = tf.pad(ids, [[0, 0], [1, 0]], constant_values=kinds.MISSING_ID)
         is_id = tf.not_equal(ids, kinds.MISSING_ID)
         embedded = tf.cast(self._items.of_history(ids, training), self.compute_dtype)
@@ -97,7 +82,28 @@ class CausalStates(tf_keras.layers.Layer):
         states = embedded + tf.gather(tf.cast(self._positions, self.compute_dtype), place)
         if self._dropout:
             states = self._dropout(states, training=training)
-        steps = tf.range(tf.shape(ids)[1])
+        if training and not self.is_for_xla:
+            return self._read_by_length(states, is_id)
+        return self._read(states, is_id, training)
+
+    def _read_by_length(self, states: tf.Tensor, is_id: tf.Tensor) -> tf.Tensor:
+        """Return the states of :meth:`_read` in training, in which rows that are mostly padding are read apart.
+
+        Padding takes as long as ids do, and most histories of a batch are far shorter than its longest one.
+        """
+        width = tf.shape(is_id)[1]
+        narrow = 1 + (width - 1) // _NARROWER
+        is_short = tf.math.count_nonzero(is_id, axis=1, dtype=tf.int32) < narrow
+        short, long = (tf.where(rows)[:, 0] for rows in (is_short, ~is_short))
+        of_short = self._read(tf.gather(states, short)[:, :narrow], tf.gather(is_id, short)[:, :narrow], True)
+        of_short = tf.pad(of_short, [[0, 0], [0, width - narrow], [0, 0]])
+        of_long = self._read(tf.gather(states, long), tf.gather(is_id, long), True)
+        shorts = tf.cumsum(tf.cast(is_short, tf.int32))
+        longs = tf.shape(short)[0] + tf.range(1, tf.shape(is_id)[0] + 1) - shorts
+        return tf.gather(tf.concat([of_short, of_long], axis=0), tf.where(is_short, shorts, longs) - 1)
+
+    def _read(self, states: tf.Tensor, is_id: tf.Tensor, training: bool | None) -> tf.Tensor:
+        steps = tf.range(tf.shape(states)[1])
         is_past = steps[:, tf.newaxis] >= steps[tf.newaxis, :]
         is_read = tf.logical_and(is_past, tf.logical_or(is_id, steps == 0)[:, tf.newaxis, :])
         for block in self._blocks:

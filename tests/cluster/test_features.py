@@ -35,7 +35,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.memory_tables import in_arrow
 from mirrorspark.data_pipelines.sources import MemorySource
-from mirrorspark.training.entry_points.fit_table import default_spec
+from mirrorspark.training.entry_points.fit_rows import default_spec
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

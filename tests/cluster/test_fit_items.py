@@ -90,6 +90,9 @@ def test_windows_have_each_training_item_once_and_nothing_that_is_held_back(spar
     assert sorted(film for film in rows if film % 3 != 1) == [42, 119]
     assert not [film for film in (42, 119) for before in rows[film].recent_items if before % 3 == 1]
     assert rows[118].recent_items == list(range(68, 118))
+    every = [row for row in interaction_rows(split, COLUMNS).collect() if row.split == "train"]
+    assert len(every) == 80
+    assert not [film for row in every for film in row.recent_items if film % 3 == 1]
 
 
 def test_lists_of_items_become_a_row_for_each_or_one_row_of_all_that_is_held_out(spark: "SparkSession") -> None:
@@ -223,6 +226,8 @@ def test_interactions_alone_are_the_table_of_a_recommender(spark: "SparkSession"
     label = {"name": "film", "kind": "candidate"}
     assert has_interactions(ratings(), label)
     assert has_interactions(spark.createDataFrame(lists_of_films()), label)
+    others = ratings().assign(user_id=1, tags=[["x"]] * len(ratings()))
+    assert has_interactions(others, label, exclude=("user_id", "tags"))
     for table, other in (
         (ratings(), "film"),
         (ratings(), {"name": "film", "kind": "multi_class"}),
@@ -247,9 +252,12 @@ def test_one_call_makes_a_recommender_of_interactions_alone(spark: "SparkSession
     settings: dict[str, Any] = {"output": str(tmp_path), "workers": 1, "baseline": "ease", "epochs": 2, "top_k": 10}
     result = ms.fit(ratings(), label="film", user="userId", time="at", spark=spark, **settings)
     assert isinstance(result, ms.RecommenderResult)
-    assert "ease" in str(result.trained.chosen)
+    assert result.config.model["name"] == "sasrec"
+    assert result.dataset.features.spec.label.history_items
+    assert result.dataset.manifest.rows("train") == 120  # windows, of eight films each
     met = ratings().groupby("userId")["film"].agg(set)
-    assert all(not met[row.userId] & set(row.candidates) for row in result.recommend(k=8).itertuples())
+    lists = result.recommend(k=8)
+    assert all(len(row.candidates) == 8 and not met[row.userId] & set(row.candidates) for row in lists.itertuples())
 
 
 @pytest.mark.full

@@ -21,7 +21,7 @@ from mirrorspark.data_pipelines.memory_tables import in_arrow
 from mirrorspark.data_pipelines.quality.splits import default_split
 from mirrorspark.data_pipelines.sources import SparkSource
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.entry_points.fit_table import default_spec
+from mirrorspark.training.entry_points.fit_rows import default_spec
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

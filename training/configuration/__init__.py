@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         defaults_of_presets,
         defaults_of_recommender,
         few_updates,
+        learns_histories,
     )
     from mirrorspark.training.configuration.fields import (
         EventWay,
@@ -106,6 +107,7 @@ __all__ = [
     "defaults_of_recommender",
     "few_updates",
     "is_name",
+    "learns_histories",
     "parse",
     "read_yaml",
     "recipe_folder",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mirrorspark.data_pipelines.features import FeatureSpec, kinds
-from mirrorspark.models import classical
+from mirrorspark.models import ModelSettingsError, catalog, classical
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration.fields import ConfigError, ResultSettings
 from mirrorspark.training.configuration.tasks import (
@@ -93,10 +93,17 @@ def default_model(kind: str, spec: FeatureSpec | None = None, given: Mapping[str
     tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
     decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
     Where the features are mostly numbers, 16 of them or more, half of the members read them without an embedding.
-    ``multi_label`` and ``candidate`` get an architecture with its own defaults.
+    ``multi_label`` and ``candidate`` get an architecture with its own defaults. Those of histories are in
+    :func:`defaults_of_recommender`.
     """
+    if kind == "multi_label":
+        return {"name": "multi_label", **(given or {})}
     if kind not in _TABLES:
-        return {"name": "multi_label" if kind == "multi_label" else "two_tower", **(given or {})}
+        # Before there is a spec, settings that towers lack are those of the model of sequences.
+        return {
+            **(_SEQUENCES if spec is None and _ask_for_sequences(given) else {"name": "two_tower"}),
+            **(given or {}),
+        }
     settings = {"name": _TABLES[kind], **_ENSEMBLE, **(given or {})}
     numbers = sum(isinstance(feature, kinds.Numeric) for feature in spec.features) if spec else 0
     is_mostly_numbers = spec is not None and numbers >= max(_MANY_NUMBERS, len(spec.features) / 2)
@@ -127,12 +134,42 @@ def defaults_of_recommender(spec: FeatureSpec, given: Mapping[str, Any]) -> dict
     Rows that stand for all positions of their history are for the model of sequences. The default model of histories is
     that of the epoch with the best lists: its loss rises many epochs before they get worse.
     """
-    is_of_sequences, model = spec.label.history_items, given.get("model") or {}
+    model = given.get("model") or {}
+    can_be_of_sequences = spec.label.rating is None and len(spec.histories) == 1
+    is_of_sequences = can_be_of_sequences and (spec.label.history_items or _ask_for_sequences(model))
     settings = dict(_OF_SEQUENCES if is_of_sequences else _OF_TOWERS)
+    if given.get("time_limit") is not None:
+        del settings["epochs"]
     if "name" not in model and spec.histories and spec.label.rating is None:
         settings["monitor"] = f"val_recall@{given.get('top_k') or ResultSettings.top_k}"
     silent = {name: value for name, value in settings.items() if given.get(name) is None}
     return silent if "name" in model else {**silent, "model": {**(_SEQUENCES if is_of_sequences else _TOWERS), **model}}
+
+
+def learns_histories(model: Any) -> bool:
+    """Return whether a model, as it is given to ``fit``, learns all items of a history, where these have an order.
+
+    The default model of sequences does, also with other settings, unless these are settings of towers alone.
+    """
+    if callable(model):
+        return False
+    settings = {"name": model} if isinstance(model, str) else dict(model or {})
+    if "name" not in settings and not _are_of(_SEQUENCES["name"], settings):
+        return False
+    chosen = settings if "name" in settings else {**_SEQUENCES, **settings}
+    try:
+        return catalog.learns_histories(chosen.pop("name"), chosen)
+    except ModelSettingsError:
+        return False  # They may suit towers; else the configuration says what is wrong.
+
+
+def _ask_for_sequences(settings: Mapping[str, Any] | None) -> bool:
+    """Return whether settings of a model without its name are those of the model of sequences, and not of towers."""
+    return not _are_of(_TOWERS["name"], settings) and _are_of(_SEQUENCES["name"], settings)
+
+
+def _are_of(architecture: str, settings: Mapping[str, Any] | None) -> bool:
+    return set(settings or ()) <= catalog.setting_names(architecture)
 
 
 def default_epochs(kind: str, given: Mapping[str, Any]) -> dict[str, int]:

@@ -7,11 +7,8 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.entry_points.early_checks import check_session
     from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
-    from mirrorspark.training.entry_points.fit_table import (
-        default_config,
-        default_spec,
-        fit,
-    )
+    from mirrorspark.training.entry_points.fit_rows import default_spec
+    from mirrorspark.training.entry_points.fit_table import default_config, fit
     from mirrorspark.training.entry_points.launch import Launched, run_train_fn
     from mirrorspark.training.entry_points.runs import duration, table
     from mirrorspark.training.entry_points.train_dataset import train

@@ -30,7 +30,8 @@ from mirrorspark.spark_session import session_of
 from mirrorspark.storage import clean
 from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.entry_points import early_checks
-from mirrorspark.training.entry_points.fit_table import default_config, default_name, default_spec
+from mirrorspark.training.entry_points.fit_rows import default_spec
+from mirrorspark.training.entry_points.fit_table import default_config, default_name
 from mirrorspark.training.entry_points.train_dataset import Trained, train
 from mirrorspark.training.run_records import Tracking
 

@@ -72,20 +72,20 @@ def check_items(table: Any, items: Any, label: Label) -> None:
         FeatureSpecError: The label is not a candidate, or not the key of the items.
     """
     if not isinstance(label, str) and label.get("kind", "candidate") != "candidate":
-        given = "items go" if items is not None else "user goes"
+        given, verb = ("items", "go") if items is not None else ("user", "goes")
         raise kinds.FeatureSpecError(
-            f"{given} with a label of kind candidate, not {label['kind']}; leave {given.split()[0]} out, or the kind"
+            f"{given} {verb} with a label of kind candidate, not {label['kind']}; leave {given} out, or the kind"
         )
     for given, what in ((items, "items"), (table, "the table")):
         if table_forms.is_table(given):
             _require_key(table_forms.column_names(given), _item_of(label), what)
 
 
-def has_interactions(table: Any, label: Label) -> bool:
+def has_interactions(table: Any, label: Label, exclude: Sequence[str] = ()) -> bool:
     """Return whether a table, in memory or of Spark, has the interactions of users with the items of ``label``.
 
     It has if the label is said to be of kind candidate, one column is named like a user, and no other column has lists,
-    which may be histories already.
+    which may be histories already. Columns to ``exclude`` are none of these.
     """
     if isinstance(label, str) or label.get("kind") != "candidate":
         return False
@@ -95,8 +95,8 @@ def has_interactions(table: Any, label: Label) -> bool:
     else:
         schema = table.schema
         lists = [field.name for field in schema if isinstance(field.dataType, ArrayType)]
-    item = _item_of(label)
-    return set(lists) <= {item} and len(_users(name for name in schema.names if name != item)) == 1
+    not_others = {_item_of(label), *exclude}
+    return set(lists) <= not_others and len(_users(name for name in schema.names if name not in not_others)) == 1
 
 
 def recommender_input(
@@ -138,7 +138,10 @@ def recommender_input(
     kept += [SPLIT_COLUMN] if SPLIT_COLUMN in df.columns else []
     others = [name for name in df.columns if name not in kept]
     if others:
-        _LOGGER.info("columns %s are not features: they may be known only after the user has chosen the item", others)
+        # Nobody has said that these are interactions.
+        level = logging.WARNING if items is None and user is None else logging.INFO
+        why = "they may be known only after the user has chosen the item; give a spec for a model that reads them"
+        _LOGGER.log(level, "columns %s are not features: %s", others, why)
     rows = df.select(*map(quoted, kept))
     is_ordered = columns.time is not None or interactions.has_lists(df, columns)
     in_windows = learns_histories and is_ordered and columns.rating is None

@@ -4,31 +4,24 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.callbacks.checkpoints import Mode
-from mirrorspark.data_pipelines import any_table, memory_tables
+from mirrorspark.data_pipelines import memory_tables
 from mirrorspark.data_pipelines.features import (
     FeatureSpec,
     FittedFeatures,
     encoded_spec,
-    infer_spec,
-    kinds,
-    numbers_in_order,
     plain_name,
-    quoted,
 )
-from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
-from mirrorspark.data_pipelines.sources import MemorySource, why_not_here
-from mirrorspark.models import catalog, classical, own_model
+from mirrorspark.data_pipelines.quality import default_split, without_null_labels
+from mirrorspark.data_pipelines.sources import MemorySource
+from mirrorspark.models import classical, own_model
 from mirrorspark.spark_session import SessionAhead, local_slots, on_running_session
-from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
     ROWS_PER_WORKER,
     BaselineName,
@@ -50,7 +43,7 @@ from mirrorspark.training.configuration import (
     defaults_of_recommender,
     is_name,
 )
-from mirrorspark.training.entry_points import early_checks, fit_items
+from mirrorspark.training.entry_points import early_checks, fit_rows
 
 if TYPE_CHECKING:
     from mirrorspark.training.results import FitResult
@@ -96,9 +89,9 @@ def fit(
 ) -> "FitResult":
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
-    Missing arguments have defaults: the spec is inferred (:func:`default_spec`), the rows are split
-    (:func:`data_pipelines.quality.default_split`), and the configuration fits the label and the size of the
-    table (:func:`default_config`). The same call on the same rows converts them only once, and goes on with a training
+    Missing arguments have defaults: the spec is inferred (:func:`training.entry_points.default_spec`), the rows are
+    split (:func:`data_pipelines.quality.default_split`), and the configuration fits the label and the size of the table
+    (:func:`default_config`). The same call on the same rows converts them only once, and goes on with a training
     that did not finish.
 
     Args:
@@ -106,16 +99,17 @@ def fit(
             JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
         label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``, ``{"name":
             "size", "kind": "ordinal", "classes": ["S", "M", "L"]}``. With a ``spec`` the name of its label.
-        keys: Columns that identify a row; by default inferred (:func:`default_spec`), or the row's number in a table
-            in memory.
-        time: Column with the time of a row: the newest rows are for validation and test. It is not a feature.
-        exclude: Column, or columns, that are not features.
+        keys: Columns that identify a row; by default inferred, or the row's number in a table in memory.
+        time: Column with the time of a row: the newest rows are for validation and test. It is not a feature. Of a
+            recommender, it orders the interactions of each user.
+        exclude: Column, or columns, that are not features; with ``items`` those of the items.
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
             then its own.
         items: A table of the items that users chose, in any form of ``table``, for a recommender: ``table`` then has a
             row per user and item, or lists of items, and ``label`` is the item's column in both
             (:mod:`training.entry_points.fit_items`). Without it a ``label`` of kind candidate makes a recommender, too,
-            if a column is named like a user.
+            if one column is named like a user and no other has lists, unless ``keys`` or a ``model`` of your own are
+            given.
         user: The column of the users of a recommender; by default the one that is named like it, such as ``user_id``.
         accept_data_errors: Train even where validation finds errors in the data.
         null_labels: ``"refuse"`` rows without a label, or ``"drop"`` them and say how many.
@@ -182,11 +176,12 @@ def fit(
     early_checks.check_items(table, label, items, user, keys, spec)
     keys = () if keys is None else _names(keys)
     exclude = _names(exclude)
+    asked = fit_rows.Columns(label, keys, time, exclude, user)
     if memory_tables.is_in_memory(table):
         # Of a recommender, columns to exclude are those of the items, and interactions without an item are left out.
         early_checks.check_columns(
-            *(table, _name_of(label), keys, time, exclude if items is None else (), spec),
-            null_labels=null_labels if items is None else "drop",
+            *(table, fit_rows.name_of(label), keys, time, exclude if items is None else (), spec),
+            null_labels="drop" if fit_rows.is_of_interactions(table, asked, spec, items, model) else null_labels,
         )
     session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
     if not settings.get("local_mode"):
@@ -199,8 +194,7 @@ def fit(
     with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
         # A model of one's own has its inputs for the columns themselves.
         has_encodings = spec is None and not callable(model)
-        asked = _Columns(label, keys, time, exclude, user)
-        rows, spec, item_table, of_users = _inputs(table, asked, spec, items, session, model)
+        rows, spec, item_table, of_users = fit_rows.rows_and_spec(table, asked, spec, items, session, model)
         if null_labels == "drop":
             rows = without_null_labels(rows, spec.label)
         check_columns(rows, spec)
@@ -253,53 +247,6 @@ def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-@on_running_session
-def default_spec(
-    df: DataFrame | MemorySource,
-    label: str | Mapping[str, Any],
-    *,
-    keys: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    last_key: str | None = None,
-    encodings: bool = True,
-) -> FeatureSpec:
-    """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer_spec`.
-
-    Args:
-        df: The table.
-        label: The column to learn, or its name and kind; the kind is inferred unless given.
-        keys: Columns that identify a row.
-        exclude: Columns that are not features.
-        last_key: The key if no other column identifies the rows.
-        encodings: Add means of the label by columns of many values, and by columns together, where they help.
-
-    Raises:
-        FeatureSpecError: As ``infer_spec`` says.
-    """
-    left_out = (SPLIT_COLUMN, *exclude)
-    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key, encodings=False)
-    if isinstance(label, Mapping) and set(label) != {"name"}:
-        spec = _with_label(df, spec, label)
-    return encoded_spec(df, spec) if encodings else spec
-
-
-def _with_label(df: DataFrame | MemorySource, spec: FeatureSpec, label: Mapping[str, Any]) -> FeatureSpec:
-    """Return a spec with the label that a caller describes."""
-    known = {}
-    if label.get("kind") == "ordinal" and "classes" not in label:
-        # The order of the table's own categories, and of numbers, need not be said.
-        known = {"classes": spec.label.order or numbers_in_order(df, spec.label.name)}
-    found = spec.to_dict() | {"label": known | dict(label)}
-    if label.get("kind") == "multi_class" and spec.label.order:
-        _LOGGER.warning(
-            "label %s: its values have an order, which the kind multi_class does not learn; the kind ordinal does",
-            spec.label.name,
-        )
-    if label.get("kind") == "candidate":  # the candidates are a feature, too: that of their tower
-        found["features"][spec.label.name] = {"kind": "categorical"}
-    return FeatureSpec.from_dict(found)
-
-
 def default_name(spec: FeatureSpec) -> str:
     """Return the name of the registered model, of the experiment and of the folders: that of the label.
 
@@ -344,7 +291,8 @@ def default_config(
     asked = {**settings, "baseline": chosen["baseline"]}
     chosen.setdefault("register", default_register(spec.label.kind, asked, has_recommenders=has_recommenders))
     chosen |= default_epochs(spec.label.kind, settings)
-    if spec.items is not None or (spec.label.kind == "candidate" and spec.histories):
+    is_unnamed = "name" not in (settings.get("model") or {})
+    if spec.items is not None or (spec.user is not None and spec.histories and is_unnamed):
         chosen |= defaults_of_recommender(spec, settings)
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, chosen, spec)).fitted_to(rows)
 
@@ -377,136 +325,12 @@ def _require_valid(
     return tracking
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The arguments of ``fit`` about the columns."""
-
-    label: str | Mapping[str, Any]
-    keys: Sequence[str]
-    time: str | None
-    exclude: Sequence[str]
-    user: str | None
-
-
-def _inputs(
-    table: Any,
-    asked: _Columns,
-    spec: FeatureSpec | None,
-    items: Any,
-    session: SessionAhead,
-    model: Any,
-) -> tuple[DataFrame | MemorySource, FeatureSpec, DataFrame | None, fit_items.RecommenderInput | None]:
-    """Return rows, spec, and the table of items with what was inferred for a recommender."""
-    if not memory_tables.is_in_memory(table):
-        table = any_table.read_table(session.get(), table)
-    is_recommender = spec is None and (items is not None or asked.user is not None)
-    # A model of one's own, and rows with keys, may have other inputs than the history of a user.
-    if spec is None and not (is_recommender or callable(model) or asked.keys):
-        is_recommender = fit_items.has_interactions(table, asked.label)
-    if not is_recommender:
-        of_items = None if items is None else any_table.read_table(session.get(), items)
-        return *_rows_and_spec(table, asked, spec, session), of_items, None
-    found = fit_items.recommender_input(
-        *(table, asked.label, items),
-        user=asked.user,
-        time=asked.time,
-        exclude=asked.exclude,
-        spark=session.get(),
-        learns_histories=_learns_histories(model),
-    )
-    return found.rows, found.spec, found.items, found
-
-
-def _learns_histories(model: Any) -> bool:
-    """Return whether a model, as it was given to ``fit``, learns all items of a history; the default one does."""
-    settings = {"name": model} if isinstance(model, str) else model
-    if not isinstance(settings, Mapping):
-        return settings is None
-    if "name" not in settings:
-        return True
-    options = {name: value for name, value in settings.items() if name != "name"}
-    return catalog.learns_histories(settings["name"], options)
-
-
-def _rows_and_spec(
-    table: Any, asked: _Columns, spec: FeatureSpec | None, session: SessionAhead
-) -> tuple[DataFrame | MemorySource, FeatureSpec]:
-    """Return the table with the columns that the spec names, where its rows are converted, and the spec."""
-    if spec is not None and (name := _name_of(asked.label)) != spec.label.name:
-        raise kinds.FeatureSpecError(
-            f"label '{name}' is not that of the spec, '{spec.label.name}'{meant(name, [spec.label.name])}; "
-            f"give one of them"
-        )
-    if not memory_tables.is_in_memory(table):
-        df = any_table.read_table(session.get(), table)
-        return df, spec or _inferred_spec(df, asked)
-    rows = memory_tables.in_arrow(table)
-    # The number of a row, in case that no column is a key.
-    is_numbered = (
-        not asked.keys and memory_tables.ROW_NUMBER not in rows.column_names if spec is None else _is_number(spec.keys)
-    )
-    rows = memory_tables.numbered(rows) if is_numbered else rows
-    source = any_table.in_memory(rows)
-    if spec is None:
-        last_key = memory_tables.ROW_NUMBER if is_numbered else None
-        spec = _inferred_spec(source, asked, last_key)
-        if is_numbered and not _is_number(spec.keys):
-            source = source.select(*(name for name in source.columns if name != memory_tables.ROW_NUMBER))
-    if (why_not := _why_not_here(source, spec, asked.time)) is None:
-        return source, spec
-    _LOGGER.info("Spark converts the table: %s", why_not)
-    return any_table.read_table(session.get(), rows).select(*map(quoted, source.columns)), spec
-
-
-def _why_not_here(source: MemorySource, spec: FeatureSpec, time: str | None) -> str | None:
-    """Return the reason why Spark converts a table in memory; None if this process does."""
-    if spec.embedded:
-        return "it has texts or images to embed"
-    return "its items are another table" if spec.items is not None else why_not_here(source, spec.keys, time)
-
-
-def _is_number(keys: Sequence[str]) -> bool:
-    return tuple(keys) == (memory_tables.ROW_NUMBER,)
-
-
-def _inferred_spec(df: DataFrame | MemorySource, asked: _Columns, last_key: str | None = None) -> FeatureSpec:
-    if unknown := [name for name in asked.exclude if name not in df.columns]:
-        # A column that gives the label away would stay a feature.
-        known = [name for name in df.columns if name != last_key]
-        raise kinds.FeatureSpecError(
-            f"exclude: the table has no column '{unknown[0]}'; it has {known}{meant(unknown[0], known)}"
-        )
-    if asked.keys:
-        _require_unique(df, asked.keys)
-    left_out = (*asked.exclude, *([asked.time] if asked.time else ()))
-    return default_spec(df, asked.label, keys=asked.keys, exclude=left_out, last_key=last_key, encodings=False)
-
-
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _in_words(spec: FeatureSpec) -> str:
     return f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
-
-
-def _name_of(label: str | Mapping[str, Any]) -> str:
-    return label if isinstance(label, str) else str(label.get("name", ""))
-
-
-def _require_unique(df: DataFrame | MemorySource, keys: Sequence[str]) -> None:
-    """Check that the keys identify the rows; a column that is missing is named later."""
-    if not set(keys) <= set(df.columns):
-        return
-    if isinstance(df, MemorySource):
-        counts: Any = df.rows.num_rows, df.rows.group_by(list(keys)).aggregate([]).num_rows
-    else:
-        counts = df.agg(F.count(F.lit(1)), F.count_distinct(F.struct(*map(quoted, keys)))).first()
-    if counts[1] < counts[0]:
-        raise kinds.FeatureSpecError(
-            f"keys {list(keys)} do not identify the rows: {counts[0]:,} rows have {counts[1]:,} different ones; give "
-            f"more columns, or leave keys out"
-        )
 
 
 def _stratified(spec: FeatureSpec) -> str | None:

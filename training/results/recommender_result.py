@@ -1,4 +1,4 @@
-"""The result of ``fit`` with items: a recommender, and the lists of its users."""
+"""The result of ``fit`` on interactions: a recommender, and the lists of its users."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

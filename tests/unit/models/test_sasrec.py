@@ -19,6 +19,7 @@ from mirrorspark.models import catalog, sasrec
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.xla import compile_with_xla
+from mirrorspark.models.layers import CausalStates
 from mirrorspark.models.retrieval.saved_towers import SavedTowers, save_towers
 from mirrorspark.models.retrieval.sequence import following_ids
 from mirrorspark.models.settings import ModelSettingsError
@@ -110,6 +111,26 @@ def test_every_position_has_the_loss_and_gradient_of_a_row_per_position() -> Non
     assert float(together.mean_loss.result()) == pytest.approx(float(one_by_one.mean_loss.result()), abs=1e-5)
     for one, other in zip(of_all, of_each, strict=True):
         np.testing.assert_allclose(one * 3, other * 5, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "width"), [([], 6), ([0, 0], 3), ([1, 1], 6), ([6, 6], 6), ([0, 1, 6, 2, 3], 6), ([2, 1, 3], 3)]
+)
+def test_rows_read_by_their_length_have_the_states_of_rows_read_together(lengths: list[int], width: int) -> None:
+    """#55: batches without rows, without ids, of short or long histories alone, and of both."""
+    layer = CausalStates(built(features()).candidate_tower, LONGEST, blocks=2, heads=2, dropout=0.0, seed=3)
+    ids = tf.constant([[*range(2, 2 + length), *[0] * (width - length)] for length in lengths], tf.int64)
+    ids = tf.reshape(ids, [len(lengths), width])
+    found = []
+    for is_for_xla in (False, True):
+        layer.is_for_xla = is_for_xla
+        with tf.GradientTape() as tape:
+            states = layer(ids, training=True)
+            known = tf.boolean_mask(states, tf.sequence_mask([1 + length for length in lengths], 1 + width))
+            loss = tf.reduce_sum(known**2)
+        found.append([known, *map(tf.convert_to_tensor, tape.gradient(loss, layer.trainable_variables))])
+    for apart, together in zip(*found, strict=True):
+        np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-5)
 
 
 def test_the_candidate_follows_the_last_id() -> None:

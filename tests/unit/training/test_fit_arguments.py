@@ -127,6 +127,10 @@ def test_values_of_a_table_in_memory_are_checked_before_a_session(
 
 
 def test_settings_are_checked_for_the_inferred_label_before_a_session(tmp_path: Path) -> None:
+    rides = {"name": "town", "kind": "candidate"}
+    for model, message in (({"blocks": -1}, "blocks"), ({"cross_layers": -1}, "cross_layers"), ({"x": 1}, "two_tower")):
+        with pytest.raises(ModelSettingsError, match=message):
+            fit(TABLE, label=rides, model=model, output=tmp_path)
     for settings in ({"monitor": "val_rmse"}, {"model": "two_tower"}, {"baseline": "popularity"}):
         for label in ("late", {"name": "late", "kind": "binary"}):
             with pytest.raises(ConfigError):

@@ -10,10 +10,16 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.any_table import in_memory
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric, Sparse
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.configuration.defaults import check_presets, default_baseline, default_batch_size, few_updates
+from mirrorspark.training.configuration.defaults import (
+    check_presets,
+    default_baseline,
+    default_batch_size,
+    few_updates,
+    learns_histories,
+)
 from mirrorspark.training.entry_points.fit_table import _require_valid, default_config, fit
 
 NewConfig = Callable[..., RunConfig]
@@ -89,6 +95,41 @@ def test_many_labels_and_candidates_get_their_architecture_alone(kind: str, name
     spec = FeatureSpec(features, Label("late", kind), ("id",))
     config = default_config(spec, rows=100, slots=1, name="late")
     assert (config.model, config.optimizer, config.baseline) == ({"name": name}, "adam", baseline)
+
+
+@pytest.mark.parametrize(
+    ("model", "learns"),
+    [
+        (None, True),
+        ({"blocks": 2, "embedding_dim": 32}, True),
+        ("sasrec", False),
+        ({"name": "sasrec", "every_position": True}, True),
+        ({"every_position": False}, False),
+        ({"cross_layers": 1}, False),
+        ({"sampling": "in_batch"}, False),
+        ("two_tower", False),
+        (print, False),
+    ],
+)
+def test_a_recommender_learns_histories_unless_its_model_is_another(model: Any, learns: bool) -> None:
+    """#55: settings without a name are of the model of sequences if that has them, else of towers."""
+    assert learns_histories(model) is learns
+    history = MultiValued("seen", max_length=5, vocabulary_of="late")
+    label = Label("late", "candidate", history_items=learns)
+    spec = FeatureSpec((Categorical("late"), Categorical("user"), history), label, ("id",), user="user")
+    if not callable(model) and not isinstance(model, str):
+        config = default_config(spec, rows=100, slots=1, name="late", model=model, time_limit=60)
+        assert (config.model["name"] == "sasrec") == (learns or model == {"every_position": False})
+        assert (config.epochs, config.monitor == "val_recall_at_20") == (1_000, "name" not in (model or {}))
+
+
+def test_rows_of_histories_are_for_the_model_of_sequences_only_if_it_can_read_them() -> None:
+    lists = [MultiValued(name, max_length=5, vocabulary_of="late") for name in ("seen", "bought")]
+    features = (Categorical("late"), Categorical("user"), *lists)
+    spec = FeatureSpec(features, Label("late", "candidate", history_items=True), ("id",), user="user")
+    assert default_config(spec, rows=100, slots=1, name="late").model["name"] == "two_tower"
+    named = default_config(spec, rows=100, slots=1, name="late", model={"name": "two_tower"})
+    assert (named.epochs, named.learning_rate, named.monitor) == (40, 0.001, "val_loss")
 
 
 def test_gradient_boosting_is_no_baseline_of_sparse_columns() -> None:
