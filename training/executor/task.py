@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any
 
 from mirrorspark.spark_session import BarrierTask, barrier_task, partition_id, task_cores
 from mirrorspark.storage import clean
@@ -57,21 +57,18 @@ class WorkerTask:
     payload: bytes | None = field(default=None, repr=False)
     lease_seconds: float = timing.LEASE_SECONDS
     preload: str = worker_process.PRELOAD
-    _wait: Callable[[], list[Outcome]] | None = field(default=None, init=False, repr=False)
+    _started: "StartedWorker | None" = field(default=None, init=False, repr=False)
 
     def __call__(self) -> list[Outcome]:
-        """Run the worker, or one that has begun, to its end; return the outcomes of all ranks, in rank order."""
-        if self._wait is not None:
-            return self._wait()
-        with self.begun():
-            return self()  # It has begun, so this call waits for it.
+        """Start the worker, unless it is running, and return the outcomes of all ranks, in rank order."""
+        if self._started is not None:  # by `run_program`, before the runner called
+            return self._started.wait()
+        with self.started() as worker:
+            return worker.wait()
 
     @contextlib.contextmanager
-    def begun(self) -> Iterator[Self]:
-        """Start the worker, and yield this task, which waits for the ends of all ranks when it is called.
-
-        The driver's commands are obeyed meanwhile. Leaving the block ends the worker.
-        """
+    def started(self) -> Iterator["StartedWorker"]:
+        """Start the worker, and obey the driver's commands meanwhile; leaving the block ends the worker."""
         barrier, rank = barrier_task(), partition_id()
         environment = self._environment()
         messages: SimpleQueue[Message] = SimpleQueue()
@@ -96,17 +93,11 @@ class WorkerTask:
                 ending.callback(messages.put, {"command": "abort", "reason": "the task has ended"})
                 outcome_of_rank = pool.submit(self._monitored, monitor, process, tail)
 
-            def wait() -> list[Outcome]:
-                outcome = outcome_of_rank.result()
-                events.close()
-                # Finished workers are kept alive: to the others, the end of their connections would look like a death.
-                return _exchanged(barrier, outcome)
-
-            self._wait = wait
+            self._started = StartedWorker(outcome_of_rank, events, barrier)
             try:
-                yield self
+                yield self._started
             finally:
-                self._wait = None
+                self._started = None
 
     def _monitored(self, monitor: RankMonitor, process: WorkerProcess, tail: Tail) -> Outcome:
         """Monitor the worker to its end, and return its outcome."""
@@ -153,12 +144,28 @@ class WorkerTask:
         )
 
 
+@dataclass(frozen=True)
+class StartedWorker:
+    """A worker that has been started, or has failed to start."""
+
+    outcome: "Future[Outcome]"
+    events: EventClient
+    barrier: BarrierTask | None
+
+    def wait(self) -> list[Outcome]:
+        """Wait for the ends of all ranks, and return their outcomes, in rank order."""
+        outcome = self.outcome.result()
+        self.events.close()
+        # Finished workers are kept alive: to the others, the end of their connections would look like a death.
+        return _exchanged(self.barrier, outcome)
+
+
 def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition: Any) -> list[Any]:
     """Run the runner's ``program``, which exchanges addresses and calls ``task``.
 
     A worker that meets the others through the driver starts before the exchange.
     """
-    with _environment_kept(), task.begun() if task.plan.meets_through_driver else contextlib.nullcontext():
+    with _environment_kept(), task.started() if task.plan.meets_through_driver else contextlib.nullcontext():
         return program(partition)
 
 

@@ -418,20 +418,20 @@ def test_a_rank_that_begins_early_meets_the_others_through_the_driver(driver: Dr
 
 
 def test_a_rank_is_followed_while_its_task_waits_for_the_runner(driver: Driver) -> None:
-    with task(driver.server.address, "train_until_stopped").begun() as follow:
+    with task(driver.server.address, "train_until_stopped").started() as worker:
         driver.next("phase", phase="training")
         driver.server.command({"command": "stacks"})
         assert "train_until_stopped" in driver.next("stacks")["text"]
         driver.server.command({"command": "stop", "reason": "driver"})
         driver.next("phase", phase="ending")
-        assert follow()[0]["reason"] == "driver"
+        assert worker.wait()[0]["reason"] == "driver"
 
 
 def test_the_death_of_a_rank_is_reported_while_its_task_waits_for_the_runner(driver: Driver) -> None:
-    with task(driver.server.address, "kill_itself").begun() as follow:
+    with task(driver.server.address, "kill_itself").started() as worker:
         error = driver.next("error")
         assert (error["cause"], error["message"]) == ("lost", "killed by signal SIGKILL")
-        assert follow()[0]["cause"] == "lost"
+        assert worker.wait()[0]["cause"] == "lost"
 
 
 def test_a_notice_of_preemption_is_passed_on_while_the_task_waits_for_the_runner(driver: Driver) -> None:
@@ -444,11 +444,11 @@ def test_a_notice_of_preemption_is_passed_on_while_the_task_waits_for_the_runner
         driver.next("phase", phase="ending")
         runners.sendall(b"all are here")
 
-    with ours, runners, task(driver.server.address, "train_until_stopped").begun() as follow:
+    with ours, runners, task(driver.server.address, "train_until_stopped").started() as worker:
         notice = threading.Thread(target=preempt)
         notice.start()
         assert ours.recv(100) == b"all are here"
-        (outcome,) = follow()
+        (outcome,) = worker.wait()
         notice.join()
     assert (outcome["outcome"], outcome["reason"]) == ("stopped", "preempted")
 
@@ -458,7 +458,7 @@ def test_a_rank_ends_without_a_word_of_its_own_when_the_runner_fails(driver: Dri
     processes: list[psutil.Process] = []
 
     def fail() -> None:
-        with task(driver.server.address, "hang").begun():
+        with task(driver.server.address, "hang").started():
             processes.append(psutil.Process(driver.next("phase", phase="training")["process"]))
             raise ConnectionError("the barrier is broken")
 
@@ -473,12 +473,12 @@ def test_a_rank_ends_without_a_word_of_its_own_when_the_runner_fails(driver: Dri
 
 def test_the_lease_of_a_rank_ends_while_its_task_waits_for_the_runner() -> None:
     nobody = EventAddress("127.0.0.1", 9, "token")
-    with task(nobody, "hang", lease_seconds=0.2).begun() as follow:
+    with task(nobody, "hang", lease_seconds=0.2).started() as worker:
         deadline = time.monotonic() + SECONDS
         while ranks():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert follow()[0]["cause"] == "driver"
+        assert worker.wait()[0]["cause"] == "driver"
 
 
 def test_a_rank_that_gets_a_hangup_stops(driver: Driver) -> None:
