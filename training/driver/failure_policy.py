@@ -71,13 +71,15 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     workers = elastic.next_workers(usable_slots(attempts, slots, elastic)) or elastic.workers.fewest
     if last.finished:
         return Decision("finish", f"finished after {_epochs(last)}")
-    error = last.first_error if last.errors else None
-    if error is not None and error.cause == "user":
+    if last.errors and last.first_error.cause == "user":
         return Decision("raise", "an error of the model, the data or the configuration would come again")
     if last.stop == "requested":
         return Decision("stopped", f"stopped at step {last.committed:,}")
-    if error is None:
+    # The ranks have left a checkpoint and stopped, because there are slots for more workers. If one has failed on the
+    # way, its failure decides.
+    if last.stop == "grow" and not last.errors:
         return Decision("restart", f"{workers} workers go on instead of {last.workers}", 0.0, workers)
+    error = last.first_error
     if error.cause == "cancelled":
         return Decision("raise", "somebody cancelled the job")
     if (earlier := _earlier_twin(error, attempts)) is not None:

@@ -1,6 +1,7 @@
 """T6: finish, restart, raise or stop, and which of many failures is the one to show."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from mirrorspark.training.driver.failure_policy import Decision, Kind, decide, growth_pause_seconds, usable_slots
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
 from mirrorspark.training.protocol.limits import Budgets
-from mirrorspark.training.protocol.outcomes.cause import Attempt, Cause, RankError, known_errors
+from mirrorspark.training.protocol.outcomes.cause import CAUSES_BY_PRECEDENCE, Attempt, Cause, RankError, known_errors
 
 TWO = Elastic(WorkerRange(2, 2), 8)
 TWO_TO_FOUR = Elastic(WorkerRange(2, 4), 12)
@@ -167,6 +168,10 @@ def test_an_error_of_unknown_cause_explains_less_than_a_lost_worker() -> None:
     unknown = error("unknown", rank=0)
     assert failed(1, unknown, error("lost", rank=1, at=2.0)).first_error.cause == "lost"
     assert failed(1, unknown, error("peer", rank=1, at=-1.0)).first_error is unknown
+
+
+def test_every_cause_has_its_place_among_the_others() -> None:
+    assert sorted(CAUSES_BY_PRECEDENCE) == sorted(get_args(Cause))
 
 
 @pytest.mark.parametrize(

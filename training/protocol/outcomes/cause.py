@@ -2,17 +2,30 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 Cause = Literal[
-    "cancelled", "user", "store", "machine", "preempted", "hung", "lost", "start", "spark", "driver", "unknown", "peer"
+    "cancelled", "driver", "hung", "lost", "machine", "peer", "preempted", "spark", "start", "store", "unknown", "user"
 ]
+
+CAUSES_BY_PRECEDENCE: tuple[Cause, ...] = (
+    "cancelled",
+    "user",
+    "store",
+    "machine",
+    "preempted",
+    "hung",
+    "lost",
+    "start",
+    "spark",
+    "driver",
+    "unknown",
+    "peer",
+)
+"""All causes. Of an attempt's failures, the one whose cause is first here explains the others."""
 
 # Error type of a session whose JVM no longer answers.
 SESSION_LOST = "SessionLost"
-
-# Causes in order of precedence: the failure with the earliest one here explains the others.
-_EXPLAINING_FIRST: tuple[Cause, ...] = get_args(Cause)
 
 # Causes for which a rank has ended, or is known to have failed first: TensorFlow's errors elsewhere are consequences.
 _ENDS_OF_A_RANK: frozenset[Cause] = frozenset(
@@ -71,7 +84,7 @@ class RankError:
     def from_event(cls, event: Mapping[str, Any]) -> "RankError":
         """Read the ``error`` event of a rank or of its task; an unknown cause counts as the user's."""
         return cls(
-            cause=event["cause"] if event["cause"] in _EXPLAINING_FIRST else "user",
+            cause=event["cause"] if event["cause"] in CAUSES_BY_PRECEDENCE else "user",
             rank=event["rank"],
             type=event["type"],
             message=event["message"],
@@ -209,7 +222,7 @@ class Attempt:
             is_consequence = (
                 has_lost_a_rank and error.is_from_tensorflow and (error.is_in_code or error.cause == "peer")
             )
-            return _EXPLAINING_FIRST.index("peer" if is_consequence else error.cause), error.time
+            return CAUSES_BY_PRECEDENCE.index("peer" if is_consequence else error.cause), error.time
 
         if not self.errors:
             raise ValueError(f"attempt {self.number} ended without an error; ask for its errors first")
