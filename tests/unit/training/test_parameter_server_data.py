@@ -58,11 +58,11 @@ def test_class_weights_are_those_of_training_rows_alone(dataset: Dataset, tmp_pa
     assert (training.class_weights, validation.class_weights) == ((1.0, 3.0), ())
 
 
-def test_a_gate_holds_up_the_training_stream_alone(dataset: Dataset) -> None:
-    def gate(stream: tf.data.Dataset) -> tf.data.Dataset:
+def test_the_input_hook_holds_up_the_training_stream_alone(dataset: Dataset) -> None:
+    def held_up(stream: tf.data.Dataset) -> tf.data.Dataset:
         return stream.skip(3)
 
-    supply = BatchSupply(dataset, TRAINING, VALIDATION, Activity(), gate)
+    supply = BatchSupply(dataset, TRAINING, VALIDATION, Activity(), held_up)
     remote = RemoteBatches(supply.name, dataset, TRAINING, VALIDATION)
     (found,) = remote.training(tf.distribute.InputContext()).take(1)
     (expected,) = load_batches(dataset, TRAINING, scaled_to="share").skip(3).take(1)

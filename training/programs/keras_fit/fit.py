@@ -81,6 +81,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                 epochs=plan.config.epochs,
                 steps_per_epoch=dataset.steps("train", plan.global_batch_size),
                 validation_steps=dataset.steps("validation", plan.global_batch_size),
+                # The last of them calls ``finish`` at the end of the training: in a worker, this call does not return.
                 callbacks=fit_callbacks(
                     plan,
                     control,
@@ -248,18 +249,18 @@ def _batches(
     split: str,
     start: tuple[int, int],
     activity: Activity,
-    gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda share: share,
+    input_hook: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda share: share,
 ) -> Any:
     """Return this rank's share of every global batch of ``split``, epoch after epoch.
 
-    ``gate`` wraps it: :meth:`training.executor.training_hook.TrainingHook.input`, by which a test delays the data.
+    ``input_hook`` wraps it: :meth:`training.executor.training_hook.TrainingHook.input`, for tests that delay the data.
     """
 
     def rank_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
         shares = load_batches(dataset, read_plan, scaled_to="batch", busy=activity.input_busy)
         # A distributed dataset could not be wrapped any more.
-        return gate(split_among_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
+        return input_hook(split_among_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
 
     # Every rank builds its own input: TensorFlow must neither shard nor re-batch it.
     return strategy.distribute_datasets_from_function(rank_dataset)

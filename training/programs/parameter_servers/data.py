@@ -31,7 +31,7 @@ class BatchSupply:
         training: ReadPlan,
         validation: ReadPlan,
         activity: Activity,
-        gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda stream: stream,
+        input_hook: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda stream: stream,
     ) -> None:
         """Open the dataset; nothing is read yet.
 
@@ -40,13 +40,13 @@ class BatchSupply:
             training: The worker's part of the training split.
             validation: Batches of the validation split.
             activity: The worker's activity.
-            gate: Wraps the training stream.
+            input_hook: Wraps the training stream; a test delays the data by it.
         """
         self._dataset = dataset
         self._validation = validation
         self._activity = activity
         # An update is one worker's share; see `worker_read_plan`.
-        stream = gate(load_batches(dataset, training, scaled_to="share", busy=activity.input_busy))
+        stream = input_hook(load_batches(dataset, training, scaled_to="share", busy=activity.input_busy))
         self._training = iter(stream)
         self._validating: Iterator[Any] = iter(())
         self._next_step = -1
