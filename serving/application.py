@@ -28,7 +28,7 @@ PROBES = (invocations_api.PING, invocations_api.HEALTH, f"{inference_api.HEALTH}
 """Paths of probes, which have no token (:func:`serving.http_connections.is_probe`)."""
 
 # Forms of the same routes with a version or a label are in docs/serving.md.
-_ROUTES = {
+_FRONT_PAGE_ROUTES = {
     "POST /v1/models/NAME:predict": "rows as instances, or columns as inputs: TensorFlow Serving's REST API",
     "POST /v1/models/NAME:classify": "rows as examples; also :regress",
     "GET /v1/models/NAME": "states of the versions",
@@ -90,7 +90,7 @@ def application(
         row = await asyncio.to_thread(lambda: first.example)
         page = FrontPage(
             serves={one.name: one.version for one in served},
-            routes=_ROUTES,
+            routes=_FRONT_PAGE_ROUTES,
             path="" if row is None else path_of("v1", "models", first.name) + ":predict",
             body=None if row is None else {"instances": [in_json(row)]},
             has_token=bool(tokens),

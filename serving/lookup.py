@@ -44,7 +44,7 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
 # Rows are read in the event loop, which other requests wait for.
 _MOST_KEYS = 256
 _ANSWER_SECONDS = 30.0
-_ROUTES = {
+_FRONT_PAGE_ROUTES = {
     "GET /rows/KEY": "the row of a key",
     "GET /rows?key=A&key=B": "the rows of several keys",
     "GET /health": "rows, versions of the models, when the store was written",
@@ -112,7 +112,7 @@ class _Answers:
 
     async def front(self, request: Request) -> Response:
         rows = {"rows": f"{self.scores.metadata.rows:,}"}
-        return FrontPage(rows, _ROUTES, path="/rows/KEY").answer(request)
+        return FrontPage(rows, _FRONT_PAGE_ROUTES, path="/rows/KEY").answer(request)
 
     async def row(self, request: Request) -> JSONResponse:
         key = self._key(request.path_params["key"])

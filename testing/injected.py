@@ -18,7 +18,7 @@ from mirrorspark.callbacks import StopOnRequest, optimizer_step
 from mirrorspark.testing.disk import full_disk
 from mirrorspark.testing.fault import Fault, parse
 from mirrorspark.training.executor import FAULTS_VARIABLE, TrainingHook
-from mirrorspark.training.protocol import COORDINATOR, AttemptPlan, Role, Roles, TrainingPlan
+from mirrorspark.training.protocol import COORDINATOR, AttemptPlan, RankRole, Roles, TrainingPlan
 from mirrorspark.training.protocol.outcomes import Activity
 
 # Bytes that no machine has.
@@ -64,7 +64,7 @@ class InjectedFaults(TrainingHook):
                 f"{FAULTS_VARIABLE} asks for {kinds}, but the training data is {type(dataset).__name__}, which cannot "
                 f"be held up; train on a tf.data.Dataset, or ask for 'hang'"
             )
-        return InputGate(self.of_input, self._busy, is_training).wrap(dataset)
+        return DelayedInput(self.of_input, self._busy, is_training).wrap(dataset)
 
 
 def hook_for(environment: Mapping[str, str], plan: AttemptPlan, rank: int, activity: Activity) -> InjectedFaults:
@@ -97,7 +97,7 @@ def _require_possible(faults: Sequence[Fault], roles: Roles) -> None:
             )
 
 
-def _is_possible(fault: Fault, role: Role) -> bool:
+def _is_possible(fault: Fault, role: RankRole) -> bool:
     return role.job == ("worker" if fault.is_of_input else "chief")
 
 
@@ -146,7 +146,7 @@ def _inject(fault: Fault, step: int) -> None:
             end.start()
 
 
-class InputGate:
+class DelayedInput:
     """Passes batches on one by one, late or not at all; does nothing unless ``is_training()``."""
 
     def __init__(
@@ -162,7 +162,7 @@ class InputGate:
         self._passed = 0
 
     def wrap(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """Return the dataset with its batches passed through this gate."""
+        """Return the dataset with its batches passed on by this object."""
         return dataset.map(self._pass, num_parallel_calls=1, deterministic=True)
 
     def _pass(self, *batch: Any) -> Any:

@@ -41,7 +41,7 @@ class AdvisoryError(ValueError):
 
 
 @dataclass(frozen=True)
-class Finding:
+class AffectedPackage:
     """A locked package that an advisory concerns."""
 
     package: str
@@ -68,10 +68,10 @@ def locked(lock: str) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in _ENTRY.findall(lock)}
 
 
-def findings(advisories: Iterable[Mapping[str, Any]], versions: Mapping[str, str]) -> list[Finding]:
+def findings(advisories: Iterable[Mapping[str, Any]], versions: Mapping[str, str]) -> list[AffectedPackage]:
     """Return the advisories that concern the locked versions, by package."""
     found = [
-        Finding(name, versions[name], advisory)
+        AffectedPackage(name, versions[name], advisory)
         for advisory in advisories
         for name in sorted({_name(affected) for affected in _affected(advisory)} & versions.keys())
         if any(

@@ -124,7 +124,7 @@ def _refuse(error: Exception, summary: str | None) -> int:
     return end(Summary(status="failed", error=one_line(error)), summary, EXIT_USAGE)
 
 
-class Ending(Protocol):
+class CommandSummary(Protocol):
     """The summary of a run or of a sweep."""
 
     @property
@@ -139,7 +139,7 @@ class Ending(Protocol):
         """Write the JSON document."""
 
 
-def end(summary: Ending, file: str | None, status: int, folder: str | None = None) -> int:
+def end(summary: CommandSummary, file: str | None, status: int, folder: str | None = None) -> int:
     """Write the summary to ``file`` and into the run's folder, log the problem, and return the exit status."""
     for path in (file, folder and str(Path(folder) / SUMMARY_FILE)):
         try:
@@ -152,7 +152,7 @@ def end(summary: Ending, file: str | None, status: int, folder: str | None = Non
     return _print_error(summary.error, status) if summary.error else status
 
 
-def _takes(folder: Path, summary: Ending) -> bool:
+def _takes(folder: Path, summary: CommandSummary) -> bool:
     """Return True if ``summary`` belongs into the run's folder.
 
     A driver that has lost the run to another one must not write there, and a finished run keeps its summary.

@@ -22,7 +22,7 @@ _PER_TRANSACTION = 500
 
 
 @dataclass(frozen=True)
-class Limits:
+class ClaimTimes:
     """Times of leases and waits.
 
     Attributes:
@@ -38,7 +38,7 @@ class Limits:
     clock: Callable[[], float] = running_seconds
 
 
-LIMITS = Limits()
+DEFAULT_TIMES = ClaimTimes()
 
 
 class Claims:
@@ -59,7 +59,7 @@ class Claims:
         run: str,
         owner: str,
         at_once: int,
-        limits: Limits = LIMITS,
+        limits: ClaimTimes = DEFAULT_TIMES,
         others: Collection[int] = (),
     ) -> None:
         self._ledger, self._run, self._owner, self._at_once, self._limits = ledger, run, owner, at_once, limits

@@ -23,7 +23,7 @@ from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.packages import check_trust
 from mirrorspark.fleet.runs import tables
-from mirrorspark.fleet.runs.claims import LIMITS, Claims
+from mirrorspark.fleet.runs.claims import DEFAULT_TIMES, Claims
 from mirrorspark.fleet.runs.decisions import budget_reached, hopeless, microbatches_left
 from mirrorspark.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.fleet.runs.kept import (
@@ -347,7 +347,7 @@ def _drive(
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
     scoring = Scoring(spark, plan, target, files, fleet, owner, failed, partial(settings.why_stop, plan))
     state = "failed"
-    limits = replace(LIMITS, lease_seconds=settings.lease_seconds)
+    limits = replace(DEFAULT_TIMES, lease_seconds=settings.lease_seconds)
     others = () if numbers is None else {*range(count)} - {*numbers}
     with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
         claims.note(_failures(plan, failed))

@@ -23,7 +23,7 @@ _MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
-class Finding:
+class GateFinding:
     """A judgement of one gate.
 
     Attributes:
@@ -50,9 +50,9 @@ class Finding:
         return self.outcome != "failed"
 
 
-def decide(facts: Facts, gates: Gates) -> tuple[Finding, ...]:
+def decide(facts: Facts, gates: Gates) -> tuple[GateFinding, ...]:
     """Return the findings of all gates, in the order of the gates. The candidate may be promoted if all have passed."""
-    found: list[Finding] = []
+    found: list[GateFinding] = []
     for threshold in gates.thresholds:
         found += _of_threshold(facts, threshold, gates.min_examples)
     for gap in gates.gaps:
@@ -106,7 +106,7 @@ def _scaled(estimate: MetricEstimate, factor: float) -> MetricEstimate:
     return MetricEstimate(estimate.value * factor, low, high, estimate.error * abs(factor))
 
 
-def _of_threshold(facts: Facts, threshold: Threshold, min_examples: int) -> Iterator[Finding]:
+def _of_threshold(facts: Facts, threshold: Threshold, min_examples: int) -> Iterator[GateFinding]:
     wanted = threshold.slices
     slices = [one for one in facts.slices if ALL_SLICES in wanted or one.slicing in wanted]
     for rule in _rules(threshold):
@@ -116,7 +116,7 @@ def _of_threshold(facts: Facts, threshold: Threshold, min_examples: int) -> Iter
         if not is_first and all(finding.outcome == "skipped" for finding in found):
             # A gate that judged nothing must not let a candidate through.
             words = f"{threshold.metric} was judged in no slice of {', '.join(wanted)}"
-            yield Finding(rule.gate, ", ".join(wanted), threshold.metric, None, rule.bound, "failed", words)
+            yield GateFinding(rule.gate, ", ".join(wanted), threshold.metric, None, rule.bound, "failed", words)
 
 
 def _judged(
@@ -125,9 +125,9 @@ def _judged(
     rule: _Rule,
     min_examples: int,
     has_champion: bool,
-) -> Finding:
+) -> GateFinding:
     metric = threshold.metric
-    base = Finding(rule.gate, one.name, metric, None, rule.bound, "skipped", "")
+    base = GateFinding(rule.gate, one.name, metric, None, rule.bound, "skipped", "")
     if rule.gate != "value" and not has_champion:
         return replace(base, words=f"{metric} has no champion to be compared with")
     if one.examples < min_examples:
@@ -167,14 +167,14 @@ def _end(estimate: MetricEstimate, interval: Interval, *, is_least: bool) -> flo
     return estimate.low if (interval == "must_pass") == is_least else estimate.high
 
 
-def _of_gap(facts: Facts, gap: Gap, min_examples: int) -> Finding:
+def _of_gap(facts: Facts, gap: Gap, min_examples: int) -> GateFinding:
     values = {
         one.name: one.candidate[gap.metric].value
         for one in facts.slices
         if one.slicing == gap.slicing and one.examples >= min_examples and gap.metric in one.candidate
     }
     values = {name: value for name, value in values.items() if math.isfinite(value)}
-    base = Finding("gap", gap.slicing, gap.metric, None, gap.at_most, "failed", "")
+    base = GateFinding("gap", gap.slicing, gap.metric, None, gap.at_most, "failed", "")
     if len(values) < 2:
         return replace(
             base, words=f"{gap.slicing} has {len(values)} slices with enough examples and {gap.metric}, fewer than two"
@@ -188,20 +188,20 @@ def _of_gap(facts: Facts, gap: Gap, min_examples: int) -> Finding:
     return replace(base, value=value, outcome="passed" if value <= gap.at_most else "failed", words=words)
 
 
-def _of_scores(facts: Facts, min_examples: int) -> Finding:
+def _of_scores(facts: Facts, min_examples: int) -> GateFinding:
     overall = next((one for one in facts.slices if one.is_overall), None)
     if overall is None or overall.examples < min_examples:
         examples = overall.examples if overall else 0
         words = f"the table has {examples:,} scored examples, fewer than {min_examples:,}; give more rows"
-        return Finding("scores", OVERALL, "", float(examples), float(min_examples), "failed", words)
+        return GateFinding("scores", OVERALL, "", float(examples), float(min_examples), "failed", words)
     words = f"{overall.invalid:,} of {overall.examples + overall.invalid:,} rows have no valid score"
     outcome: Outcome = "failed" if overall.invalid else "passed"
-    return Finding("scores", OVERALL, "", float(overall.invalid), 0.0, outcome, words)
+    return GateFinding("scores", OVERALL, "", float(overall.invalid), 0.0, outcome, words)
 
 
-def _of_parity(facts: Facts, gates: Gates) -> Iterator[Finding]:
+def _of_parity(facts: Facts, gates: Gates) -> Iterator[GateFinding]:
     if gates.parity and not facts.parity:
-        yield Finding("parity", "", "", None, None, "failed", "parity is asked for, and no report of it was given")
+        yield GateFinding("parity", "", "", None, None, "failed", "parity is asked for, and no report of it was given")
     for name, report in facts.parity.items():
         parts = [f"the largest of {report.rows:,} differences is {report.max:.3e}, at most {report.tolerance:g} passes"]
         if report.threshold_flips:
@@ -211,31 +211,31 @@ def _of_parity(facts: Facts, gates: Gates) -> Iterator[Finding]:
         if not report.passed and report.worst:
             parts.append(f"the worst row is {report.worst[0].where}")
         outcome: Outcome = "passed" if report.passed else "failed"
-        yield Finding("parity", "", name, report.max, report.tolerance, outcome, f"{name}: {'; '.join(parts)}")
+        yield GateFinding("parity", "", name, report.max, report.tolerance, outcome, f"{name}: {'; '.join(parts)}")
 
 
-def _of_schema(facts: Facts, gates: Gates) -> Iterator[Finding]:
+def _of_schema(facts: Facts, gates: Gates) -> Iterator[GateFinding]:
     if not gates.same_schema:
         return
     changes = facts.schema_changes
     if changes is None:
         words = "there is no champion whose inputs and outputs these are compared with"
-        yield Finding("schema", "", "", None, None, "skipped", words)
+        yield GateFinding("schema", "", "", None, None, "skipped", words)
         return
     for words in changes:
-        yield Finding("schema", "", "", float(len(changes)), 0.0, "failed", words)
+        yield GateFinding("schema", "", "", float(len(changes)), 0.0, "failed", words)
     if not changes:
-        yield Finding("schema", "", "", 0.0, 0.0, "passed", "inputs and outputs are those of the champion")
+        yield GateFinding("schema", "", "", 0.0, 0.0, "passed", "inputs and outputs are those of the champion")
 
 
-def _of_size(gate: str, what: str, unit: str, value: float | None, bound: float) -> Finding:
+def _of_size(gate: str, what: str, unit: str, value: float | None, bound: float) -> GateFinding:
     if value is None or not math.isfinite(value):
-        return Finding(gate, "", what, None, bound, "failed", f"{what} was not measured")
+        return GateFinding(gate, "", what, None, bound, "failed", f"{what} was not measured")
     outcome: Outcome = "passed" if value <= bound else "failed"
     words = f"{what}: {in_digits(value)} {unit}, at most {in_digits(bound)} {unit} is asked for"
-    return Finding(gate, "", what, value, bound, outcome, words)
+    return GateFinding(gate, "", what, value, bound, outcome, words)
 
 
-def failed(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+def failed(findings: Sequence[GateFinding]) -> tuple[GateFinding, ...]:
     """Return the findings that block a promotion."""
     return tuple(finding for finding in findings if not finding.passed)

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mirrorspark.lifecycle.gate.decide import Finding
+from mirrorspark.lifecycle.gate.decide import GateFinding
 from mirrorspark.lifecycle.gate.facts import MetricEstimate, SliceFacts
 from mirrorspark.lifecycle.gate.validation import ORDER, Validation, findings_table
 from mirrorspark.pages import (
@@ -147,13 +147,13 @@ def _tiles(validation: Validation) -> list[tuple[str, str]]:
     return [(name, short_number(value)) for name, value in shown.items() if value is not None]
 
 
-def _judged(metrics: Sequence[str], findings: Sequence[Finding]) -> list[str]:
+def _judged(metrics: Sequence[str], findings: Sequence[GateFinding]) -> list[str]:
     """Return the metrics that are drawn: those of failed gates first, then other judged ones, then the first."""
     named = [one.metric for outcome in ORDER for one in findings if one.outcome == outcome]
     return [name for name in dict.fromkeys([*named, *metrics[:1]]) if name in metrics][:_SHOWN_FIGURES]
 
 
-def _figure(metric: str, slices: Sequence[SliceFacts], findings: Sequence[Finding]) -> Any:
+def _figure(metric: str, slices: Sequence[SliceFacts], findings: Sequence[GateFinding]) -> Any:
     shown = [one for one in slices if metric in one.change][:_SHOWN_IN_FIGURE]
     changes = [one.change[metric] for one in shown]
     failed = {one.slice for one in findings if one.outcome == "failed" and one.metric == metric}

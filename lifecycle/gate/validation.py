@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
+from mirrorspark.lifecycle.gate.decide import GateFinding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
 from mirrorspark.pages import Cell, beside_the_result, heading_html, in_digits, panel_html, rows_html
@@ -73,12 +73,12 @@ class Validation:
     seed: int
 
     @cached_property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[GateFinding, ...]:
         """The findings of all gates."""
         return decide(self.facts, self.gates)
 
     @property
-    def failed(self) -> tuple[Finding, ...]:
+    def failed(self) -> tuple[GateFinding, ...]:
         """The findings that block a promotion."""
         return failed(self.findings)
 
@@ -159,7 +159,7 @@ class Validation:
         return target / JSON_FILE
 
 
-def findings_table(findings: Sequence[Finding]) -> Markup:
+def findings_table(findings: Sequence[GateFinding]) -> Markup:
     """Return findings as a table of a page or notebook, those that block first."""
     rows = [
         (Cell("not judged" if one.outcome == "skipped" else one.outcome, _STYLES[one.outcome]), one.gate, one.words)

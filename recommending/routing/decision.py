@@ -15,8 +15,8 @@ from mirrorspark.scoring.input import RowErrors
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Decision for each row of a batch.
+class RoutingDecision:
+    """The route of each row of a batch.
 
     Attributes:
         models: Name of the model or blend of each row, as objects.
@@ -34,7 +34,7 @@ def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def decide(router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.datetime] = utc_now) -> Decision:
+def decide(router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.datetime] = utc_now) -> RoutingDecision:
     """Return the route of each row.
 
     Raises:
@@ -59,7 +59,7 @@ def decide(router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.dat
         for column, of_column in nulls.items():
             reasons[by_null & of_column] = f"{column}: null"
         is_open &= ~(chosen | by_null)
-    return Decision(models, reasons, dict(sorted(errors.items())))
+    return RoutingDecision(models, reasons, dict(sorted(errors.items())))
 
 
 def check_columns(router: Router, schema: pa.Schema) -> None:

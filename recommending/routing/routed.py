@@ -13,7 +13,7 @@ from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.models.index import CANDIDATES, UNFILLED, is_ranked_list
 from mirrorspark.models.serving import signatures
 from mirrorspark.recommending.routing.blend import ListFusion, blended, of_length
-from mirrorspark.recommending.routing.decision import Decision, check_columns, decide
+from mirrorspark.recommending.routing.decision import RoutingDecision, check_columns, decide
 from mirrorspark.recommending.routing.router import Router
 from mirrorspark.recommending.routing.router_hooks import postprocessed, preprocessed
 from mirrorspark.recommending.routing.stages import Stages
@@ -306,7 +306,7 @@ class RoutedModel:
         for start in range(0, batch.num_rows, rows):
             yield batch.slice(start, rows)
 
-    def _decided(self, batch: pa.RecordBatch) -> Decision:
+    def _decided(self, batch: pa.RecordBatch) -> RoutingDecision:
         """Return the models of the rows after those that cannot be scored have fallen back."""
         decision = decide(self._router, batch)
         for name in dict.fromkeys(decision.models) if self._router.fallback else ():

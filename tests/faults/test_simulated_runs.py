@@ -23,7 +23,7 @@ from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.store_reads import StoreReader
 from mirrorspark.training.driver.supervisor import Supervisor
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
-from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.training.protocol.limits import Budgets, PhaseLimits
 from mirrorspark.training.protocol.messages import admissions, event_client, event_server, handshake, stop
 from mirrorspark.training.protocol.messages.event_client import EventClient
 from mirrorspark.training.protocol.messages.events import Event
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 SEEDS, PARTS = 1_000, 2
 WORKERS, LAST_STEP, EVERY = 2, 18, 6
-LIMITS = Limits(
+LIMITS = PhaseLimits(
     start_seconds=40.0, first_step_seconds=30.0, step_seconds=20.0, checkpoint_seconds=30.0, end_seconds=40.0
 )
 # Spark gives up an executor after this time without a heartbeat.

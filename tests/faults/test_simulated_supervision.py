@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from mirrorspark.training.driver.running_attempt import RunningAttempt
-from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.limits import PhaseLimits
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.messages.stop import StopSignal
 from mirrorspark.training.protocol.outcomes.timing import ABORT_SECONDS, ALIVE_SECONDS, LEASE_SECONDS, SILENT_SECONDS
@@ -21,7 +21,7 @@ from tests.faults.conftest import Count, run_seeds, seeds
 pytestmark = pytest.mark.timeout(1800)
 
 SEEDS, PARTS = 10_000, 4
-LIMITS = Limits(
+LIMITS = PhaseLimits(
     start_seconds=40.0, first_step_seconds=60.0, step_seconds=30.0, checkpoint_seconds=60.0, end_seconds=40.0
 )
 STEPS, SAVE_EVERY = 24, 8

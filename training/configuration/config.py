@@ -22,14 +22,14 @@ from mirrorspark.training.configuration.classes import Classes
 from mirrorspark.training.configuration.defaults import OPTIMIZER, PATIENCE, default_batch_size, defaults_of_label
 from mirrorspark.training.configuration.fields import (
     CheckpointSettings,
+    CommandSettings,
     ConfigError,
     DataSettings,
     FitSettings,
     LimitSettings,
-    OptimizerSettings,
     ResultSettings,
-    RunSettings,
     StrategyName,
+    UpdateSettings,
     WorkerSettings,
     check_values,
     default_strategy,
@@ -55,7 +55,7 @@ __all__ = ["ConfigError", "RunConfig", "TrainingConfig"]
 
 # A dataclass lists the fields of its last base first.
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, OptimizerSettings, FitSettings, ResultSettings):
+class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, UpdateSettings, FitSettings, ResultSettings):
     """Settings of a training on a dataset. Its fields are listed by subject in :mod:`training.configuration.fields`."""
 
     def __post_init__(self) -> None:
@@ -370,7 +370,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(DataSettings, RunSettings, TrainingConfig):
+class RunConfig(DataSettings, CommandSettings, TrainingConfig):
     """One run of the main job: from the source tables to the scored table."""
 
     def __post_init__(self) -> None:

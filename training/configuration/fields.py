@@ -17,7 +17,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.models import CalibrationKind, Schedule
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration.tasks import BaselineName
-from mirrorspark.training.protocol import BatchRule, Budgets, Limits
+from mirrorspark.training.protocol import BatchRule, Budgets, PhaseLimits
 
 Registered = Literal["model", "better", "always"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lazy_adam", "lion", "sgd"]
@@ -131,7 +131,7 @@ class FitSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
+class UpdateSettings:
     """The batch and the update of the weights."""
 
     # Set once the number of training rows is known.
@@ -209,18 +209,22 @@ class LimitSettings:
         Budgets.max_start_failures
     )
     start_limit_seconds: Annotated[float, Gt(0), doc("Longest standstill of a worker that starts")] = (
-        Limits.start_seconds
+        PhaseLimits.start_seconds
     )
-    first_step_limit_seconds: Annotated[float, Gt(0), doc("Longest time of the first step")] = Limits.first_step_seconds
-    step_limit_seconds: Annotated[float, Gt(0), doc("Longest time of any other step")] = Limits.step_seconds
-    checkpoint_limit_seconds: Annotated[float, Gt(0), doc("Longest time of a checkpoint")] = Limits.checkpoint_seconds
+    first_step_limit_seconds: Annotated[float, Gt(0), doc("Longest time of the first step")] = (
+        PhaseLimits.first_step_seconds
+    )
+    step_limit_seconds: Annotated[float, Gt(0), doc("Longest time of any other step")] = PhaseLimits.step_seconds
+    checkpoint_limit_seconds: Annotated[float, Gt(0), doc("Longest time of a checkpoint")] = (
+        PhaseLimits.checkpoint_seconds
+    )
     end_limit_seconds: Annotated[float, Gt(0), doc("Longest time from the last worker's end to all exits")] = (
-        Limits.end_seconds
+        PhaseLimits.end_seconds
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class CommandSettings:
     """The command: its cluster, its scoring, its output."""
 
     master: Annotated[
@@ -264,12 +268,12 @@ class DataSettings:
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "training": (FitSettings,),
-    "batch and optimizer": (OptimizerSettings,),
+    "batch and optimizer": (UpdateSettings,),
     "workers and strategy": (WorkerSettings,),
     "checkpoints": (CheckpointSettings,),
     "failures and limits": (LimitSettings,),
     "data": (DataSettings,),
-    "scoring and results": (RunSettings, ResultSettings),
+    "scoring and results": (CommandSettings, ResultSettings),
 }
 _TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 # All fields by subject, as --help and the documentation show them.

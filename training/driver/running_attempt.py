@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mirrorspark.training.driver.watchdog import Watch, Watchdog
-from mirrorspark.training.protocol import Limits
+from mirrorspark.training.protocol import PhaseLimits
 from mirrorspark.training.protocol.messages import Event, StopSignal
 from mirrorspark.training.protocol.outcomes import RankError, Stop, known_errors, timing
 from mirrorspark.training.protocol.ring import AddressBook
@@ -45,7 +45,7 @@ class RunningAttempt:
         *,
         ranks: int | None = None,
         dispensable: frozenset[int] = frozenset(),
-        limits: Limits,
+        limits: PhaseLimits,
         signal: StopSignal,
         on_event: Callable[[Event], None],
         cancel: Callable[[], None],

@@ -17,7 +17,7 @@ from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.resume import fence_and_find_start
 from mirrorspark.training.driver.running_attempt import Commands, RunningAttempt
 from mirrorspark.training.driver.store_reads import StoppedReading, StoreReader
-from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits
+from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, PhaseLimits
 from mirrorspark.training.protocol.messages import Event, EventAddress, EventServer, StopSignal
 from mirrorspark.training.protocol.outcomes import SESSION_LOST, Attempt, Every, RankError, every, timing
 
@@ -76,7 +76,7 @@ class Supervisor:
     slots: Callable[[], int]
     on_event: Callable[[Event], None]
     budgets: Budgets = dataclasses.field(default_factory=Budgets)
-    limits: Limits = dataclasses.field(default_factory=Limits)
+    limits: PhaseLimits = dataclasses.field(default_factory=PhaseLimits)
     has_begun: bool = False
     may_grow: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.monotonic

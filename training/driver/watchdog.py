@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mirrorspark.training.protocol import Limits
+from mirrorspark.training.protocol import PhaseLimits
 from mirrorspark.training.protocol.messages import Event
 from mirrorspark.training.protocol.outcomes import Phase, timing
 
@@ -103,7 +103,7 @@ class _Rank:
 class Watch:
     """The driver's view of the ranks of one attempt, and its verdict."""
 
-    def __init__(self, workers: int, limits: Limits, now: float) -> None:
+    def __init__(self, workers: int, limits: PhaseLimits, now: float) -> None:
         """Begin to watch ``workers`` ranks, none of which has sent an event yet."""
         self._limits = limits
         self._ranks = {rank: _Rank(rank, _START, now) for rank in range(workers)}

@@ -36,7 +36,7 @@ from mirrorspark.training.job import Cluster, Job, Program, epochs_in_words, ope
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.programs.user_functions import FunctionPlan, FunctionStrategy, TrainFn
 from mirrorspark.training.programs.user_functions import plan as function_plan
-from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits, WorkerRange, parse_workers
+from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, PhaseLimits, WorkerRange, parse_workers
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.report import launched_html
 from mirrorspark.training.run_records import RunFolder, TrackedRun, Tracking, environment, open_run
@@ -158,9 +158,9 @@ class LaunchConfig:
         return self.strategy if self.strategy == "multi_worker_mirrored" else None
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> PhaseLimits:
         """The time limits by which a rank counts as hung. Outside ``fit`` there is none unless one is given."""
-        return Limits(
+        return PhaseLimits(
             start_seconds=max(_START_SECONDS, self.start_limit_seconds or 0.0),
             build_seconds=self.start_limit_seconds or math.inf,
             first_step_seconds=max(_FIRST_STEP_SECONDS, self.step_limit_seconds or 0.0),

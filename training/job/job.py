@@ -8,7 +8,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session import session_of
 from mirrorspark.training.driver import Launcher, OpenServer, SparkLauncher, Supervisor
-from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits
+from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, PhaseLimits
 from mirrorspark.training.protocol.messages import Event, EventServer, FolderEventServer, StopSignal
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records import OpenRun
@@ -33,7 +33,7 @@ class Program:
     plan: AttemptPlan
     elastic: Elastic
     budgets: Budgets
-    limits: Limits
+    limits: PhaseLimits
     payload: bytes | None = field(default=None, repr=False)
     gpus_per_worker: int = 0
     gpu_resource_name: str = "gpu"

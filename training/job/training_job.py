@@ -29,7 +29,7 @@ from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.warm_start import WarmStart, resolve_warm_start
 from mirrorspark.training.programs.keras_fit import interaction_graph
-from mirrorspark.training.protocol import PROGRESS_STATE, Budgets, Limits, TrainingPlan
+from mirrorspark.training.protocol import PROGRESS_STATE, Budgets, PhaseLimits, TrainingPlan
 from mirrorspark.training.protocol.messages import Event, StopSignal
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records import (
@@ -340,7 +340,7 @@ class TrainingJob:
                 max_preemptions=config.max_preemptions,
                 max_start_failures=config.max_start_failures,
             ),
-            limits=Limits(
+            limits=PhaseLimits(
                 start_seconds=config.start_limit_seconds,
                 first_step_seconds=config.first_step_limit_seconds,
                 step_seconds=config.step_limit_seconds,

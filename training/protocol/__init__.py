@@ -9,7 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.protocol.elastic import BatchRule, Elastic, WorkerRange, parse_workers, resume_step
-    from mirrorspark.training.protocol.limits import Budgets, Limits
+    from mirrorspark.training.protocol.limits import Budgets, PhaseLimits
     from mirrorspark.training.protocol.names import (
         EVENTS_FILE,
         RUNS_FOLDER,
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         WARM_START_FOLDER,
     )
     from mirrorspark.training.protocol.plan import PROGRESS_STATE, AttemptPlan, TrainingPlan
-    from mirrorspark.training.protocol.roles import COORDINATOR, Role, Roles, shards
+    from mirrorspark.training.protocol.roles import COORDINATOR, RankRole, Roles, shards
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -34,8 +34,8 @@ __all__ = [
     "BatchRule",
     "Budgets",
     "Elastic",
-    "Limits",
-    "Role",
+    "PhaseLimits",
+    "RankRole",
     "Roles",
     "TrainingPlan",
     "WorkerRange",

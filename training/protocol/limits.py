@@ -18,7 +18,7 @@ _LIMITS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class PhaseLimits:
     """The longest time that a rank may stand still before it counts as hung.
 
     Attributes:

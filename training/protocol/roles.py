@@ -17,7 +17,7 @@ SHARD_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
-class Role:
+class RankRole:
     """The role of a rank, in TensorFlow's words: ``chief`` is the coordinator, ``ps`` a parameter server."""
 
     job: Job
@@ -57,14 +57,14 @@ class Roles:
         """Number of all ranks, and so of the slots that are needed."""
         return 1 + self.workers + self.servers
 
-    def of(self, rank: int) -> Role:
+    def of(self, rank: int) -> RankRole:
         """Return the role of ``rank``."""
         if not 0 <= rank < self.ranks:
             raise ValueError(f"rank {rank} is not one of {self.ranks}")
         if rank == COORDINATOR:
-            return Role("chief", 0)
+            return RankRole("chief", 0)
         is_worker = rank <= self.workers
-        return Role("worker", rank - 1) if is_worker else Role("ps", rank - 1 - self.workers)
+        return RankRole("worker", rank - 1) if is_worker else RankRole("ps", rank - 1 - self.workers)
 
     def is_dispensable(self, rank: int) -> bool:
         """Return True if a training can lose ``rank``, as one worker is left."""

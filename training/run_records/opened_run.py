@@ -30,7 +30,7 @@ _MLFLOW_STATUS: dict[Status, str] = {"stopped": "KILLED", "failed": "FAILED"}
 logger = logging.getLogger(__name__)
 
 
-class RunSettings(RunIdentity, Protocol):
+class RunToOpen(RunIdentity, Protocol):
     """The part of a configuration that is needed to open a run."""
 
     def save(self, path: Path) -> None:
@@ -99,7 +99,7 @@ class OpenRun:
 
 @contextlib.contextmanager
 def open_run(
-    config: RunSettings,
+    config: RunToOpen,
     dataset_hash: str,
     tracking: Tracking,
     view: LiveView,
@@ -163,7 +163,7 @@ def _held(
         yield folder
 
 
-class Ending(Protocol):
+class MlflowRunToEnd(Protocol):
     """An MLflow run that can be ended, such as :class:`training.run_records.TrackedRun`."""
 
     @property
@@ -177,7 +177,7 @@ class Ending(Protocol):
         """Leave the run to another process."""
 
 
-def leave(folder: RunFolder, tracked: Ending | None, status: Status) -> None:
+def leave(folder: RunFolder, tracked: MlflowRunToEnd | None, status: Status) -> None:
     """Record the end of a run as possible; failures are only logged, so that they do not hide its own error.
 
     A run that another driver has taken over is left to that driver, in MLflow, too.

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from mirrorspark.fleet.runs import tables
-from mirrorspark.fleet.runs.claims import Claims, Limits
+from mirrorspark.fleet.runs.claims import Claims, ClaimTimes
 from mirrorspark.fleet.runs.ledger import Claim, Ledger, Rows
 from mirrorspark.testing.proxy import Proxy
 from tests.mlflow_server import postgresql
@@ -49,7 +49,7 @@ def test_work_goes_on_while_the_server_is_away_and_entries_are_sent_when_it_is_b
     with Proxy(int(url.port or 0)) as proxy:
         ledger = Ledger.open(url.set(port=proxy.port).render_as_string(hide_password=False))
         begin(ledger)
-        limits = Limits(lease_seconds=600.0, patience_seconds=120.0, poll_seconds=0.05)
+        limits = ClaimTimes(lease_seconds=600.0, patience_seconds=120.0, poll_seconds=0.05)
         with Claims(ledger, "run", "one", 2, limits) as claims:
             first = claims.next()
             assert first is not None

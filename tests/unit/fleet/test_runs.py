@@ -29,7 +29,7 @@ from mirrorspark.fleet.columns import FLEET_SCHEMA, FleetError, digests_of
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.runs import tables
-from mirrorspark.fleet.runs.claims import Claims, Limits
+from mirrorspark.fleet.runs.claims import Claims, ClaimTimes
 from mirrorspark.fleet.runs.decisions import Standing, budget_reached, hopeless, microbatches_left, to_take
 from mirrorspark.fleet.runs.failures import CheckedFleet, failing, without_outputs
 from mirrorspark.fleet.runs.kept import ledger_of_run, opened_ledger
@@ -137,8 +137,8 @@ def ledger(tmp_path: Path, clock: Clock) -> Iterator[Unsteady]:
         yield opened
 
 
-def limits(**others: Any) -> Limits:
-    return Limits(
+def limits(**others: Any) -> ClaimTimes:
+    return ClaimTimes(
         **{"lease_seconds": 1_000.0, "patience_seconds": 50.0, "poll_seconds": 0.001, "clock": Time()} | others
     )
 

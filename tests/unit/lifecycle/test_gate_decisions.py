@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
+from mirrorspark.lifecycle.gate.decide import GateFinding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gap, Gates, Threshold
 from mirrorspark.scoring.parity import parity
@@ -22,7 +22,7 @@ def findings(facts: Facts, *thresholds: Threshold) -> dict[str, str]:
     return {one.slice: one.outcome for one in found if one.metric}
 
 
-def outcome_of(gate: str, facts: Facts, gates: Gates) -> Finding:
+def outcome_of(gate: str, facts: Facts, gates: Gates) -> GateFinding:
     [found] = [one for one in decide(facts, gates) if one.gate == gate]
     return found
 

@@ -33,7 +33,7 @@ from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.testing.injected import InjectedFault, InjectedFaults, InputGate
+from mirrorspark.testing.injected import DelayedInput, InjectedFault, InjectedFaults
 from mirrorspark.testing.injected import hook_for as faults_for
 from mirrorspark.training.executor.training_hook import TrainingHook, hook_for
 from mirrorspark.training.programs.user_functions import worker as function_rank
@@ -604,7 +604,7 @@ def test_input_that_hangs_goes_on_when_its_time_is_over() -> None:
     assert float(tf.timestamp() - begin) >= 0.3
     assert injected("").input(batches) is batches
     padded = batches.map(lambda x, y: PaddedBatch(x, y, y, tf.ones([])))
-    assert type(InputGate([]).wrap(padded).element_spec) is PaddedBatch
+    assert type(DelayedInput([]).wrap(padded).element_spec) is PaddedBatch
 
 
 @pytest.mark.parametrize("strategy", strategies(), ids=["mirrored", "ring"])

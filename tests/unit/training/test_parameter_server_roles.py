@@ -3,7 +3,7 @@
 import pytest
 
 from mirrorspark.training.programs.parameter_servers.worker_input import worker_read_plan
-from mirrorspark.training.protocol.roles import SHARD_BYTES, Role, Roles, shards
+from mirrorspark.training.protocol.roles import SHARD_BYTES, RankRole, Roles, shards
 
 TWO_AND_TWO = Roles(workers=2, servers=2)
 
@@ -11,11 +11,11 @@ TWO_AND_TWO = Roles(workers=2, servers=2)
 def test_one_rank_coordinates_then_come_workers_then_servers() -> None:
     assert TWO_AND_TWO.ranks == 5
     assert [TWO_AND_TWO.of(rank) for rank in range(5)] == [
-        Role("chief", 0),
-        Role("worker", 0),
-        Role("worker", 1),
-        Role("ps", 0),
-        Role("ps", 1),
+        RankRole("chief", 0),
+        RankRole("worker", 0),
+        RankRole("worker", 1),
+        RankRole("ps", 0),
+        RankRole("ps", 1),
     ]
     assert Roles.among(5, workers=2) == TWO_AND_TWO
     with pytest.raises(ValueError, match="rank 5 is not one of 5"):
@@ -64,17 +64,17 @@ def test_large_variables_are_cut_by_their_rows(shape: list[int], parts: list[int
 
 
 def test_an_epoch_is_shared_by_all_workers() -> None:
-    plan = worker_read_plan(rows=1000, batch_size=100, role=Role("worker", 1), roles=TWO_AND_TWO, seed=7)
+    plan = worker_read_plan(rows=1000, batch_size=100, role=RankRole("worker", 1), roles=TWO_AND_TWO, seed=7)
     assert (plan.global_batch_size, plan.batch_size_per_worker) == (200, 100)
     assert (plan.rank, plan.workers, plan.seed, plan.remainder) == (1, 2, 7, "drop")
 
 
 def test_rows_that_are_fewer_than_a_batch_for_each_are_padded() -> None:
-    assert worker_read_plan(199, 100, Role("worker", 0), TWO_AND_TWO, 1).remainder == "pad"
+    assert worker_read_plan(199, 100, RankRole("worker", 0), TWO_AND_TWO, 1).remainder == "pad"
 
 
 @pytest.mark.parametrize(("step_in_epoch", "step"), [(0, 0), (1, 0), (7, 3), (11, 4)])
 def test_streams_go_on_from_the_mean_of_all_workers(step_in_epoch: int, step: int) -> None:
     # 5 steps of 2 workers; the 11th update of an epoch of 11 is the padded one.
-    plan = worker_read_plan(1050, 100, Role("worker", 0), TWO_AND_TWO, 1, epoch=3, step_in_epoch=step_in_epoch)
+    plan = worker_read_plan(1050, 100, RankRole("worker", 0), TWO_AND_TWO, 1, epoch=3, step_in_epoch=step_in_epoch)
     assert (plan.epoch, plan.step) == (3, step)

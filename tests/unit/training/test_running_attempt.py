@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.training.driver.running_attempt import RunningAttempt
-from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.limits import PhaseLimits
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.messages.stop import StopSignal
 from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
@@ -48,7 +48,7 @@ class Driver:
             1,
             2,
             dispensable=dispensable,
-            limits=Limits(step_seconds=20, checkpoint_seconds=50),
+            limits=PhaseLimits(step_seconds=20, checkpoint_seconds=50),
             signal=self.signal,
             on_event=self._pass_on,
             cancel=self._cancel,

@@ -21,7 +21,7 @@ from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFail
 from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.supervisor import Supervisor
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
-from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.training.protocol.limits import Budgets, PhaseLimits
 from mirrorspark.training.protocol.messages import event_server
 from mirrorspark.training.protocol.messages.event_client import EventClient
 from mirrorspark.training.protocol.messages.event_server import EventServer
@@ -185,7 +185,7 @@ def supervised(cluster: Cluster, budgets: Budgets | None = None, elastic: Elasti
         slots=cluster.slots,
         on_event=cluster.told.append,
         budgets=budgets or Budgets(first_delay_seconds=0.0),
-        limits=Limits(step_seconds=20),
+        limits=PhaseLimits(step_seconds=20),
         clock=cluster.clock,
         open_server=cluster.open_server,  # type: ignore[arg-type]
         every=cluster.every,
@@ -604,7 +604,7 @@ def test_a_hanging_store_is_reported_as_a_failure_of_the_store(plan: TrainingPla
             cluster.now += 300
         return cluster.now
 
-    run = replace(supervised(cluster), clock=clock, limits=Limits(checkpoint_seconds=600), on_event=on_event)
+    run = replace(supervised(cluster), clock=clock, limits=PhaseLimits(checkpoint_seconds=600), on_event=on_event)
     attempts = run.supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "store"]
     error = attempts[0].first_error
@@ -639,7 +639,7 @@ def test_a_checkpoint_that_takes_long_to_check_is_no_store_that_hangs(
         return True
 
     monkeypatch.setattr(commit, "is_whole", is_whole)
-    run = replace(supervised(cluster), clock=clock, limits=Limits(checkpoint_seconds=600))
+    run = replace(supervised(cluster), clock=clock, limits=PhaseLimits(checkpoint_seconds=600))
     (attempt,) = run.supervise(plan)
     assert attempt.resumed_from == 10
 

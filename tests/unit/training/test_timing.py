@@ -1,7 +1,7 @@
 """The periods and limits of supervision fit together: none cuts off what another one has to wait for."""
 
 from mirrorspark.training.executor.task import WorkerTask
-from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.limits import PhaseLimits
 from mirrorspark.training.protocol.outcomes import timing
 
 
@@ -16,7 +16,7 @@ def test_a_job_is_cancelled_only_when_every_lease_is_over() -> None:
 
 
 def test_a_pause_of_the_driver_that_costs_no_lease_makes_no_rank_silent_for_good() -> None:
-    limits = Limits()
+    limits = PhaseLimits()
     assert min(limits.start_seconds, limits.step_seconds, limits.checkpoint_seconds) > timing.LEASE_SECONDS
 
 

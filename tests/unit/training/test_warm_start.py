@@ -29,7 +29,7 @@ from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.training_job import TrainingJob, open_job
 from mirrorspark.training.job.warm_start import WarmStart, find_model, resolve_warm_start
-from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.limits import PhaseLimits
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.plan import TrainingPlan
@@ -424,7 +424,7 @@ def test_a_rank_takes_the_weights_without_a_collective_and_the_chief_tells(
 
 def test_a_rank_that_reads_a_large_table_does_not_count_as_hung() -> None:
     """T6: weights that a training begins from are read in the phase `restoring`."""
-    watch = Watch(1, Limits(start_seconds=10.0), now=0.0)
+    watch = Watch(1, PhaseLimits(start_seconds=10.0), now=0.0)
     for beats in range(5):
         watch.feed({"event": "alive", "rank": 0, "phase": "restoring", "beats": beats}, now=8.0 * beats)
         assert watch.verdict(now=8.0 * beats) is None

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from mirrorspark.training.driver.watchdog import Hang, Watch, Watchdog
 from mirrorspark.training.protocol import limits
-from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.limits import PhaseLimits
 from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.outcomes.activity import Phase
 
-LIMITS = Limits(start_seconds=300, first_step_seconds=600, step_seconds=120, checkpoint_seconds=600, end_seconds=300)
+LIMITS = PhaseLimits(
+    start_seconds=300, first_step_seconds=600, step_seconds=120, checkpoint_seconds=600, end_seconds=300
+)
 
 
 def alive(rank: int, phase: str, step: int = 0, **more: Any) -> Event:
@@ -32,7 +34,7 @@ def waiting(rank: int, phase: str, step: int, peer: int, seconds: float = 0.0) -
 class Ranks:
     """Ranks that report the same every 2 s, and tasks that do every 5 s, until they get another state to report."""
 
-    def __init__(self, workers: int, limits: Limits = LIMITS) -> None:
+    def __init__(self, workers: int, limits: PhaseLimits = LIMITS) -> None:
         self.now = 1000.0
         self.watch = Watch(workers, limits, self.now)
         self.says: dict[int, Event] = {}
@@ -287,8 +289,8 @@ def test_slots_are_not_checked_after_reports_of_tasks() -> None:
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_limit_of_nothing_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; use a number of seconds above 0"):
-        Limits(**{name: value})
-    assert vars(Limits(**{name: 0.5}))[name] == 0.5
+        PhaseLimits(**{name: value})
+    assert vars(PhaseLimits(**{name: 0.5}))[name] == 0.5
 
 
 PHASES = ["starting", "connecting", "building", "first_step", "training", "validation", "checkpoint", "ending"]

@@ -44,7 +44,7 @@ from mirrorspark.training.programs.parameter_servers.connections import (
 )
 from mirrorspark.training.programs.parameter_servers.data import BatchSupply, RemoteBatches
 from mirrorspark.training.programs.parameter_servers.worker_input import worker_read_plan
-from mirrorspark.training.protocol import COORDINATOR, Role, Roles, TrainingPlan, shards
+from mirrorspark.training.protocol import COORDINATOR, RankRole, Roles, TrainingPlan, shards
 from mirrorspark.training.protocol.outcomes import Activity
 
 # Scheduled executions per worker: one runs, one is queued, so that no worker is idle.
@@ -154,7 +154,7 @@ def _fit(
     tf_keras.utils.set_random_seed(config.seed)
     tf_keras.mixed_precision.set_global_policy(config.precision)
     model = fit.build_model(plan, dataset, strategy, start)
-    training, validation = _read_plans(plan, roles, Role("worker", 0), dataset)
+    training, validation = _read_plans(plan, roles, RankRole("worker", 0), dataset)
     name = reader_of_all_workers(connections.registrations.values())
     batches = RemoteBatches(name, dataset, training, validation)
     schedule_limit = ScheduleLimit(_EXECUTIONS_PER_WORKER * roles.workers, connections.raise_if_lost)
@@ -338,12 +338,12 @@ def _describe_step(plan: TrainingPlan, activity: Activity, epoch: int, step: int
     return f"the workers' updates overlap, so which records it read is not known; {last}"
 
 
-def _supply(plan: TrainingPlan, control: WorkerControl, roles: Roles, role: Role) -> BatchSupply:
+def _supply(plan: TrainingPlan, control: WorkerControl, roles: Roles, role: RankRole) -> BatchSupply:
     dataset = Dataset.open(plan.dataset)
     return BatchSupply(dataset, *_read_plans(plan, roles, role, dataset), control.activity, control.hook.input)
 
 
-def _read_plans(plan: TrainingPlan, roles: Roles, role: Role, dataset: Dataset) -> tuple[ReadPlan, ReadPlan]:
+def _read_plans(plan: TrainingPlan, roles: Roles, role: RankRole, dataset: Dataset) -> tuple[ReadPlan, ReadPlan]:
     """Return a worker's parts of the training and of the validation split."""
     rows = sum(shard.rows for shard in dataset.manifest.splits["train"])
     start = read_start(plan, dataset)
@@ -354,7 +354,7 @@ def _read_plans(plan: TrainingPlan, roles: Roles, role: Role, dataset: Dataset) 
     return weighed, ReadPlan("validation", plan.global_batch_size)
 
 
-def _start_server(role: Role, host: str, threads: int) -> tuple[Any, str]:
+def _start_server(role: RankRole, host: str, threads: int) -> tuple[Any, str]:
     """Start this rank's TensorFlow server on a free port; return it and its address."""
     cluster = tf.train.ClusterSpec({role.job: {role.index: f"{host}:0"}})
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads)

@@ -1,11 +1,11 @@
 """The part of the dataset that each worker of a training with parameter servers reads. Pure, without TensorFlow."""
 
 from mirrorspark.data_pipelines.reading import ReadPlan
-from mirrorspark.training.protocol import Role, Roles
+from mirrorspark.training.protocol import RankRole, Roles
 
 
 def worker_read_plan(
-    rows: int, batch_size: int, role: Role, roles: Roles, seed: int, epoch: int = 0, step_in_epoch: int = 0
+    rows: int, batch_size: int, role: RankRole, roles: Roles, seed: int, epoch: int = 0, step_in_epoch: int = 0
 ) -> ReadPlan:
     """Return a worker's part of the training split: batches of its own share of every epoch, without end.
 

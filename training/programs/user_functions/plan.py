@@ -12,7 +12,7 @@ from pyspark import cloudpickle
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.scoring.input import Column
-from mirrorspark.training.protocol import AttemptPlan, Limits
+from mirrorspark.training.protocol import AttemptPlan, PhaseLimits
 
 TrainFn = Callable[..., Any]
 FunctionStrategy = Literal["multi_worker_mirrored", "ring", "own"]
@@ -45,7 +45,7 @@ class FunctionPlan(AttemptPlan):
     """
 
     strategy: FunctionStrategy = "multi_worker_mirrored"
-    start_limit_seconds: float = Limits.start_seconds
+    start_limit_seconds: float = PhaseLimits.start_seconds
     model: str = ""
     model_columns: list[str | Column] | None = None
 
