@@ -113,7 +113,7 @@ def rows_of(ratings: pd.DataFrame, held_out: set[int], tests: int = 1) -> pd.Dat
     """Return the rows of the table: :data:`COLUMNS`, those of the recipe and whether their movie is held out.
 
     Args:
-        ratings: Those that may be in a row.
+        ratings: The ratings that may be in a row.
         held_out: Movies whose ratings are test rows, and in no history.
         tests: Number of a user's last ratings of other movies for testing; the one before them is for validation.
     """

@@ -142,7 +142,7 @@ class _Scored:
     """Times and memory of scoring one table in a process of its own.
 
     Attributes:
-        timings: Of each way.
+        timings: Measured times of each way.
         worker_bytes: Largest resident memory of a Python worker.
         driver_bytes: Resident memory of the driver's Python afterwards.
         jvm_bytes: Largest resident memory of the driver's JVM.

@@ -34,7 +34,7 @@ class Timing:
 
     Attributes:
         name: The contender.
-        seconds: Of each round.
+        seconds: Seconds of each round.
     """
 
     name: str

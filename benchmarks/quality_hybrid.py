@@ -124,7 +124,7 @@ class Asked:
     Attributes:
         name: Name of its folders and models.
         rows: Columns of ``cold_items``, of test rows alone.
-        datasets: Of all rows, for models that read the features of items (True) and for others.
+        datasets: Datasets of all rows, for models that read the features of items (True) and for others.
         movies: ``movie_id`` of all movies, and whether one ``is_new``: ``yes`` without a training row, else ``no``.
     """
 

@@ -270,7 +270,7 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
     """Export a ``two_tower`` model whose towers give these vectors for the tokens 0, 1, 2, ..., and return its folder.
 
     Args:
-        folder: Of the model.
+        folder: Folder of the model.
         items: float32 ``[items, DIM]``.
         users: float32 ``[users, DIM]``.
         k: Candidates per row.

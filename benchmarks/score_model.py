@@ -27,7 +27,7 @@ def export_model(folder: Path, rows: Path) -> Path:
     """Export a ``multi_field`` model of 8 numbers per id and layers of 128 and 64 units, and return its folder.
 
     Args:
-        folder: Of the model.
+        folder: Folder of the model.
         rows: Parquet file whose ids become the vocabularies.
     """
     return _exported(folder, _fitted(pq.read_table(rows)))

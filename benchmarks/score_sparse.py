@@ -105,8 +105,8 @@ class Network:
 
     Attributes:
         table: ``[features, units]``.
-        kernel: Of the hidden layer, ``[units, units]``.
-        bias: Of the hidden layer.
+        kernel: Weights of the hidden layer, ``[units, units]``.
+        bias: Bias of the hidden layer.
         heads_kernel: ``[2, units, labels]``: against each label, and for it.
         heads_bias: ``[2, labels]``.
     """

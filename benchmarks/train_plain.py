@@ -122,9 +122,9 @@ class PlainRank:
         steps: Per split the number of global batches in an epoch.
         epochs: Number of epochs.
         global_batch_size: Rows of a step on all workers together.
-        learning_rate: Of Adam.
-        embedding_dim: Of every field.
-        hidden_units: Of each hidden layer.
+        learning_rate: Learning rate of Adam.
+        embedding_dim: Size of the embedding of every field.
+        hidden_units: Units of each hidden layer.
         dropout: Share of hidden units dropped while training.
     """
 

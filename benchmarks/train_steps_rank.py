@@ -137,7 +137,7 @@ class FitRank:
         """Return a function that trains for a number of steps in one epoch, and returns this rank's seconds.
 
         Args:
-            ring: Of the ranks, which begin each epoch together by it; None for ``plain``.
+            ring: The ring of the ranks, which begin each epoch together by it; None for ``plain``.
         """
         import tensorflow as tf
 

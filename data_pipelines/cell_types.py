@@ -42,13 +42,13 @@ class CellFacts:
 
     Attributes:
         n: Cells that are not missing in every column.
-        words: Those out of :data:`MISSING_NUMBERS`.
-        numbers: Those that are numbers with a point or none, integers among them.
-        commas: Those that are numbers if a comma marks the decimals.
-        ambiguous: Those of ``commas`` that are numbers as well if a comma divides thousands.
-        zoned: Those of ``times`` that have a time zone.
+        words: Cells out of :data:`MISSING_NUMBERS`.
+        numbers: Cells that are numbers with a point or none, integers among them.
+        commas: Cells that are numbers if a comma marks the decimals.
+        ambiguous: The ones of ``commas`` that are numbers as well if a comma divides thousands.
+        zoned: The ones of ``times`` that have a time zone.
         least, most: The range of the integers; 0 beyond 64 bits.
-        digits: Of the longest integer; 20 beyond 64 bits.
+        digits: Digits of the longest integer; 20 beyond 64 bits.
         replaced: Cells with the character that stands for undecodable bytes.
         others: Examples of cells that are not numbers.
         missing: Examples of ``words``.

@@ -80,7 +80,7 @@ class CsvTable:
     Attributes:
         files: The files of each form.
         base: Folder whose subfolders like ``day=3`` are columns; None without such folders.
-        folders: Those columns.
+        folders: Names and types of these columns.
         given: Locations as the user wrote them.
     """
 

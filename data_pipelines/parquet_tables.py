@@ -48,7 +48,7 @@ def read_parquet(
         spark: The session.
         files: The files.
         base: Folder whose subfolders like ``day=3`` are columns; None without such folders.
-        folders: Those columns.
+        folders: Names and types of these columns.
         given: Locations as the user wrote them.
         columns: The columns to read; all by default.
 

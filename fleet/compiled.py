@@ -106,10 +106,10 @@ class NetworkStack:
     """Networks of one shape.
 
     Attributes:
-        terms: Of all models, in their order.
+        terms: Terms of all models, in the order of the models.
         matrices: Per layer float32 ``[models, outputs, inputs]``.
         biases: Per layer float32 ``[models, outputs, 1]``.
-        activations: Of the hidden layers.
+        activations: Activations of the hidden layers.
     """
 
     decisions: Decisions

@@ -56,7 +56,7 @@ class Layout:
     """The columns of a fleet's outputs.
 
     Attributes:
-        name: Of the layout.
+        name: Name of the layout.
         models: The names of the models.
         outputs: In the order of :data:`OUTPUTS`.
         places: int64 ``[models, 3]``: the row of each output's array that a model writes; -1 for none.

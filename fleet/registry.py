@@ -41,7 +41,7 @@ def register_fleet(fleet: "Fleet", name: str, *, tracking_uri: str | None = None
 
     Args:
         fleet: The fleet.
-        name: Of the registered model, and of the experiment of its run.
+        name: Name of the registered model, and of the experiment of its run.
         tracking_uri: MLflow tracking server or store; by default that of the last training, or the one that MLflow is
             set to.
 

@@ -82,12 +82,12 @@ class TreeNodes:
         """Add a tree from arrays ``[nodes]``, in any order.
 
         Args:
-            features: Of splits; ``LEAF`` for leaves.
-            edges: Of splits, from :func:`edge_below` or :func:`edge_at_most`.
-            lefts: Of splits.
-            rights: Of splits.
+            features: Features of splits; ``LEAF`` for leaves.
+            edges: Edges of splits, from :func:`edge_below` or :func:`edge_at_most`.
+            lefts: Left children of splits.
+            rights: Right children of splits.
             missing_left: Whether a missing value goes left.
-            values: Of leaves.
+            values: Outputs of leaves.
             root: The first node.
 
         Raises:

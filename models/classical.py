@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     from mirrorspark.models.retrieval import FittedRecommender
 
 Arrays = Mapping[str, "np.ndarray"]
-"""What a recommender has learnt, by name; see :func:`training.programs.recommenders.fitting.fit`."""
+"""Arrays that a recommender has learnt, by name; see :func:`training.programs.recommenders.fitting.fit`."""
 
 # EASE^R and SLIT invert a dense matrix: at this size it has 1.5 GB, and takes minutes.
 MOST_DENSE_ITEMS = 20_000
@@ -159,10 +159,10 @@ RECOMMENDERS: Mapping[str, type[Any]] = {
 }
 
 SUMS_OVER_HISTORY = ("popularity", "item_knn", "bspm", "ease", "slit")
-"""Those whose scores are sums over the items of a history, and no products of vectors."""
+"""Recommenders whose scores are sums over the items of a history, and no products of vectors."""
 
 DENSE = ("ease", "slit")
-"""Those that learn a dense matrix of all pairs of items, new ones by the features of items."""
+"""Recommenders that learn a dense matrix of all pairs of items, new ones by the features of items."""
 
 
 @dataclass(frozen=True)

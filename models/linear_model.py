@@ -10,7 +10,7 @@ import tensorflow as tf
 from mirrorspark.data_pipelines.features import kinds
 
 Link = Literal["logit", "softmax", "sigmoid", "identity"]
-"""How sums become scores: ``logit`` the probability of a binary label, ``sigmoid`` that of each of several labels."""
+"""Form of the scores: ``logit`` is the probability of a binary label, ``sigmoid`` that of each of several labels."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Settings:
             generalises. Source: the wide part of Cheng et al. 2016.
         members: Networks of an ensemble. They share the weights of their hidden layers up to a scale per unit; each has
             its own loss and heads. The prediction is the mean of their probabilities.
-        plain_members: Those of the members that read the numbers without their embedding, through hidden layers of
+        plain_members: The members that read the numbers without their embedding, through hidden layers of
             their own. Smooth functions of many numbers are learnt better by them, thresholds by the others.
         plain_units: Width of each of these hidden layers.
     """

@@ -110,9 +110,9 @@ class LossSettings:
             model's own index, as it is before the step.
         cosine: Whether queries and candidates have length 1, so that scores are cosines.
         temperature: Divisor of the logits in training; with cosines 0.05 to 0.2 is usual.
-        margin: Of ``cosine_contrastive``: the cosine up to which another candidate costs nothing.
-        negative_weight: Of ``cosine_contrastive``: weight of the mean of the others.
-        calibration: Of ``gbce``: 0 is a plain binary cross-entropy, 1 calibrates probabilities.
+        margin: For ``cosine_contrastive``: the cosine up to which another candidate costs nothing.
+        negative_weight: For ``cosine_contrastive``: weight of the mean of the others.
+        calibration: For ``gbce``: 0 is a plain binary cross-entropy, 1 calibrates probabilities.
     """
 
     negatives: int = 1000

@@ -1,6 +1,7 @@
 """Scoring: models applied to tables, files and single rows.
 
-By default, a scored row has its keys and the exact version of its model. Rows stream through a task in batches.
+By default, a scored row has its keys, its scores and the exact version of the model. Rows stream through a task in
+batches.
 """
 
 from typing import TYPE_CHECKING

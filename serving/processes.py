@@ -29,7 +29,7 @@ def serve_in_processes(arguments: Sequence[str], count: int, listener: socket, l
     """Serve until SIGTERM or SIGINT, in ``count`` processes that accept from one socket.
 
     Args:
-        arguments: Those of the command.
+        arguments: The command-line arguments.
         count: Number of processes.
         listener: The socket, which listens.
         last_seconds: How long a process may take to end after a signal; then it is killed.

@@ -34,7 +34,7 @@ def missing_abilities(folder: Path, abilities: tuple[Ability, ...] | None = None
 
     Args:
         folder: It exists.
-        abilities: Those to try; by default all.
+        abilities: Abilities to try; by default all.
 
     Raises:
         OSError: Nothing can be written to it.

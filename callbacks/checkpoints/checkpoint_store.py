@@ -299,7 +299,7 @@ def download(
     Args:
         source: The stored file.
         target: The local copy.
-        kind: Of the checksum.
+        kind: The kind of checksum.
         arrived: Called with the number of bytes copied since its last call.
     """
     found = KINDS[kind]()

@@ -185,7 +185,7 @@ def publish(
         step_in_epoch: Steps done of the next epoch.
         metrics: Values to store with the checkpoint.
         permit: The right to publish, checked right before and after the commit.
-        checksums: Of the files in ``staging``, for who tries again after an error.
+        checksums: Checksums of the files in ``staging``, which another try after an error reuses.
         beat: Called whenever some bytes have moved.
 
     Raises:

@@ -35,7 +35,7 @@ class ImportedModel:
     Attributes:
         coefficients: float64 ``[columns]``; 1 but for linear models.
         layers: Matrix ``[inputs, outputs]`` and bias of each layer.
-        activations: Of the hidden layers.
+        activations: Activations of the hidden layers.
         trees: The trees, whose features are the positions of the columns.
         package: The files of a model that a backend of the scorer computes, and the name of its output.
         transforms: By field of :data:`fleet.columns.TERM_FIELDS`, a value or None for each column.

@@ -69,7 +69,7 @@ class _Value:
         scale: Factor of the input: a number, or ``[inputs]``.
         offset: Number added to the scaled input.
         layers: Matrix ``[inputs, outputs]`` and bias of each layer.
-        activations: Of the layers.
+        activations: Activations of the layers.
         trees: Link, trees, and the constant that is added to them.
         is_probability: Whether it is the second column of two that add up to 1.
     """

@@ -49,7 +49,7 @@ class Claims:
         run: Id of the run.
         owner: Name of this driver.
         at_once: Microbatches that are scored at a time.
-        limits: Of leases and waits.
+        limits: Times of leases and waits.
         others: Microbatches that are left to other drivers.
     """
 

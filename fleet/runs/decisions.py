@@ -13,7 +13,7 @@ class Standing:
     """A microbatch in the ledger.
 
     Attributes:
-        number: Of the microbatch, from 0.
+        number: Number of the microbatch, from 0.
         state: ``waiting``, ``running`` or ``failed``; ``done`` ones are left out.
         fence: Number of attempts so far.
         lease_until: When the lease of the last attempt runs out.

@@ -91,7 +91,7 @@ def opened_ledger(ledger: str | Path | None, target: StoragePath, plan: RunPlan 
     Args:
         ledger: See :func:`fleet.runs.resume_fleet`.
         target: Folder of the run.
-        plan: Of a run that is resumed. Another ledger than its own is used with a warning: its own may be lost.
+        plan: Plan of a run that is resumed. Another ledger than its own is used with a warning: its own may be lost.
 
     Raises:
         LedgerError: It cannot be used, or has to be named.

@@ -77,7 +77,7 @@ class _Done:
     """A microbatch that is published.
 
     Attributes:
-        counters: Of its tasks; None if another attempt has done it.
+        counters: Counters of its tasks; None if another attempt has done it.
         model_seconds: Seconds of each model in all tasks.
     """
 
@@ -91,7 +91,7 @@ class Scoring:
 
     Attributes:
         failed: Names of the models that have failed.
-        outcomes: Of the attempts so far.
+        outcomes: Outcomes of the attempts so far.
         why_stopped: Why it ended before the last microbatch.
         problem: Message of the last microbatch that failed.
     """

@@ -48,7 +48,7 @@ class Step:
     """Some models of a group.
 
     Attributes:
-        number: Of the step within its group.
+        number: Number of the step within its group.
         digests: By model; empty for a model that could not be read.
     """
 
@@ -97,8 +97,8 @@ class Microbatch:
     """A step on a share of the rows.
 
     Attributes:
-        number: Of the microbatch within the run.
-        part: Of the share.
+        number: Number of the microbatch within the run.
+        part: Part of the share.
         prefix: Name of the folder above that of the group; empty for none.
     """
 
@@ -297,7 +297,7 @@ def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: i
     Args:
         fleet: The fleet.
         groups: The groups to score; all by default.
-        most_models: Of a step.
+        most_models: The most models of a step.
 
     Raises:
         ScoringError: ``groups`` is empty, or ``most_models`` is not above 0.

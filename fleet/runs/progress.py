@@ -49,7 +49,7 @@ class Progress:
 
         Args:
             microbatches: Rows of the ledger's table, as are ``attempts``.
-            attempts: Of the same run.
+            attempts: Attempts of the same run.
             now: By the clock of the ledger; a lease that has run out by then holds nothing.
         """
         sizes = {row["number"]: row["rows"] * row["models"] for row in microbatches}

@@ -74,7 +74,7 @@ class FleetRun:
         output: Folder of the outputs.
         ledger: Address of the ledger, without credentials.
         microbatches: Microbatches of the run.
-        scored: Those of them that this call has scored.
+        scored: Microbatches that this call has scored.
         failed_models: Models whose outputs are null in some microbatch, or in all.
     """
 

@@ -163,7 +163,7 @@ class SampleRatio:
     Attributes:
         units: Number of units by variant.
         expected: Expected number by variant.
-        p_value: Of the chi-square test.
+        p_value: P-value of the chi-square test.
     """
 
     units: Mapping[str, int]
@@ -186,7 +186,7 @@ class Analysis:
         control: Name of the control.
         arms: Results by variant, the control first.
         means: Mean of each variant, less what a covariate explains.
-        effects: Of each other variant.
+        effects: Effects of each other variant.
         sample_ratio: The check of the numbers of units.
         confidence: Level of the intervals, for all effects together.
         planned_units: Number of units at which the experiment ends; None without a plan.

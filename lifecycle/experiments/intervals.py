@@ -72,7 +72,7 @@ class Difference:
 
         Args:
             alpha: The share of experiments whose interval misses the truth at any look is at most this.
-            precision: Of :func:`mixture_precision`.
+            precision: Result of :func:`mixture_precision`.
         """
         half = self.error * np.sqrt(_squared_width(self.units * precision, alpha))
         return self.centre - half, self.centre + half

@@ -42,7 +42,7 @@ class SliceFacts:
         examples: Rows that the candidate scored.
         invalid: Rows for which it gave no valid score.
         candidate: Its metrics.
-        champion: Those of the champion; empty without one.
+        champion: The champion's metrics; empty without one.
         change: Candidate minus champion, of the same draws of keys.
     """
 
@@ -103,7 +103,7 @@ def slice_facts(
     Args:
         slicing: Name of the slicing.
         value: The slice's value.
-        sums_by_model: Of the candidate and, if there is one, of the champion.
+        sums_by_model: Sums of the candidate and, if there is one, of the champion.
         metrics: The metrics of the task.
         seed: Fixes the draws.
         resamples: Number of draws.

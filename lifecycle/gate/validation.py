@@ -59,7 +59,7 @@ class Validation:
         facts: Measurements.
         gates: Requested gates.
         at: Time of the validation, in ISO format, UTC.
-        seed: Of the intervals.
+        seed: Seed of the intervals.
     """
 
     candidate: ModelReference

@@ -78,7 +78,7 @@ class LiveWindow:
     Attributes:
         start: When it starts, in UTC.
         scored: Rows that were scored.
-        examples: Those whose outcome is known.
+        examples: Examples whose outcome is known.
         metrics: Metrics of these, with 95% intervals.
         alarms: Metrics that are worse than expected, in words.
     """

@@ -106,7 +106,7 @@ def counted_gradients(gradients: Sequence[Any]) -> tuple[list[Any], Any]:
     """Return the gradients that a worker adds to those of the others, and whether it takes part in the step.
 
     Args:
-        gradients: Of the step that runs: tensors or ``tf.IndexedSlices``.
+        gradients: Gradients of the step that runs: tensors or ``tf.IndexedSlices``.
     """
     has_rows = getattr(_of_thread, "has_rows", True)
     if has_rows is True or not gradients:

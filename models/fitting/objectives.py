@@ -109,7 +109,7 @@ class ScaledLoss(tf_keras.losses.Loss):
         kind: ``squared``; ``absolute``; ``poisson`` and ``tweedie``: the deviance of that distribution up to a
             constant; ``quantile``: the pinball loss, doubled so that of the median it is the absolute error.
         scale: Size of one unit of the network's output in the label's unit.
-        power: Of Tweedie's distribution, between 1 and 2.
+        power: Power of Tweedie's distribution, between 1 and 2.
         quantiles: The shares of the predictions' columns, for ``quantile``.
     """
 

@@ -34,7 +34,7 @@ class RatingTask(tf_keras.layers.Layer):
         Args:
             embedding_dim: Width of both vectors.
             hidden_units: Width of each hidden layer.
-            statistics: Those of the ratings in the training rows.
+            statistics: Mean and deviation of the ratings in the training rows.
             retrieval_weight: Factor of the retrieval's loss.
             rating_weight: Factor of the rating's loss.
         """

@@ -12,10 +12,10 @@ import pyarrow as pa
 from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, is_ranked_list
 
 ListFusion = Literal["places", "scores"]
-"""What a list gives its candidates: ``1 / (60 + place)``, or their scores, scaled to 0..1 within the list."""
+"""Gain of a candidate from a list: ``1 / (60 + place)``, or its score, scaled to 0..1 within the list."""
 
 VectorFusion = Literal["cosine", "dot"]
-"""By what one search among all candidates goes: the weighted sum of the cosines or products of the models' vectors."""
+"""Score of a candidate in one search among all: the weighted sum of the cosines or products of the models' vectors."""
 
 Fusion = Literal[ListFusion, VectorFusion]
 

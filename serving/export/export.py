@@ -28,7 +28,7 @@ from mirrorspark.storage import StoragePath, atomic_file, file_lock, lakes
 Format = Literal["tensorflow", "onnx"]
 
 EXPORT_FILE = "export.json"
-"""What is known of an exported version, in its folder; servers ignore it."""
+"""File with the facts about an exported version, in its folder; servers ignore it."""
 
 _ONNX_FILE = "model.onnx"
 _LOCK_FILE = ".export.lock"

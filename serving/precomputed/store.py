@@ -281,7 +281,7 @@ class _Refused:
     """A replacement that is not used.
 
     Attributes:
-        identity: Of the file; None where there is no file.
+        identity: Identity of the file; None where there is no file.
         reason: Why it is not used.
     """
 

@@ -37,7 +37,7 @@ class Journal:
     Attributes:
         files: Files to add.
         deletes: Files to delete once ``files`` are all there.
-        replaced: Those of ``files`` that existed before; the staging folder has copies of them.
+        replaced: The ones of ``files`` that existed before; the staging folder has copies of them.
         had_success: Whether the target had a ``_SUCCESS`` file.
         is_moved: Whether all files have been added, so that the publish is committed.
     """

@@ -28,7 +28,7 @@ FORMER_FOLDER = "former"
 LEASE_FILE = "lease.json"
 
 OPEN_FILE = "open"
-"""Empty file in the staging folder of a store without renames, without which what the folder holds does not count."""
+"""Empty file in the staging folder of a store without renames; while it is missing, the other files do not count."""
 
 # End of the id of a write on a file system that cannot rename.
 _COPIES_MARK = "+"

@@ -93,7 +93,7 @@ class Driver:
     """A main job in a process of its own.
 
     Attributes:
-        process: Of the driver; the leader of a process group, as a shell would have it.
+        process: Process of the driver; the leader of a process group, as a shell would have it.
         output: Folder of its run.
         log: Its output.
         mark: A value in the environment of every process that it starts, on whatever host.

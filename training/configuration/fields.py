@@ -70,7 +70,7 @@ class ResultSettings:
     ] = None
     register: Annotated[
         Registered,
-        doc("Register this model, or the best of it, its baselines and a blend; always: with an alias though worse"),
+        doc("The model; better: the best of it, baselines and a blend; always: the model, with the alias if worse"),
     ] = "model"
     calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"

@@ -56,7 +56,7 @@ class StoreReader:
             read: The read; it calls its argument whenever data has arrived from the store.
 
         Raises:
-            TimeoutError: No data has arrived for as a checkpoint may take.
+            TimeoutError: No data has arrived for as long as a checkpoint may take.
             StoppedReading: A stop was requested, and the store has not answered soon.
         """
         begin = moved = asked = self.clock()

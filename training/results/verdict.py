@@ -36,7 +36,7 @@ def evaluate(
 
     Args:
         job: The training.
-        predictions: Of the evaluated splits, by their names.
+        predictions: Predictions of the evaluated splits, by their names.
         best: The epoch that was exported.
         attempts: Every launch.
         choice: The choice between the network, baselines and their blend, if there was one.

@@ -27,7 +27,7 @@ LOCK_FILE = "driver.lock"
 
 # A suspended machine may have suspended the driver, too, so this time does not count.
 TIMING = Timing(heartbeat_seconds=10.0, look_seconds=1.0, clock=time.monotonic)
-"""Of the heartbeats that a driver writes into its run's state, and of those who watch them."""
+"""Times of the heartbeats that a driver writes into its run's state, and of the looks of other drivers at them."""
 
 # A process that only checks the lock also holds it for a moment.
 _WAIT_SECONDS, _NAP_SECONDS = 0.4, 0.02
@@ -50,7 +50,7 @@ class RunState:
     """The state of a run that must survive its driver.
 
     Attributes:
-        identity: Of the configuration and the dataset; only a run of the same identity may continue this one.
+        identity: Identity of the configuration and the dataset; only a run of the same identity may continue this one.
         mlflow_run_id: Its MLflow run, once there is one.
         host: Host of its driver.
         process: Its driver's process id on that host.

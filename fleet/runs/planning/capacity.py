@@ -39,9 +39,10 @@ class CoreThroughput:
         read_bytes_per_second: Bytes of the columns that are read, as the files have them.
         inferences_per_second: Rows times models, without reading and writing.
         write_bytes_per_second: Bytes of the outputs' files.
-        microbatch_seconds: Of a microbatch, in which none of its tasks runs: its job starts, its files are published.
+        microbatch_seconds: Time of a microbatch in which none of its tasks runs: its job starts, its files are
+            published.
         worker_bytes: Largest memory of a process that runs tasks.
-        start_seconds: Of a run, before its first task and after its last microbatch: input, fleet and ledger are
+        start_seconds: Time of a run before its first task and after its last microbatch: input, fleet and ledger are
             opened, and processes load the models.
     """
 
@@ -66,11 +67,11 @@ class Workload:
     """The workload of a run: rows, models, and the bytes that it reads and writes.
 
     Attributes:
-        rows: Of the table.
+        rows: Rows of the table.
         models: Number of models by group.
         read_bytes_per_row: Bytes in the files of all columns that a step reads, in the mean of the steps.
         write_bytes_per_inference: Bytes of the outputs' files per row and model.
-        row_groups: Of the table; a row group is never divided.
+        row_groups: Row groups of the table; a row group is never divided.
         gets_per_row_group: Requests that read the columns of a row group.
         is_wide: Whether each model has columns of its own in the outputs.
         input_prefixes: Folders that the input's files lie in.
@@ -111,7 +112,7 @@ class FleetPlan:
         rows_per_microbatch: Rows of a microbatch, about.
         at_once: Microbatches at a time.
         steps: Passes over the table.
-        tasks: Of Spark, all together.
+        tasks: Tasks of Spark, all together.
         task_seconds: Longest duration of a task.
         read_core_hours: Core-hours of reading.
         compute_core_hours: Core-hours of scoring.

@@ -92,9 +92,9 @@ def submissions_of(options: argparse.Namespace, plan: FleetPlan, settings: Mappi
     """Return the runs of several clusters, as ``--submissions`` keeps them: each one's needs, and those of them all.
 
     Args:
-        options: Those of the command, with ``clusters`` and ``output``.
-        plan: Of the whole work on one cluster.
-        settings: Of Spark, for each cluster.
+        options: Options of the command, with ``clusters`` and ``output``.
+        plan: The plan of the whole work on one cluster.
+        settings: Settings of Spark, for each cluster.
 
     Raises:
         ScoringError: See :meth:`FleetPlan.submissions`; or the name of a group has a comma.

@@ -69,7 +69,7 @@ def rehearse(
         folder: For the rows and their scores.
         ledger: File of the run's ledger.
         keys: See :func:`run_fleet`.
-        layout: Of a fleet that these models are part of.
+        layout: Layout of a fleet that these models are part of.
 
     Raises:
         FleetRunError: A microbatch fails.

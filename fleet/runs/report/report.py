@@ -57,10 +57,10 @@ class FleetReport:
         former: Folder of the run that the scores are compared with; empty for none.
         totals: Numbers of the whole run, by name. ``wall_seconds`` are those in which some attempt ran: a run that was
             resumed has not worked in the meantime.
-        microbatches: Of :data:`MICROBATCH_SCHEMA`.
-        models: Of :data:`MODEL_SCHEMA`.
+        microbatches: Rows of :data:`MICROBATCH_SCHEMA`.
+        models: Rows of :data:`MODEL_SCHEMA`.
         distributions: The outputs of each model.
-        former_distributions: Those of the former run.
+        former_distributions: Distributions of the former run.
         ledger: Address of the ledger, without credentials.
     """
 

@@ -62,9 +62,9 @@ class Requests:
 
     Attributes:
         count: Requests.
-        failed: Those of them without an answer.
-        slow: Those that took longer than ``LiveChecks.p99_ms``.
-        units: Those whose score is a number.
+        failed: Requests without an answer.
+        slow: Requests that took longer than ``LiveChecks.p99_ms``.
+        units: Units whose score is a number.
         mean: Mean of these scores.
     """
 

@@ -180,7 +180,7 @@ class LinUCB:
     propensity, without which no other policy could be estimated from the log.
 
     Attributes:
-        precision: Of each arm's coefficients, ``[arms, dim, dim]``.
+        precision: Precision of each arm's coefficients, ``[arms, dim, dim]``.
         weighted: Sum of context times reward by arm, ``[arms, dim]``.
         width: Width of the bound in standard errors (alpha in the paper).
         epsilon: Share of the choices that is spread evenly over all arms.

@@ -56,7 +56,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     """Train as coordinator, worker or parameter server; then call ``finish`` with the number of completed epochs.
 
     Args:
-        plan: Of the ranks in ``TF_CONFIG`` rank 0 is the coordinator, ``plan.workers`` are workers, and the rest are
+        plan: The attempt. Rank 0 is the coordinator, the next ``plan.workers`` ranks are workers, and the rest are
             parameter servers.
         control: Connects this rank to its driver.
         finish: In a worker it does not return.

@@ -54,7 +54,7 @@ def fold_in(histories: Any, factors: npt.NDArray[np.float32], settings: classica
     Args:
         histories: Sparse rows ``[users, items]`` of zeros and ones.
         factors: Float32 ``[items, rank]``.
-        settings: Those that the factors were computed with.
+        settings: The settings that the factors were computed with.
     """
     every = factors.astype(np.float64)
     common, identity = every.T @ every, np.eye(every.shape[1])

@@ -118,7 +118,7 @@ def ease(interactions: Matrix, settings: classical.Ease, content: ItemContent | 
 
     Args:
         interactions: Sparse float32 ``[users, items]`` of zeros and ones.
-        settings: Those of EASE^R.
+        settings: Settings of EASE^R.
         content: The features of the items; None without any.
     """
     weights = _inverse(interactions, settings.l2, "ease", content, settings.content_weight)
@@ -142,7 +142,7 @@ def slit(
     Args:
         past: Sparse float32 ``[rows, items]`` of zeros and ones.
         following: The same of the item that follows.
-        settings: Those of SLIT.
+        settings: Settings of SLIT.
         content: The features of the items; None without any.
     """
     weights = _inverse(past, settings.l2, "slit")

@@ -81,7 +81,7 @@ def _pass_on(stream: "FolderStream") -> None:
 
 
 class FolderStream:
-    """One side of a stream: writes as messages what its socket receives, and sends by its socket what messages hold.
+    """One side of a stream: writes messages of what its socket receives, and sends to its socket what messages hold.
 
     Attributes:
         name: Sixteen hex digits.

@@ -137,7 +137,7 @@ def known_errors(
 
     Args:
         heard: From ``error`` events, in the order of arrival.
-        outcomes: Of all ranks, in rank order.
+        outcomes: Outcomes of all ranks, in rank order.
         time: Arrival of the outcomes.
         connected: Ranks whose task has sent an event, if known. Any other rank has never reached the driver, and would
             not reach it the next time either.

@@ -116,7 +116,7 @@ class FittedBaseline(ABC):
 
     Attributes:
         model: It has the methods of a scikit-learn classifier or regressor.
-        class_numbers: Of several classes or labels, those that ``predict`` has a column for.
+        class_numbers: Numbers of the classes or labels that ``predict`` has a column for.
         left_out: Parts of the fit that were left out to end in time, as a sentence; empty if it is whole.
     """
 

@@ -41,7 +41,7 @@ class Reservation:
 
     Attributes:
         launches: The attempts of all drivers, from the run's events.
-        attempts: Those of this driver.
+        attempts: The attempts of this driver.
         slots: Slots that the session has at the end. It may have lost some, so an attempt may have had more.
         driver_cores: Cores of the driver.
         beside: Ranks of an attempt that are not workers.
