@@ -1,7 +1,7 @@
 """The calibration of a trained classifier on the validation rows, kept in the folder of its model."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -119,39 +119,62 @@ def calibrate(
         ModelSettingsError: The dataset has no sparse feature, or too large ones, for centroids.
     """
     on_rows = partial(on_progress, "validation rows to calibrate by")
-    logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, on_rows)
+    rows = _validation(partial(architecture.logits, model), architecture.TASK, dataset, on_rows)
+    fitted = (
+        _fitted_centroids(architecture, dataset, *rows, on_progress)
+        if kind == "centroids"
+        else _fitted_curve(architecture, kind, *rows)
+    )
+    measured = {"before": asdict(fitted.before), "after": asdict(fitted.after)}
+    if not fitted.is_better:
+        save_calibration(folder, {"kind": kind, "is_kept": False, "measured": measured})
+        return architecture
+    fitted.save(folder, measured)
+    return fitted.architecture
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A calibration after its fit: how it is saved, and the architecture with it."""
+
+    save: Callable[[Path, Mapping[str, Any]], None]
+    architecture: Any
+    before: Fit
+    after: Fit
+
+    @property
+    def is_better(self) -> bool:
+        """True if the calibration does what it is for."""
+        is_more_precise = self.before.precision is not None and (self.after.precision or 0.0) > self.before.precision
+        return is_more_precise or self.after.log_loss < self.before.log_loss
+
+
+def _fitted_curve(architecture: Any, kind: str, logits: Floats, labels: np.ndarray, weights: Floats) -> _Fitted:
     before = measure(logits, labels, weights)
-    if kind == "centroids":
-        counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
-        centroids = fit_centroids(partial(_training_rows, dataset, on_progress)).in_variables()
-        on_rows = partial(on_progress, "validation rows against the centroids")
-        cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, on_rows)
-        pairs, classes = (logits, cosines, labels, weights), dataset.features.classes
-        mixtures = [fit_mixture(*pairs, with_log_odds=with_log_odds) for with_log_odds in (False, True)]
-        precisions = [_precision(one(logits, cosines), labels, weights, classes) for one in mixtures]
-        mixture = mixtures[int(np.argmax(precisions))]
-        before = replace(before, precision=_precision(logits, labels, weights, classes))
-        after = replace(measure(mixture(logits, cosines), labels, weights), precision=max(precisions))
-        if not _is_won(kind, before, after, folder):
-            return architecture
-        mixture.save(folder, {"before": asdict(before), "after": asdict(after)})
-        return CentroidArchitecture(architecture, centroids, mixture)
     calibration = fit(kind, logits, labels, weights)
     after = measure(calibration.applied(logits), labels, weights)
-    if not _is_won(kind, before, after, folder):
-        return architecture
-    calibration.save(folder, {"before": asdict(before), "after": asdict(after)})
-    return CalibratedArchitecture(architecture, calibration)
+    return _Fitted(calibration.save, CalibratedArchitecture(architecture, calibration), before, after)
 
 
-def _is_won(kind: str, before: Fit, after: Fit, folder: Path) -> bool:
-    """Return True if a calibration does what it is for; keep the measurements of one that does not."""
-    is_more_precise = before.precision is not None and (after.precision or 0.0) > before.precision
-    if is_more_precise or after.log_loss < before.log_loss:
-        return True
-    measured = {"before": asdict(before), "after": asdict(after)}
-    save_calibration(folder, {"kind": kind, "is_kept": False, "measured": measured})
-    return False
+def _fitted_centroids(
+    architecture: Any,
+    dataset: Dataset,
+    logits: Floats,
+    labels: np.ndarray,
+    weights: Floats,
+    on_progress: Callable[[str, int, int], None],
+) -> _Fitted:
+    counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
+    centroids = fit_centroids(partial(_training_rows, dataset, on_progress)).in_variables()
+    on_rows = partial(on_progress, "validation rows against the centroids")
+    cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, on_rows)
+    pairs, classes = (logits, cosines, labels, weights), dataset.features.classes
+    mixtures = [fit_mixture(*pairs, with_log_odds=with_log_odds) for with_log_odds in (False, True)]
+    precisions = [_precision(one(logits, cosines), labels, weights, classes) for one in mixtures]
+    mixture = mixtures[int(np.argmax(precisions))]
+    before = replace(measure(logits, labels, weights), precision=_precision(logits, labels, weights, classes))
+    after = replace(measure(mixture(logits, cosines), labels, weights), precision=max(precisions))
+    return _Fitted(mixture.save, CentroidArchitecture(architecture, centroids, mixture), before, after)
 
 
 def measure(logits: Floats, labels: np.ndarray, weights: Floats) -> Fit:

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -181,54 +182,99 @@ def main() -> int:
     on_progress = child_process.progress_reporter(answer)
     plan = ExportPlan(**json.loads(line))
     dataset = Dataset.open(plan.dataset)
-    architecture: Any = catalog.architecture(plan.model)
-    on_progress("restoring the best epoch")
-    model = _restored_model(plan, dataset)
-    registered = name = plan.model
-    is_retrieval = architecture.TASK == "retrieval"
-    if is_retrieval and plan.register == "better":
-        registered, name, architecture, model = best_recommender(plan, dataset, architecture, model, on_progress)
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
-    tables: Mapping[str, pa.Table] = {}
-    if plan.register == "better" and not is_retrieval:
-        predict, tables = _predictions(plan, dataset, architecture, model, on_progress)
-        on_progress("fitting the other models")
-        found = best_model(plan, dataset, (architecture, model), tables, predict, on_progress)
-        registered, tables, (architecture, model), predict = found
-        name = registered
-    if plan.calibration != "none":
-        from mirrorspark.training.results.calibrate import calibrate
-
-        if registered != plan.model:
-            architecture = ProbabilisticArchitecture(catalog.architecture(plan.model), architecture)
-        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), on_progress)
-        tables = {}
-    if not tables:
-        predict, tables = _predictions(plan, dataset, architecture, model, on_progress)
-    rule = None
-    if plan.costs:
-        rule = fitted_decisions(plan.costs, dataset, tables["validation"])
-        architecture = decisions.DecidingArchitecture(architecture, rule)
-    on_progress("building the index" if is_retrieval else "writing the model")
-    _write_model(plan, dataset, name, architecture, model, rule, on_progress)
-    for split, table in tables.items():
+    on_progress("restoring the best epoch")
+    trained = _Exported(plan.model, plan.model, catalog.architecture(plan.model), _restored_model(plan, dataset))
+    chosen = _chosen(plan, dataset, trained, on_progress)
+    calibrated = _calibrated(plan, dataset, chosen, on_progress)
+    predictions = calibrated.predictions or _predictions(plan, dataset, calibrated, on_progress)
+    final = _deciding(plan, dataset, calibrated, predictions)
+    on_progress("building the index" if trained.is_retrieval else "writing the model")
+    _write_model(plan, dataset, final.name, final.architecture, final.model, final.rule, on_progress)
+    for split, table in predictions.tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
     on_progress("registering")
-    result = register(plan, dataset, registered)
+    result = register(plan, dataset, final.registered)
     on_progress("explaining the predictions")
-    _explain(plan, dataset, predict)
+    _explain(plan, dataset, predictions.predict)
     print(json.dumps(dataclasses.asdict(result)), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
     gc.freeze()
     return 0
 
 
-def _predictions(
-    plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress
-) -> tuple[Callable[[Any], Any], Mapping[str, pa.Table]]:
-    """Return the model's prediction as a graph, and its predictions of the evaluated splits."""
+@dataclass(frozen=True)
+class _Predictions:
+    """A model's prediction as a graph, and its predictions of the evaluated splits."""
+
+    predict: Callable[[Any], Any]
+    tables: Mapping[str, pa.Table]
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """The model that is exported, after one of the steps that make it.
+
+    Attributes:
+        registered: Its name in the registry's tag: its architecture, of some recommenders with their settings.
+        name: The name of its architecture.
+        predictions: Its predictions, if a step has needed them already.
+        rule: Its rule of decisions by cost, if it has one.
+    """
+
+    registered: str
+    name: str
+    architecture: Any
+    model: Any
+    predictions: _Predictions | None = None
+    rule: decisions.Decisions | None = None
+
+    @property
+    def is_retrieval(self) -> bool:
+        return bool(self.architecture.TASK == "retrieval")
+
+
+def _chosen(plan: ExportPlan, dataset: Dataset, trained: _Exported, on_progress: OnProgress) -> _Exported:
+    """Return the trained model, or where the plan says so the best of it and others, which are fitted here."""
+    if plan.register != "better":
+        return trained
+    if trained.is_retrieval:
+        return _Exported(*best_recommender(plan, dataset, trained.architecture, trained.model, on_progress))
+    known = _predictions(plan, dataset, trained, on_progress)
+    on_progress("fitting the other models")
+    name, tables, (architecture, model), predict = best_model(
+        plan, dataset, (trained.architecture, trained.model), known.tables, known.predict, on_progress
+    )
+    return _Exported(name, name, architecture, model, _Predictions(predict, tables))
+
+
+def _calibrated(plan: ExportPlan, dataset: Dataset, chosen: _Exported, on_progress: OnProgress) -> _Exported:
+    """Return the model with calibrated probabilities, if the plan asks for them."""
+    if plan.calibration == "none":
+        return chosen
+    from mirrorspark.training.results.calibrate import calibrate
+
+    architecture = chosen.architecture
+    if chosen.registered != plan.model:
+        architecture = ProbabilisticArchitecture(catalog.architecture(plan.model), architecture)
+    architecture = calibrate(architecture, chosen.model, dataset, plan.calibration, Path(plan.folder), on_progress)
+    # Calibration changes the predictions.
+    return dataclasses.replace(chosen, architecture=architecture, predictions=None)
+
+
+def _predictions(plan: ExportPlan, dataset: Dataset, exported: _Exported, on_progress: OnProgress) -> _Predictions:
+    architecture, model = exported.architecture, exported.model
     predict, on_rows = traced(architecture, model), partial(on_progress, "rows predicted")
-    return predict, all_predictions(architecture, model, predict, dataset, plan.top_k, on_rows)
+    return _Predictions(predict, all_predictions(architecture, model, predict, dataset, plan.top_k, on_rows))
+
+
+def _deciding(plan: ExportPlan, dataset: Dataset, calibrated: _Exported, predictions: _Predictions) -> _Exported:
+    """Return the model with decisions, if the plan has costs of mistakes."""
+    if not plan.costs:
+        return calibrated
+    rule = fitted_decisions(plan.costs, dataset, predictions.tables["validation"])
+    architecture = decisions.DecidingArchitecture(calibrated.architecture, rule)
+    return dataclasses.replace(calibrated, architecture=architecture, rule=rule)
 
 
 def _load_libraries() -> None:
