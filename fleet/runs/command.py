@@ -15,17 +15,15 @@ from mirrorspark.fleet.runs.ledger import LedgerError
 from mirrorspark.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS, RUN_FOLDER
 from mirrorspark.fleet.runs.planning import FAIR
 from mirrorspark.fleet.runs.planning import command as planning
-from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS
+from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS, fleet_status, watch_fleet
 from mirrorspark.fleet.runs.report import PAGE_FILE, fleet_report
 from mirrorspark.fleet.runs.run import (
     DEFAULT_BUDGET,
     DEFAULT_LEASE_SECONDS,
     FleetRun,
     FleetRunError,
-    fleet_status,
     resume_fleet,
     run_fleet,
-    watch_fleet,
 )
 from mirrorspark.scoring import error_text, fail
 from mirrorspark.spark_session import SESSION_ERRORS, add_master, open_command_session, task_message

@@ -1,17 +1,24 @@
 """Progress of a fleet's run, by the rows of its ledger."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from mirrorspark.data_pipelines.spark import task_bar
 from mirrorspark.fleet.runs import tables
+from mirrorspark.fleet.runs.decisions import microbatches_left
+from mirrorspark.fleet.runs.kept import ledger_of_run, resolved_output
 from mirrorspark.fleet.runs.ledger import Ledger, LedgerError, reason
+from mirrorspark.fleet.runs.microbatch import published_manifests
+from mirrorspark.fleet.runs.plan import RunPlan
 from mirrorspark.pages import short_number
 from mirrorspark.scoring import ScoringError
+from mirrorspark.storage import Location
 
 DEFAULT_WATCH_SECONDS = 2.0
 
@@ -126,3 +133,45 @@ def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
         total += max(0.0, last - max(first, reached))
         reached = max(reached, last)
     return total
+
+
+def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str, Any]:
+    """Return the progress of a run: its id, the number of its microbatches and those left, its models and failed ones.
+
+    Args:
+        output: Folder of the run.
+        ledger: See :func:`fleet.runs.run.resume_fleet`; ``states`` has the microbatches by their state there.
+
+    Raises:
+        FileNotFoundError: ``output`` has no run.
+        LedgerError: The ledger cannot be used, is not named, or does not have the run.
+    """
+    target = resolved_output(output)
+    plan = RunPlan.load(target)
+    with ledger_of_run(ledger, target, plan) as book:
+        states = Counter(row["state"] for row in book.rows(tables.MICROBATCHES, plan.run))
+        failed = sum(row["state"] == "failed" for row in book.rows(tables.MODELS, plan.run))
+        found = {"run": plan.run, "output": str(target), "ledger": book.name, "microbatches": len(plan.microbatches)}
+        left = microbatches_left(len(plan.microbatches), published_manifests(plan, target))
+        found |= {"published": len(plan.microbatches) - len(left), "left": left, "states": dict(states)}
+        return found | {"models": len(plan.models), "failed_models": failed}
+
+
+def watch_fleet(
+    output: Location, ledger: str | Path | None = None, every_seconds: float = DEFAULT_WATCH_SECONDS
+) -> Iterator[Progress]:
+    """Yield the progress of a run by its ledger, again and again, while a driver works on it.
+
+    Args:
+        output: Folder of the run.
+        ledger: See :func:`fleet.runs.run.resume_fleet`.
+        every_seconds: Time between two looks.
+
+    Raises:
+        FileNotFoundError: ``output`` has no run.
+        LedgerError: The ledger cannot be used, is not named, does not have the run, or has gone away.
+    """
+    target = resolved_output(output)
+    plan = RunPlan.load(target)
+    with ledger_of_run(ledger, target, plan) as book:
+        yield from follow(book, plan.run, every_seconds)

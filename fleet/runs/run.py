@@ -4,13 +4,11 @@ import logging
 import os
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from pyspark.sql import SparkSession
@@ -30,7 +28,6 @@ from mirrorspark.fleet.runs.kept import (
     check_no_run,
     keep_run,
     kept_fleet,
-    ledger_of_run,
     opened_ledger,
     resolved_output,
 )
@@ -46,8 +43,8 @@ from mirrorspark.fleet.runs.plan import (
     plan_shares,
     plan_steps,
 )
+from mirrorspark.fleet.runs.plan_rows import microbatch_rows, model_rows, run_row
 from mirrorspark.fleet.runs.planning import problems_of
-from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS, Progress, follow
 from mirrorspark.fleet.score import check_result
 from mirrorspark.scoring import ScoringError, file_job
 from mirrorspark.scoring.input import SparkSource
@@ -157,12 +154,7 @@ def run_fleet(
             says where the list is.
     """
     settings = _CallSettings(failure_budget, fail_fast, at_once, lease_seconds)
-    if model_seconds is not None and not model_seconds > 0:
-        raise ScoringError(f"model_seconds {model_seconds} is not above 0; leave it out for no limit")
-    if model_bytes is not None and not model_bytes > 0:
-        raise ScoringError(f"model_bytes {model_bytes} is not above 0; leave it out for no limit")
-    if prefixes < 1:
-        raise ScoringError(f"prefixes {prefixes} is not above 0; use 1 for an output without such folders")
+    _check_limits(model_seconds, model_bytes, prefixes)
     target = resolved_output(output)
     _check_new(target)
     checked = CheckedFleet.of(fleet)
@@ -174,9 +166,7 @@ def run_fleet(
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)
-    folders = folder_columns(prefixes)
-    if taken := [key for key in keys if key.lower() in folders]:
-        raise ScoringError(f"the keys {taken} have names of the output's folders, {folders}; rename them")
+    _check_keys(keys, folder_columns(prefixes))
     steps = plan_steps(checked, groups, models_per_microbatch)
     table.check_outputs({name for step in steps for name, digest in step.digests.items() if digest})
     rows = files.rows(list(dict.fromkeys([*keys, *checked.fleet.columns])))
@@ -188,14 +178,10 @@ def run_fleet(
     )
     with opened_ledger(ledger, target) as book:
         plan = replace(plan, ledger="" if ledger is None else book.name)
-        names = [one.model for one in plan.failures]
-        why = settings.budget_reached(plan, len(names))
-        errors = error_rows(plan.run, plan.failures)
-        book.begin(_run_row(plan, target, "refused" if why else "running"), _model_rows(plan), (), (), [errors])
-        if why:
-            raise FleetRunError(_too_many(why, plan, names, book))
+        _enter_new(plan, target, book, settings)
         keep_run(plan, checked.fleet, target)
-        return _drive(spark, plan, target, book, files, checked.fleet, settings, () if begin_only else None)
+        numbers = () if begin_only else range(len(plan.microbatches))
+        return _drive(spark, plan, target, book, files, checked.fleet, settings, numbers)
 
 
 @on_running_session
@@ -252,49 +238,8 @@ def resume_fleet(
     own = kept_fleet(plan, target)
     check_trust(own, trust=trust)
     with opened_ledger(ledger, target, plan) as book:
-        return _drive(spark, plan, target, book, files, own, settings, microbatches)
-
-
-def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str, Any]:
-    """Return the progress of a run: its id, the number of its microbatches and those left, its models and failed ones.
-
-    Args:
-        output: Folder of the run.
-        ledger: See :func:`resume_fleet`; ``states`` has the microbatches by their state there.
-
-    Raises:
-        FileNotFoundError: ``output`` has no run.
-        LedgerError: The ledger cannot be used, is not named, or does not have the run.
-    """
-    target = resolved_output(output)
-    plan = RunPlan.load(target)
-    with ledger_of_run(ledger, target, plan) as book:
-        states = Counter(row["state"] for row in book.rows(tables.MICROBATCHES, plan.run))
-        failed = sum(row["state"] == "failed" for row in book.rows(tables.MODELS, plan.run))
-        found = {"run": plan.run, "output": str(target), "ledger": book.name, "microbatches": len(plan.microbatches)}
-        left = microbatches_left(len(plan.microbatches), published_manifests(plan, target))
-        found |= {"published": len(plan.microbatches) - len(left), "left": left, "states": dict(states)}
-        return found | {"models": len(plan.models), "failed_models": failed}
-
-
-def watch_fleet(
-    output: Location, ledger: str | Path | None = None, every_seconds: float = DEFAULT_WATCH_SECONDS
-) -> Iterator[Progress]:
-    """Yield the progress of a run by its ledger, again and again, while a driver works on it.
-
-    Args:
-        output: Folder of the run.
-        ledger: See :func:`resume_fleet`.
-        every_seconds: Time between two looks.
-
-    Raises:
-        FileNotFoundError: ``output`` has no run.
-        LedgerError: The ledger cannot be used, is not named, does not have the run, or has gone away.
-    """
-    target = resolved_output(output)
-    plan = RunPlan.load(target)
-    with ledger_of_run(ledger, target, plan) as book:
-        yield from follow(book, plan.run, every_seconds)
+        numbers = range(len(plan.microbatches)) if microbatches is None else microbatches
+        return _drive(spark, plan, target, book, files, own, settings, numbers)
 
 
 @dataclass(frozen=True)
@@ -321,6 +266,20 @@ class _CallSettings:
         return self.budget_reached(plan, failed) or hopeless(outcomes, fail_fast=self.fail_fast)
 
 
+def _enter_new(plan: RunPlan, target: StoragePath, book: Ledger, settings: _CallSettings) -> None:
+    """Enter a new run into the ledger, as refused if too many of its models have failed already.
+
+    Raises:
+        FleetRunError: Too many models have failed.
+    """
+    names = [one.model for one in plan.failures]
+    why = settings.budget_reached(plan, len(names))
+    errors = error_rows(plan.run, plan.failures)
+    book.begin(run_row(plan, target, "refused" if why else "running"), model_rows(plan), (), (), [errors])
+    if why:
+        raise FleetRunError(_too_many(why, plan, names, book))
+
+
 def _drive(
     spark: SparkSession,
     plan: RunPlan,
@@ -329,12 +288,42 @@ def _drive(
     files: parquet_rows.ParquetFiles,
     fleet: Fleet,
     settings: _CallSettings,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[int],
 ) -> FleetRun:
-    """Score the rest of a run, or some microbatches of it, and return the run when these are published."""
+    """Score those of the microbatches ``numbers`` that are missing, and return the run when these are published."""
     begin, count = time.monotonic(), len(plan.microbatches)
     for problem in problems_of(spark, settings.at_once):
         _LOGGER.warning("%s; mirrorspark fleet plan prints the settings", problem)
+    failed = _enter_resumed(plan, target, book, settings)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
+    scoring = Scoring(spark, plan, target, files, fleet, owner, failed, partial(settings.why_stop, plan))
+    limits = replace(DEFAULT_TIMES, lease_seconds=settings.lease_seconds)
+    others = {*range(count)} - {*numbers}
+    with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
+        claims.note(_failures(plan, failed))
+        state = "failed"
+        try:
+            if numbers:  # else a bar would say that something is scored
+                with progress_bar(spark, "score"):
+                    _score_all(scoring, claims, settings.at_once)
+            end = _End.of(plan, target, scoring, settings, others)
+            claims.note(_failures(plan, end.failed - scoring.failed))
+            state = end.state
+        finally:
+            ended = None if state == "running" else time.time()
+            claims.note([Change(tables.RUNS, {"run_id": plan.run}, {"state": state, "ended": ended})])
+    _check_end(end, plan, book, scoring)
+    scored, seconds = scoring.outcomes.count("done"), time.monotonic() - begin
+    names = tuple(sorted(end.failed))
+    return FleetRun(plan.run, str(target), book.name, len(plan.models), names, plan.rows, count, scored, seconds)
+
+
+def _enter_resumed(plan: RunPlan, target: StoragePath, book: Ledger, settings: _CallSettings) -> set[str]:
+    """Enter into the ledger what the folder of the run has, and return the models that have failed so far.
+
+    Raises:
+        FleetRunError: Too many models have failed.
+    """
     # In this order, microbatches that another driver publishes meanwhile are not taken for lost.
     were_done = {row["number"] for row in book.rows(tables.MICROBATCHES, plan.run) if row["state"] == "done"}
     manifests = published_manifests(plan, target)
@@ -342,36 +331,59 @@ def _drive(
     if why := settings.budget_reached(plan, len(failed)):
         raise FleetRunError(_too_many(why, plan, sorted(failed), book))
     errors = [error_rows(plan.run, plan.failures), *_unrecorded(plan, manifests, book)]
-    rows = _run_row(plan, target, "running"), _model_rows(plan), _microbatch_rows(plan)
+    rows = run_row(plan, target, "running"), model_rows(plan), microbatch_rows(plan)
     book.begin(*rows, manifests, errors, were_done)
-    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
-    scoring = Scoring(spark, plan, target, files, fleet, owner, failed, partial(settings.why_stop, plan))
-    state = "failed"
-    limits = replace(DEFAULT_TIMES, lease_seconds=settings.lease_seconds)
-    others = () if numbers is None else {*range(count)} - {*numbers}
-    with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
-        claims.note(_failures(plan, failed))
-        try:
-            if len(others) < count:  # else a bar would say that something is scored
-                with progress_bar(spark, "score"):
-                    _score_all(scoring, claims, settings.at_once)
-            manifests = published_manifests(plan, target)
-            # Other drivers have had failures of their own.
-            failed = scoring.failed | _failed_in(manifests)
-            claims.note(_failures(plan, failed - scoring.failed))
-            why = settings.budget_reached(plan, len(failed))
-            all_left = microbatches_left(count, manifests)
-            left = [number for number in all_left if number not in others]
-            state = "failed" if left or why else "running" if all_left else "finished"
-        finally:
-            ended = None if state == "running" else time.time()
-            claims.note([Change(tables.RUNS, {"run_id": plan.run}, {"state": state, "ended": ended})])
-    names = sorted(failed)
-    if why:
-        raise FleetRunError(_too_many(why, plan, names, book))
-    if left:
+    return failed
+
+
+@dataclass(frozen=True)
+class _End:
+    """A run after the work of a call.
+
+    Attributes:
+        failed: Models that have failed, in all drivers.
+        left: Microbatches of this call that are not published.
+        is_complete: All microbatches of the run are published.
+        why_too_many: The reason why too many models have failed; None if they are not.
+    """
+
+    failed: set[str]
+    left: list[int]
+    is_complete: bool
+    why_too_many: str | None
+
+    @classmethod
+    def of(
+        cls, plan: RunPlan, target: StoragePath, scoring: Scoring, settings: _CallSettings, others: Collection[int]
+    ) -> "_End":
+        """Return the end of a call that has left the microbatches ``others`` to other drivers."""
+        manifests = published_manifests(plan, target)
+        # Other drivers have had failures of their own.
+        failed = scoring.failed | _failed_in(manifests)
+        left = microbatches_left(len(plan.microbatches), manifests)
+        why = settings.budget_reached(plan, len(failed))
+        return cls(failed, [number for number in left if number not in others], not left, why)
+
+    @property
+    def state(self) -> str:
+        """The state in the ledger."""
+        if self.left or self.why_too_many:
+            return "failed"
+        return "finished" if self.is_complete else "running"
+
+
+def _check_end(end: _End, plan: RunPlan, book: Ledger, scoring: Scoring) -> None:
+    """Warn of models that have failed.
+
+    Raises:
+        FleetRunError: Too many have, or microbatches of the call are not published.
+    """
+    names = sorted(end.failed)
+    if end.why_too_many:
+        raise FleetRunError(_too_many(end.why_too_many, plan, names, book))
+    if end.left:
         raise FleetRunError(
-            f"{len(left):,} of the {count:,} microbatches of {plan.run} are not published "
+            f"{len(end.left):,} of the {len(plan.microbatches):,} microbatches of {plan.run} are not published "
             f"({scoring.why_stopped or 'all have been tried'}), one because {scoring.problem or 'it was stopped'}; the "
             f"table {tables.ERRORS.name} of {book.name} has all reasons: remove them, and resume the run"
         )
@@ -385,9 +397,6 @@ def _drive(
             tables.ERRORS.name,
             book.name,
         )
-    scored = scoring.outcomes.count("done")
-    seconds = time.monotonic() - begin
-    return FleetRun(plan.run, str(target), book.name, len(plan.models), tuple(names), plan.rows, count, scored, seconds)
 
 
 def _failed_in(manifests: Mapping[int, Manifest]) -> set[str]:
@@ -432,6 +441,20 @@ def _too_many(why: str, plan: RunPlan, names: Sequence[str], book: Ledger) -> st
     )
 
 
+def _check_limits(model_seconds: float | None, model_bytes: int | None, prefixes: int) -> None:
+    if model_seconds is not None and not model_seconds > 0:
+        raise ScoringError(f"model_seconds {model_seconds} is not above 0; leave it out for no limit")
+    if model_bytes is not None and not model_bytes > 0:
+        raise ScoringError(f"model_bytes {model_bytes} is not above 0; leave it out for no limit")
+    if prefixes < 1:
+        raise ScoringError(f"prefixes {prefixes} is not above 0; use 1 for an output without such folders")
+
+
+def _check_keys(keys: Sequence[str], folders: Collection[str]) -> None:
+    if taken := [key for key in keys if key.lower() in folders]:
+        raise ScoringError(f"the keys {taken} have names of the output's folders, {folders}; rename them")
+
+
 def _check_new(target: StoragePath) -> None:
     lakes.refuse_lake_write(target)
     check_no_run(target)
@@ -459,27 +482,3 @@ def _files(locations: Sequence[str], target: StoragePath) -> parquet_rows.Parque
         )
     file_job.refuse_own_input([file.path for file in source], list(locations), target)
     return parquet_rows.ParquetFiles.of(source)
-
-
-def _run_row(plan: RunPlan, target: StoragePath, state: str) -> dict[str, object]:
-    now = time.time()
-    row = {"run_id": plan.run, "output": str(target), "fleet": plan.fleet, "models": len(plan.models)}
-    ended = now if state == "refused" else None
-    return row | {"microbatches": len(plan.microbatches), "state": state, "began": now, "ended": ended}
-
-
-def _model_rows(plan: RunPlan) -> list[dict[str, object]]:
-    failed = {one.model for one in plan.failures}
-    return [
-        {"model": name, "model_group": step.group, "digest": digest, "state": "failed" if name in failed else "sound"}
-        for step in plan.steps
-        for name, digest in step.digests.items()
-    ]
-
-
-def _microbatch_rows(plan: RunPlan) -> list[dict[str, object]]:
-    return [
-        {"number": one.number, "model_group": one.step.group, "step": one.step.number}
-        | {"models": len(one.models), "rows": one.share.rows}
-        for one in plan.microbatches
-    ]
