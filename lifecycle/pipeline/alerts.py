@@ -110,28 +110,68 @@ def check_targets(targets: Sequence[str]) -> None:
 
 def shown(target: str) -> str:
     """Return a target for people: of a webhook only its host, since the rest of its address is often a secret."""
-    if target.lower().startswith(("http://", "https://")):
-        try:
-            parts = urlsplit(target)
-        except ValueError:  # brackets that enclose no address
-            return f"{target.partition(':')[0]}://…"
-        return f"{parts.scheme}://{parts.hostname}/…"
-    return without_credentials(target)
+    channel = _channel_of(target)
+    return without_credentials(target) if channel is None else channel.shown(target)
 
 
-def _sender(target: str, seconds: float) -> Callable[[Alert], None]:
-    if target == "log":
-        return lambda alert: logger.warning("%s\n%s", alert.title, alert.text)
-    if target.lower().startswith(("http://", "https://")):
-        webhook = _webhook(target)
-        return lambda alert: _post(webhook, alert, seconds)
-    if target.startswith("mailto:"):
-        addresses = [address.strip() for address in target.removeprefix("mailto:").split(",")]
-        if not all("@" in address for address in addresses):
-            raise AlertError(f"alert target '{shown(target)}' has no address; give one as mailto:team@example.com")
-        server = _mail_server()
-        return lambda alert: _mail(server, addresses, alert, seconds)
-    raise AlertError(f"alert target '{shown(target)}' is unknown; give log, https://… or mailto:…")
+Sender = Callable[[Alert], None]
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """A way by which alerts go out.
+
+    Attributes:
+        form: Its targets as users write them.
+        takes: Returns True for its targets.
+        sender: Returns the function that sends an alert to a target within a number of seconds; raises ``AlertError``
+            for a target that makes no sense.
+        shown: Returns a target for people.
+        addresses: Returns the addresses that an error may quote, parts of which are secret.
+    """
+
+    form: str
+    takes: Callable[[str], bool]
+    sender: Callable[[str, float], Sender]
+    shown: Callable[[str], str] = without_credentials
+    addresses: Callable[[str], Sequence[str]] = lambda target: (target,)
+
+
+def _channel_of(target: str) -> _Channel | None:
+    return next((channel for channel in _CHANNELS if channel.takes(target)), None)
+
+
+def _sender(target: str, seconds: float) -> Sender:
+    channel = _channel_of(target)
+    if channel is None:
+        *forms, last = [channel.form for channel in _CHANNELS]
+        raise AlertError(f"alert target '{shown(target)}' is unknown; give {', '.join(forms)} or {last}")
+    return channel.sender(target, seconds)
+
+
+def _log_sender(target: str, seconds: float) -> Sender:
+    return lambda alert: logger.warning("%s\n%s", alert.title, alert.text)
+
+
+def _webhook_sender(target: str, seconds: float) -> Sender:
+    webhook = _webhook(target)
+    return lambda alert: _post(webhook, alert, seconds)
+
+
+def _mail_sender(target: str, seconds: float) -> Sender:
+    addresses = [address.strip() for address in target.removeprefix("mailto:").split(",")]
+    if not all("@" in address for address in addresses):
+        raise AlertError(f"alert target '{shown(target)}' has no address; give one as mailto:team@example.com")
+    server = _mail_server()
+    return lambda alert: _mail(server, addresses, alert, seconds)
+
+
+def _shown_webhook(target: str) -> str:
+    try:
+        parts = urlsplit(target)
+    except ValueError:  # brackets that enclose no address
+        return f"{target.partition(':')[0]}://…"
+    return f"{parts.scheme}://{parts.hostname}/…"
 
 
 def _within(seconds: float, sender: Callable[[Alert], None], alert: Alert) -> None:
@@ -168,7 +208,8 @@ def _harmless(error: Exception, target: str) -> str:
 
 
 def _secret_parts(target: str) -> Iterator[str]:
-    for address in (target, os.environ.get(SMTP_VARIABLE, "") if target.startswith("mailto:") else ""):
+    channel = _channel_of(target)
+    for address in (target,) if channel is None else channel.addresses(target):
         whole, _, rest = address.partition("://")
         authority, _, path = rest.partition("/")
         parts = [address, f"/{path}", path, *path.replace("?", "/").replace("&", "/").replace("=", "/").split("/")]
@@ -261,3 +302,21 @@ def _mail(server: SplitResult, addresses: Sequence[str], alert: Alert, seconds: 
         if server.username:
             connection.login(unquote(server.username), unquote(server.password or ""))
         connection.send_message(message)
+
+
+# A new channel is one entry here.
+_CHANNELS = (
+    _Channel("log", lambda target: target == "log", _log_sender),
+    _Channel(
+        "https://…",
+        lambda target: target.lower().startswith(("http://", "https://")),
+        _webhook_sender,
+        shown=_shown_webhook,
+    ),
+    _Channel(
+        "mailto:…",
+        lambda target: target.startswith("mailto:"),
+        _mail_sender,
+        addresses=lambda target: (target, os.environ.get(SMTP_VARIABLE, "")),
+    ),
+)
