@@ -23,7 +23,7 @@ def prepare(model: Any, form: Form | None, task: str, fitted: FittedFeatures, fu
 
     Args:
         model: The model of Keras 3.
-        form: From the columns of rows to what the model takes; None if it takes the features by name.
+        form: Function from the columns of rows to what the model takes; None if it takes the features by name.
         task: ``retrieval``, or the task of a label of rows.
         fitted: The features.
         function: Name of the user's function, for messages.

@@ -192,7 +192,7 @@ def _losses_of_all_workers(model: Any, workers: _Workers, scale: Any) -> Iterato
     Args:
         model: Its losses of rows get the gradient of their sum.
         workers: The workers whose gradients are averaged.
-        scale: By which a mean over this worker's rows, with their padding, is to be multiplied.
+        scale: Factor of a mean over this worker's rows, with their padding.
     """
     plain, of_model = keras.losses.Loss.__call__, model.compute_loss
     outer: list[Any] = []

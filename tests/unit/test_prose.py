@@ -49,6 +49,7 @@ PATTERNS = (
     Pattern(r"(?<=[.;:!])\s+one that\b", "repeat the noun"),
     Pattern(r",\s+which\b[^.;:,(]*,\s+which\b", "two sentences"),
     Pattern(r"\bthere to be\b", "name what is done"),
+    Pattern(r"(?<=\n)\s*\w+: (?-i:Of)\b", "begin an attribute with its noun"),
 )
 
 ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not pattern.in_openings), re.IGNORECASE)

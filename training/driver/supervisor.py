@@ -14,7 +14,7 @@ from mirrorspark.callbacks.checkpoints import checkpoint_store, commit
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.driver.failure_policy import decide, growth_pause_seconds, usable_slots
 from mirrorspark.training.driver.launcher import BarrierJobError
-from mirrorspark.training.driver.resume import fence_and_find_start
+from mirrorspark.training.driver.resume import FencedStart, fence_and_find_start
 from mirrorspark.training.driver.running_attempt import Commands, RunningAttempt
 from mirrorspark.training.driver.store_reads import StoppedReading, StoreReader
 from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, PhaseLimits
@@ -178,8 +178,7 @@ class Supervisor:
             return attempt.workers
 
     def _attempt(self, plan: AttemptPlan, earlier: Sequence[Attempt], workers: int) -> Attempt:
-        """Launch one attempt, and return it when it has ended."""
-        number = len(earlier) + 1
+        """Find the checkpoint to begin with, launch one attempt, and return it when it has ended."""
         read = functools.partial(fence_and_find_start, plan, earlier, has_begun=self.has_begun)
         try:
             resume = self._store.read(plan.checkpoints, read)
@@ -188,14 +187,13 @@ class Supervisor:
         except checkpoint_store.STORE_ERRORS as error:
             fault = RankError("store", None, type(error).__name__, str(error), time.time())
             return _not_launched(earlier, fault)
-        checkpoint = resume.checkpoint
         if self.stop.reason is not None:
-            raise self._stopped(earlier, checkpoint)
+            raise self._stopped(earlier, resume.checkpoint)
         batch = self.elastic.batch(workers)
         plan = dataclasses.replace(
             plan,
-            attempt=number,
-            resume_from=str(checkpoint.path) if checkpoint else None,
+            attempt=len(earlier) + 1,
+            resume_from=str(resume.checkpoint.path) if resume.checkpoint else None,
             workers=workers,
             global_batch_size=batch.global_batch_size,
             learning_rate_scale=batch.learning_rate_scale,
@@ -203,9 +201,14 @@ class Supervisor:
             # A rank of an earlier attempt that is still alive must not enter this attempt's ring.
             token=secrets.token_hex(32),
         )
+        return self._launched(plan, resume, growth_pause_seconds(earlier))
+
+    def _launched(self, plan: AttemptPlan, resume: FencedStart, growth_pause: float) -> Attempt:
+        """Launch an attempt by its whole plan, and return it when it has ended."""
+        checkpoint = resume.checkpoint
         running = RunningAttempt(
-            number,
-            workers,
+            plan.attempt,
+            plan.workers,
             ranks=plan.ranks,
             dispensable=plan.dispensable_ranks,
             limits=self.limits,
@@ -218,24 +221,24 @@ class Supervisor:
         self._report(
             {
                 "event": "attempt",
-                "attempt": number,
-                "workers": workers,
+                "attempt": plan.attempt,
+                "workers": plan.workers,
                 "resumed_from": resumed_from,
-                "learning_rate_scale": batch.learning_rate_scale,
+                "learning_rate_scale": plan.learning_rate_scale,
             }
         )
-        outcomes, failure = self._run(plan, running, growth_pause_seconds(earlier))
+        outcomes, failure = self._run(plan, running, growth_pause)
         newest = self._newest(plan)
         # A checkpoint that was skipped as damaged does not count as progress, even if it is the newest.
         reached = newest if newest is not None and newest.step > resume.newest_step else checkpoint
         epochs = _epochs(outcomes, plan.dispensable_ranks)
         return Attempt(
-            number=number,
+            number=plan.attempt,
             epochs=epochs,
             errors=() if epochs is not None else running.errors(outcomes, failure),
             resumed_from=resumed_from,
             committed=reached.step if reached else 0,
-            workers=workers,
+            workers=plan.workers,
             stop=running.stop,
             committed_epochs=reached.epoch if reached else 0,
         )

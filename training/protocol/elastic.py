@@ -63,7 +63,7 @@ class Elastic:
     """The allowed sizes of a run. Batch size and learning rate are configured for the most workers.
 
     Attributes:
-        workers: From the fewest to the most.
+        workers: Numbers of workers, from the fewest to the most.
         global_batch_size: Rows of one update over all workers, with the most workers.
         rule: Effect of fewer workers. With ``keep_global_batch``, the sequence of global batches and the learning rate
             stay the same, each worker takes a larger share, and only sizes that divide the batch are used. With

@@ -80,7 +80,7 @@ class Curves:
         epochs: Metrics by epoch, counted from 1.
         launches: The attempts of all drivers together.
         seconds: Time in training, of all attempts together; None before the first heartbeat.
-        examples_per_second: By epoch, all workers together.
+        examples_per_second: Rate by epoch, all workers together.
     """
 
     epochs: Mapping[int, Mapping[str, float]]

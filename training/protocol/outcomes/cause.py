@@ -136,7 +136,7 @@ def known_errors(
     An event may be lost with its connection; an outcome is never lost, but has no traceback.
 
     Args:
-        heard: From ``error`` events, in the order of arrival.
+        heard: Errors from ``error`` events, in the order of arrival.
         outcomes: Outcomes of all ranks, in rank order.
         time: Arrival of the outcomes.
         connected: Ranks whose task has sent an event, if known. Any other rank has never reached the driver, and would

@@ -245,7 +245,7 @@ class Ring:
 
         Args:
             kind: Kind of the collective.
-            sent: For the next rank.
+            sent: Values for the next rank.
             buffer: Must be filled exactly by the previous rank; without it that rank may send any number of bytes.
 
         Returns:

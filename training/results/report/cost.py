@@ -19,8 +19,8 @@ class Cost:
     Attributes:
         core_seconds: By stage: its seconds times the cores that it holds.
         total_core_seconds: Their sum.
-        price_per_core_hour: In any currency; None if it is not known.
-        money: In the same currency.
+        price_per_core_hour: Price in any currency; None if it is not known.
+        money: Cost in the same currency.
         gap: The unknown part of the cost, in a sentence; empty if all of it is known.
     """
 

@@ -75,7 +75,7 @@ class ReportFacts:
         facts: Other facts in words, by name.
         settings: The configuration.
         explanation: The features' influence on the predictions, once it has been measured.
-        base_rate: As ``baseline``, where there is none.
+        base_rate: The same as ``baseline``, where there is none.
         withheld: The reason why the version has no alias, if it has none.
         leaderboard: The models that were compared, the best one first.
     """
