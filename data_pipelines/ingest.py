@@ -155,7 +155,7 @@ def ingest_csv(
     codec = None if compression == "none" else compression
     try:
         frame = _read(spark, paths, schema, sort_by, csv_null, encoding, separator)
-        parts = _run(frame, StageTask(job, row_group_bytes, codec))
+        parts = _run(frame, FirstPassTask(job, row_group_bytes, codec))
         groups = [RowGroup(**group) for part in parts for group in part["groups"]]
         if not groups:
             raise IngestError(f"there are no rows in {paths}; check the path")
@@ -225,7 +225,7 @@ def column_ranges(table: pa.Table) -> dict[str, ColumnRange]:
 
 
 @dataclass(frozen=True)
-class StageTask:
+class FirstPassTask:
     """The body of a task of the first pass, which writes the partition's rows to a staged file and measures them."""
 
     job: WriteJob
@@ -320,7 +320,7 @@ def _read(
     return frame.orderBy(*order) if order else frame
 
 
-def _run(frame: DataFrame, task: StageTask | CutTask) -> list[dict[str, Any]]:
+def _run(frame: DataFrame, task: FirstPassTask | CutTask) -> list[dict[str, Any]]:
     # Spark returns results in the order of the partitions, which is the order of the rows.
     return [json.loads(row.result) for row in frame.mapInArrow(task, _RESULT_SCHEMA).collect()]
 

@@ -55,7 +55,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Decisions:
+class OutputRules:
     """Links, thresholds and cut-points of some models, which turn linear predictors into outputs.
 
     Attributes:
@@ -89,7 +89,7 @@ class LinearTile:
         intercepts: float32 ``[models]``.
     """
 
-    decisions: Decisions
+    decisions: OutputRules
     inputs: np.ndarray
     lows: np.ndarray
     highs: np.ndarray
@@ -112,7 +112,7 @@ class NetworkStack:
         activations: Activations of the hidden layers.
     """
 
-    decisions: Decisions
+    decisions: OutputRules
     terms: Terms
     matrices: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
@@ -120,7 +120,7 @@ class NetworkStack:
 
 
 @dataclass(frozen=True)
-class Input:
+class CompiledInput:
     """A row of the block: a column's numbers, or the codes of its categories.
 
     Attributes:
@@ -223,12 +223,12 @@ class CompiledFleet:
     def _intercepts(self) -> np.ndarray:
         return numbers_of(array(self._fleet.table, "intercept"))
 
-    def _decisions(self, models: np.ndarray) -> Decisions:
+    def _decisions(self, models: np.ndarray) -> OutputRules:
         chosen = self._fleet.table.select(["link", "threshold", "cut_points"]).take(pa.array(models))
         links = np.array([LINKS.index(link) for link in chosen["link"].to_pylist()], np.int64)
         cuts = array(chosen, "cut_points")
         lengths = lengths_of(cuts)
-        return Decisions(
+        return OutputRules(
             models,
             links,
             _of_linear_predictor(numbers_of(array(chosen, "threshold")), links),
@@ -456,7 +456,7 @@ def _inputs(
     is_category: np.ndarray,
     inputs: np.ndarray,
     first: np.ndarray,
-) -> Iterator[Input]:
+) -> Iterator[CompiledInput]:
     names = columns.take(pa.array(first)).to_pylist()
     found = np.flatnonzero(is_category)
     codes = categories.indices.to_numpy(zero_copy_only=False)
@@ -467,4 +467,4 @@ def _inputs(
         code = int(codes[place])
         of_inputs.setdefault(int(inputs[place]), {})[texts[code]] = code + 1.0
     for number, name in enumerate(names):
-        yield Input(name, of_inputs.get(number))
+        yield CompiledInput(name, of_inputs.get(number))

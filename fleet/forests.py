@@ -10,7 +10,7 @@ from mirrorspark.fleet.columns import LEAF, array, lengths_of, numbers_of
 from mirrorspark.fleet.tree_kernels import MOST_LEAVES, count_leaves, write_masks
 
 if TYPE_CHECKING:
-    from mirrorspark.fleet.compiled import Decisions, Terms
+    from mirrorspark.fleet.compiled import OutputRules, Terms
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Forest:
         intercepts: float64 ``[models]``.
     """
 
-    decisions: "Decisions"
+    decisions: "OutputRules"
     terms: "Terms"
     nodes: np.ndarray
     values: np.ndarray
@@ -51,7 +51,7 @@ class Forest:
 
 
 def forest_of(
-    models: pa.Table, decisions: "Decisions", terms: "Terms", features: np.ndarray, first_terms: np.ndarray
+    models: pa.Table, decisions: "OutputRules", terms: "Terms", features: np.ndarray, first_terms: np.ndarray
 ) -> Forest:
     """Return the arrays of models of trees.
 

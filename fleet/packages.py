@@ -92,7 +92,7 @@ class PackagedModelError(ClearError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class PackagedModel:
+class FleetPackage:
     """A packaged model, whose library is not loaded before it scores.
 
     Attributes:
@@ -175,11 +175,11 @@ class PackagedModel:
         return self._scorer.load(ScoringCounts())
 
 
-def packages_of(fleet: Fleet) -> Iterator[PackagedModel]:
+def packages_of(fleet: Fleet) -> Iterator[FleetPackage]:
     """Yield the packaged models of a fleet."""
     packages, outputs = fleet.table["package"], fleet.table["package_output"]
     for place in np.flatnonzero(fleet.is_packaged).tolist():
-        yield PackagedModel(fleet.names[place], packages[place], outputs[place].as_py())
+        yield FleetPackage(fleet.names[place], packages[place], outputs[place].as_py())
 
 
 def check_trust(fleet: Fleet, *, trust: bool) -> None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.fleet.columns import array, lengths_of, some
-from mirrorspark.fleet.compiled import CompiledFleet, Decisions, Input, LinearTile, NetworkStack, Terms
+from mirrorspark.fleet.compiled import CompiledFleet, CompiledInput, LinearTile, NetworkStack, OutputRules, Terms
 from mirrorspark.fleet.counting import add_counts
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.forests import Forest
@@ -201,7 +201,7 @@ def _values_of(column: str, categories: Iterable[str], type_: pa.DataType) -> pa
         ) from error
 
 
-def _read(column: pa.Array, needed: Input, out: np.ndarray) -> None:
+def _read(column: pa.Array, needed: CompiledInput, out: np.ndarray) -> None:
     """Write a column as a row of the block: its numbers or codes, NaN for null."""
     type_ = column.type
     if needed.categories is None:
@@ -316,7 +316,7 @@ def _features(terms: Terms, block: np.ndarray, start: int, rows: int) -> np.ndar
 
 
 def _decide(
-    decisions: Decisions,
+    decisions: OutputRules,
     first: int,
     start: int,
     predictors: np.ndarray,

@@ -11,7 +11,7 @@ _LARGEST_LOG = 709.0
 
 
 @dataclass(frozen=True)
-class Input:
+class StackInput:
     """One input: ``(value - offset) / divisor``, where ``value`` is that of the term of a fleet with the other fields.
 
     Attributes:
@@ -31,17 +31,17 @@ class Input:
     missing: float = 0.0
 
 
-def inputs_of(fitted: FittedFeatures) -> tuple[Input, ...]:
+def inputs_of(fitted: FittedFeatures) -> tuple[StackInput, ...]:
     """Return the inputs in the order of :func:`fleet.training.worker.assembled`."""
     return (*_numbers(fitted), *_categories(fitted))
 
 
-def _numbers(fitted: FittedFeatures) -> Iterator[Input]:
+def _numbers(fitted: FittedFeatures) -> Iterator[StackInput]:
     for feature in fitted.spec.numeric:
         offset, divisor = fitted.scaling(feature)
         low, high = _bounds(fitted, feature)
         missing = imputed_value(fitted, feature)
-        yield Input(feature.name, offset, divisor, low, high, feature.log or None, missing=missing)
+        yield StackInput(feature.name, offset, divisor, low, high, feature.log or None, missing=missing)
 
 
 def _bounds(fitted: FittedFeatures, feature: kinds.Numeric) -> tuple[float | None, float | None]:
@@ -53,7 +53,7 @@ def _bounds(fitted: FittedFeatures, feature: kinds.Numeric) -> tuple[float | Non
     return low, high
 
 
-def _categories(fitted: FittedFeatures) -> Iterator[Input]:
+def _categories(fitted: FittedFeatures) -> Iterator[StackInput]:
     for feature in fitted.spec.categorical:
         for token in fitted.vocabulary(feature).tokens.to_pylist():
-            yield Input(feature.name, category=token)
+            yield StackInput(feature.name, category=token)

@@ -56,7 +56,9 @@ class StackedModels(tf_keras.Model):
         self.best = [tf.Variable(values, trainable=False, name="best") for values in (*kernels, *biases)]
         self.active = tf.Variable(tf.ones(len(members)), trainable=False, name="active")
         self.mean_losses = tf_keras.metrics.MeanTensor("loss", dtype="float64", shape=(len(members),))
-        self.scores = ScoreCounts(_of_members(members, "start"), [member.link == "logit" for member in members])
+        self.scores = PredictionHistograms(
+            _of_members(members, "start"), [member.link == "logit" for member in members]
+        )
 
     def predictors(self, inputs: tf.Tensor) -> tf.Tensor:
         """Return the linear predictors, float32 ``[batch, models]``, of inputs ``[batch, inputs]``."""
@@ -163,7 +165,7 @@ class StackedModels(tf_keras.Model):
         return values[:, None, None] if is_later else values[:, None]
 
 
-class ScoreCounts:
+class PredictionHistograms:
     """Histograms of the linear predictors of each class, over all ranks, for the areas under the curve.
 
     Checkpoints do not hold them, because this is not a Keras layer.

@@ -17,7 +17,7 @@ from mirrorspark.data_pipelines.features import fitting
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.fleet.columns import FleetError, some
 from mirrorspark.fleet.training.declared import declared_models
-from mirrorspark.fleet.training.inputs import Input, inputs_of
+from mirrorspark.fleet.training.inputs import StackInput, inputs_of
 from mirrorspark.fleet.training.plan import StackMember, StackPlan, StackSettings, train_stack
 from mirrorspark.fleet.training.rows import FleetRows, converted, split_rows
 from mirrorspark.fleet.training.targets import TargetSums
@@ -180,7 +180,7 @@ def _check_workers(workers: int, global_batch_size: int | None) -> None:
 
 
 def _members(
-    declared: pa.Table, places: np.ndarray, sums: TargetSums, rows: int, inputs: Sequence[Input]
+    declared: pa.Table, places: np.ndarray, sums: TargetSums, rows: int, inputs: Sequence[StackInput]
 ) -> tuple[StackMember, ...]:
     """Return the declared models, whose targets are at ``places`` and have ``sums`` over the ``rows`` of training."""
     means = sums.total / sums.labels
@@ -214,7 +214,7 @@ def _trained(
     launched: Launched,
     declared: pa.Table,
     plan: StackPlan,
-    inputs: Sequence[Input],
+    inputs: Sequence[StackInput],
     sums: Mapping[str, TargetSums],
 ) -> TrainedFleet:
     """Save the fleet and the report in the run's folder and in MLflow, and return them."""

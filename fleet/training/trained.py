@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.dataset import SPLITS
 from mirrorspark.fleet.coefficients import linear_table
 from mirrorspark.fleet.columns import NETWORK_FIELDS, TERM_FIELDS
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.training.inputs import Input
+from mirrorspark.fleet.training.inputs import StackInput
 from mirrorspark.fleet.training.plan import StackMember, StackPlan
 from mirrorspark.fleet.training.targets import TargetSums
 
@@ -53,7 +53,11 @@ class TrainedFleet:
 
 
 def fleet_of(
-    declared: pa.Table, plan: StackPlan, inputs: Sequence[Input], weights: Mapping[str, np.ndarray], kept: np.ndarray
+    declared: pa.Table,
+    plan: StackPlan,
+    inputs: Sequence[StackInput],
+    weights: Mapping[str, np.ndarray],
+    kept: np.ndarray,
 ) -> Fleet:
     """Return models of a stack as a fleet; the standardisation of inputs and labels becomes part of the weights.
 

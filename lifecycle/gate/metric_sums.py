@@ -48,7 +48,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class ScoredRows:
+class AdditiveValues:
     """The additive values of a model's scores of some rows: ``[columns, rows]``, and pairs whose order counts."""
 
     values: NDArray[np.float64]
@@ -118,7 +118,7 @@ def fine_cells(kinds: int) -> int:
 
 
 def sums_of_slices(
-    rows: ScoredRows, slicings: Sequence[tuple[NDArray[np.int64], int]], bucket: NDArray[np.int64]
+    rows: AdditiveValues, slicings: Sequence[tuple[NDArray[np.int64], int]], bucket: NDArray[np.int64]
 ) -> list[list[MetricSums]]:
     """Return for each slicing the sums of each of its slices.
 

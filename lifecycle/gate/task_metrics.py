@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mirrorspark.data_pipelines.features import candidate_lists, raw_columns
 from mirrorspark.evaluation import PRECISION_KS, bootstrap, rank_columns, rank_metrics
-from mirrorspark.lifecycle.gate.metric_sums import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
+from mirrorspark.lifecycle.gate.metric_sums import NEGATIVES, POSITIVES, SCORES, AdditiveValues, Pairs
 from mirrorspark.models.retrieval import RANKING_KS, list_values
 from mirrorspark.scoring.model.folder import Task
 
@@ -30,7 +30,7 @@ CALIBRATION_BINS = 10
 class TaskMetrics(Protocol):
     """The metrics of a task."""
 
-    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
+    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> AdditiveValues:
         """Return the additive values of rows.
 
         Raises:
@@ -76,7 +76,7 @@ class Binary:
 
     threshold: float
 
-    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
+    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> AdditiveValues:
         """Return the additive values of rows with labels 0 and 1."""
         labels, scores = _numbers(label), _numbers(output)
         if (bad := np.flatnonzero((labels != 0) & (labels != 1))).size:
@@ -87,7 +87,7 @@ class Binary:
         columns = [scores, labels, *losses, called & (labels == 1), called]
         own = np.flatnonzero(valid)
         pairs = Pairs(own, scores[own], labels[own] == 1, weight[own])
-        return ScoredRows(_additive(columns, valid, weight), (pairs,))
+        return AdditiveValues(_additive(columns, valid, weight), (pairs,))
 
     def values(self, sums: NDArray[np.float64], counts: Sequence[NDArray[np.float64]]) -> Values:
         """Return the metrics of a slice."""
@@ -112,14 +112,14 @@ class Binary:
 class Regression:
     """Metrics of a number per row."""
 
-    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
+    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> AdditiveValues:
         """Return the additive values of rows."""
         labels, scores = _numbers(label), _numbers(output)
         if not np.isfinite(labels).all():
             raise ValueError("a label is not finite; a label of a regression is a number")
         valid = np.isfinite(scores)
         error = scores - labels
-        return ScoredRows(_additive([error, np.abs(error), error**2, labels, labels**2], valid, weight))
+        return AdditiveValues(_additive([error, np.abs(error), error**2, labels, labels**2], valid, weight))
 
     def values(self, sums: NDArray[np.float64], counts: Sequence[NDArray[np.float64]]) -> Values:
         """Return the metrics of a slice."""
@@ -136,7 +136,7 @@ class MultiClass:
     classes: tuple[str, ...]
     is_ordinal: bool = False
 
-    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
+    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> AdditiveValues:
         """Return the additive values of rows whose labels are names of classes."""
         actual = _class_numbers(label, self.classes)
         scores, valid = _matrix(output, len(self.classes))
@@ -147,7 +147,7 @@ class MultiClass:
         is_actual, is_called = actual == numbers, best == numbers
         columns = [actual == best, log_loss, *(is_actual & is_called), *is_actual, *is_called]
         columns += list(rank_columns(actual, best).T) if self.is_ordinal else []
-        return ScoredRows(_additive(columns, valid, weight))
+        return AdditiveValues(_additive(columns, valid, weight))
 
     def values(self, sums: NDArray[np.float64], counts: Sequence[NDArray[np.float64]]) -> Values:
         """Return the metrics of a slice."""
@@ -171,7 +171,7 @@ class MultiLabel:
     classes: tuple[str, ...]
     threshold: float
 
-    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
+    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> AdditiveValues:
         """Return the additive values of rows whose labels are lists of names, or a 0 or 1 for each name."""
         width = len(self.classes)
         has = _label_matrix(label, self.classes)
@@ -188,7 +188,7 @@ class MultiLabel:
         own = np.flatnonzero(valid)
         each = [Pairs(own, scores[own, one], has[own, one], weight[own]) for one in range(width)]
         every = Pairs(np.repeat(own, width), scores[own].ravel(), has[own].ravel(), np.repeat(weight[own], width))
-        return ScoredRows(_additive(columns, valid, weight), (every, *each))
+        return AdditiveValues(_additive(columns, valid, weight), (every, *each))
 
     @property
     def _ks(self) -> tuple[int, ...]:
@@ -220,7 +220,7 @@ class Retrieval:
 
     ks: tuple[int, ...] = RANKING_KS
 
-    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
+    def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> AdditiveValues:
         """Return the additive values of rows; a metric at more than the length of the lists is that of the list."""
         lengths = pc.fill_null(pc.list_value_length(output), 0).to_numpy(zero_copy_only=False)
         longest = max(int(lengths.max(initial=0)), *self.ks)
@@ -228,10 +228,10 @@ class Retrieval:
         flat = pc.fill_null(pc.list_flatten(output).cast(pa.string()), "").to_numpy(zero_copy_only=False)
         lists[np.arange(longest) < lengths[:, None]] = flat
         if not len(label):
-            return ScoredRows(np.zeros((_FIRST + len(self._names), 0)))
+            return AdditiveValues(np.zeros((_FIRST + len(self._names), 0)))
         found = list_values(lists.astype(str), *_held_back(label), self.ks)
         valid = output.is_valid().to_numpy(zero_copy_only=False)
-        return ScoredRows(_additive([found[name] for name in self._names], valid, weight))
+        return AdditiveValues(_additive([found[name] for name in self._names], valid, weight))
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -174,7 +174,7 @@ def test_a_package_that_is_no_model_is_refused_and_leaves_nothing(
 ) -> None:
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(packages, "_scratch", lambda: tmp_path / "scratch")
-    model = packages.PackagedModel("m", pa.scalar(package.to_pybytes(), pa.large_binary()), "score")
+    model = packages.FleetPackage("m", pa.scalar(package.to_pybytes(), pa.large_binary()), "score")
 
     with pytest.raises(ModelDirectoryError, match=problem):
         packages._check_described(package, "m")
@@ -194,7 +194,7 @@ def test_a_package_with_a_bit_turned_ends_in_an_error_of_ours_or_is_the_same(fol
         turned[place] ^= 1 << int(random.integers(8))
         try:
             packages._check_described(pa.py_buffer(bytes(turned)), "box")
-            _ = packages.PackagedModel("box", pa.scalar(bytes(turned)), "score").directory
+            _ = packages.FleetPackage("box", pa.scalar(bytes(turned)), "score").directory
         except ModelDirectoryError:
             continue
 

@@ -29,7 +29,7 @@ from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.fleet.training.declared import declared_models
 from mirrorspark.fleet.training.inputs import inputs_of
 from mirrorspark.fleet.training.plan import TARGETS, StackMember, StackPlan, StackSettings, train_stack
-from mirrorspark.fleet.training.stack import ScoreCounts, StackedModels, areas_under_curve
+from mirrorspark.fleet.training.stack import PredictionHistograms, StackedModels, areas_under_curve
 from mirrorspark.fleet.training.stopping import ModelStopping
 from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import fleet_of, report_of, summary
@@ -196,7 +196,7 @@ def test_scores_that_differ_little_are_ranked() -> None:
     random = np.random.default_rng(7)
     labels = (random.random((4_000, 2)) < 0.3).astype(np.float32)
     predictors = (np.array([-4.0, 0.5]) + (labels + random.normal(size=labels.shape)) * [0.002, 3.0]).astype(np.float32)
-    counts = ScoreCounts(np.array([-4.0, 0.5], np.float32), [True, True])
+    counts = PredictionHistograms(np.array([-4.0, 0.5], np.float32), [True, True])
     counts.add(tf.constant(predictors), tf.constant(labels), tf.ones(labels.shape))
     expected = [roc_auc_score(labels[:, place], predictors[:, place]) for place in range(2)]
     np.testing.assert_allclose(counts.areas(), expected, atol=2e-3)
