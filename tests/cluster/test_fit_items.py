@@ -84,7 +84,7 @@ def test_windows_have_each_training_item_once_and_nothing_that_is_held_back(spar
     train = [film for row in rows.values() if row.split == "train" for film in (*row.recent_items, row.film)]
     assert sorted(train) == list(range(118))
     assert rows["1-119"].recent_items == list(range(68, 118))
-    # With splits of its own, too: what is tested between two training items is in no history of a training row.
+    # With splits of its own, too: an item that is tested between two training items is in no training history.
     split = table.selectExpr("*", "if(film % 3 = 1, 'test', 'train') AS split")
     rows = {row.film: row for row in interaction_rows(split, COLUMNS, in_windows=True).collect()}
     assert sorted(film for film in rows if film % 3 != 1) == [42, 119]
