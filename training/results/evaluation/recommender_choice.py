@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,16 @@ class Recommenders:
     def _items(self) -> int:
         return len(self.embeddings) - kinds.FIRST_VOCABULARY_ID
 
+    @cached_property
+    def _scorers(self) -> list[fitting.Scores]:
+        """The scores of the classical recommenders; those that learn the same share them."""
+        # They hold the arrays in another form, which takes as long to make as a block to score.
+        found: dict[tuple[str, str], fitting.Scores] = {}
+        for one, arrays in zip(self.asked, self.arrays, strict=True):
+            if fitted_as(one) not in found:
+                found[fitted_as(one)] = scores_of(one.name, one.settings, arrays)
+        return [found[fitted_as(one)] for one in self.asked]
+
     def _scores(self, block: block_format.Block) -> dict[str, RowScores]:
         """Return the scores of a block's rows by model."""
         from mirrorspark.models.serving import input_tensors
@@ -154,8 +164,7 @@ class Recommenders:
         queries = self.predict(inputs).numpy()
         candidates = self.embeddings[kinds.FIRST_VOCABULARY_ID :].T
         found: dict[str, RowScores] = {NETWORK: lambda rows: queries[rows] @ candidates}
-        for one, arrays in zip(self.asked, self.arrays, strict=True):
-            scores = scores_of(one.name, one.settings, arrays)
+        for one, scores in zip(self.asked, self._scorers, strict=True):
             histories = self.interactions.histories(block, getattr(one.settings, "last_items", 0))
             found[one.label] = partial(_rows_scored, scores, histories)
         return found
