@@ -75,11 +75,12 @@ def interaction_rows(df: DataFrame, columns: InteractionColumns, *, in_windows: 
         {
             HISTORY: F.when(is_train, of_known).otherwise(F.collect_list(item).over(of_user.rowsBetween(*last))),
             SEEN: F.collect_list(item).over(of_user.rowsBetween(*all_before)),
-            _LATER: F.row_number().over(of_training.orderBy(F.desc(_POSITION))) - 1,
         }
     )
     if in_windows:
-        counted = counted.where(~is_train | (F.col(_LATER) % (HISTORY_ITEMS + 1) == 0))
+        later = F.row_number().over(of_training.orderBy(F.desc(_POSITION))) - 1
+        is_last = F.col(_LATER) % (HISTORY_ITEMS + 1) == 0
+        counted = counted.withColumn(_LATER, later).where(~is_train | is_last).drop(_LATER)
     seen = F.when(is_train, F.slice(SEEN, 1, 0)).otherwise(quoted(SEEN))
     key = F.concat_ws("-", quoted(columns.user).cast("string"), F.col(_POSITION))
     rows = counted.withColumns({SEEN: seen, INTERACTION_KEY: key})

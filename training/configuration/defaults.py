@@ -100,10 +100,8 @@ def default_model(kind: str, spec: FeatureSpec | None = None, given: Mapping[str
         return {"name": "multi_label", **(given or {})}
     if kind not in _TABLES:
         # Before there is a spec, settings that towers lack are those of the model of sequences.
-        return {
-            **(_SEQUENCES if spec is None and _ask_for_sequences(given) else {"name": "two_tower"}),
-            **(given or {}),
-        }
+        default = _SEQUENCES if spec is None and _ask_for_sequences(given) else {"name": "two_tower"}
+        return {**default, **(given or {})}
     settings = {"name": _TABLES[kind], **_ENSEMBLE, **(given or {})}
     numbers = sum(isinstance(feature, kinds.Numeric) for feature in spec.features) if spec else 0
     is_mostly_numbers = spec is not None and numbers >= max(_MANY_NUMBERS, len(spec.features) / 2)

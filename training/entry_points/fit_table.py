@@ -1,7 +1,6 @@
 """``fit``: from any table to a trained, evaluated and registered model."""
 
 import inspect
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -48,8 +47,6 @@ from mirrorspark.training.entry_points import early_checks, fit_rows
 if TYPE_CHECKING:
     from mirrorspark.training.results import FitResult
     from mirrorspark.training.run_records import Tracking
-
-_LOGGER = logging.getLogger(__name__)
 
 
 @on_running_session
