@@ -264,7 +264,12 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
             )
         table = given.select(f"`{candidate.name}`").toArrow()
     else:
-        table = pa.table({candidate.name: list(given)})
+        try:
+            table = pa.table({candidate.name: list(given)})
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ScoringError(
+                f"the {what} candidates are of several types ({error}); give texts or whole numbers"
+            ) from error
     table = as_tokens(features, table)
     ids = np.asarray(Encoder(features).encode(table, (candidate,))[candidate.name])
     unknown = table.column(0).filter(pa.array(ids < kinds.FIRST_VOCABULARY_ID))

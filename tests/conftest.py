@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from tests.chromium import MISSING, chromium, is_installed
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from selenium.webdriver import Chrome
@@ -321,20 +323,10 @@ def s3_bucket() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator["Chrome"]:
     """Yield a headless Chromium of 1280 x 900 pixels; skip where Chromium or its driver is missing."""
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or chromedriver is None:
-        pytest.skip("no chromium with chromedriver on PATH; on Debian: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    # The sandbox refuses to run as root, and containers give /dev/shm too little room.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
+    if not is_installed():
+        pytest.skip(MISSING)
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell
 from benchmarks.connect_server import own_connect_server
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.spark_session import versions
+from tests.conftest import PATIENCE
 from tests.mlflow_server import mlflow_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ FLEET = REPOSITORY / "notebooks" / "fleet.ipynb"
 LIFECYCLE = REPOSITORY / "notebooks" / "lifecycle.ipynb"
 DATABRICKS = REPOSITORY / "notebooks" / "databricks.ipynb"
 
-CELL_TIMEOUT_SECONDS = 240
+CELL_TIMEOUT_SECONDS = PATIENCE * 240
 EPOCHS = 4
 
 

@@ -146,6 +146,7 @@ def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
         ({"k": 41}, "k 41 cannot be met"),
         ({"index": "hnsw"}, r"holds no index 'hnsw', it holds \['exact', 'ivf'"),
         ({"available": []}, "none of the model's 40 candidates is available"),
+        ({"available": [1, "m7"]}, "the available candidates are of several types"),
         ({"available": ["new"]}, "none of the model's 40 candidates is available"),
         ({"unavailable": MOVIES}, "none of the model's 40 candidates is available"),
         ({"unavailable": "m7"}, "the unavailable candidates are 'm7', one text; give a list of tokens"),

@@ -321,7 +321,8 @@ def test_a_run_whose_disk_is_full_goes_on_once_there_is_room(
     output, ballast = tiny_disk / "scores", tiny_disk / "ballast"
     begin(output, begin_only=True)
     ballast.write_bytes(bytes(shutil.disk_usage(tiny_disk).free - 80 * 1024))
-    monkeypatch.setattr(run_module, "LIMITS", replace(run_module.LIMITS, patience_seconds=1.0, poll_seconds=0.1))
+    impatient = replace(run_module.DEFAULT_TIMES, patience_seconds=1.0, poll_seconds=0.1)
+    monkeypatch.setattr(run_module, "DEFAULT_TIMES", impatient)
     with pytest.raises((FleetRunError, LedgerError), match=r"No space left on device|disk is full"):
         resume_fleet(spark, output, lease_seconds=5)
     assert len(list(output.glob("group=*/step=*/rows=*/_manifest.json"))) < MICROBATCHES

@@ -31,20 +31,35 @@ class Columns:
     user: str | None
 
 
-def rows_and_spec(
+@dataclass(frozen=True)
+class TableToLearn:
+    """The rows of a call of ``fit``, and what they mean.
+
+    Attributes:
+        items: The table of items, if one was given.
+        interactions: The columns and rows inferred for a recommender; None for a table of rows.
+    """
+
+    rows: DataFrame | MemorySource
+    spec: FeatureSpec
+    items: DataFrame | None = None
+    interactions: fit_items.RecommenderInput | None = None
+
+
+def table_to_learn(
     table: Any,
     asked: Columns,
     spec: FeatureSpec | None,
     items: Any,
     session: SessionAhead,
     model: Any,
-) -> tuple[DataFrame | MemorySource, FeatureSpec, DataFrame | None, fit_items.RecommenderInput | None]:
-    """Return rows, spec, and the table of items with what was inferred for a recommender."""
+) -> TableToLearn:
+    """Return the rows and their spec; the items with what was inferred for a recommender."""
     if not memory_tables.is_in_memory(table):
         table = any_table.read_table(session.get(), table)
     if not is_of_interactions(table, asked, spec, items, model):
         of_items = None if items is None else any_table.read_table(session.get(), items)
-        return *_of_a_table(table, asked, spec, session), of_items, None
+        return TableToLearn(*_of_a_table(table, asked, spec, session), of_items)
     found = fit_items.recommender_input(
         *(table, asked.label, items),
         user=asked.user,
@@ -53,7 +68,7 @@ def rows_and_spec(
         spark=session.get(),
         learns_histories=learns_histories(model),
     )
-    return found.rows, found.spec, found.items, found
+    return TableToLearn(found.rows, found.spec, found.items, found)
 
 
 def is_of_interactions(table: Any, asked: Columns, spec: FeatureSpec | None, items: Any, model: Any) -> bool:

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -45,8 +46,10 @@ from mirrorspark.training.configuration import (
 from mirrorspark.training.entry_points import early_checks, fit_rows
 
 if TYPE_CHECKING:
+    from mirrorspark.data_pipelines.reading import Dataset
     from mirrorspark.training.results import FitResult
     from mirrorspark.training.run_records import Tracking
+    from mirrorspark.training.run_records.live import LiveView
 
 
 @on_running_session
@@ -171,72 +174,121 @@ def fit(
         table, label, spec, model, callbacks, settings, null_labels=null_labels, known=inspect.signature(fit).parameters
     )
     early_checks.check_items(table, label, items, user, keys, spec)
-    keys = () if keys is None else _names(keys)
-    exclude = _names(exclude)
-    asked = fit_rows.Columns(label, keys, time, exclude, user)
+    asked = fit_rows.Columns(label, _names(keys), time, _names(exclude), user)
     if memory_tables.is_in_memory(table):
         # Of a recommender, columns to exclude are those of the items, and interactions without an item are left out.
         early_checks.check_columns(
-            *(table, fit_rows.name_of(label), keys, time, exclude if items is None else (), spec),
+            *(table, fit_rows.name_of(label), asked.keys, time, asked.exclude if items is None else (), spec),
             null_labels="drop" if fit_rows.is_of_interactions(table, asked, spec, items, model) else null_labels,
         )
     session = SessionAhead(spark, _local_workers(settings), verbose=bool(settings.get("verbose")))
     if not settings.get("local_mode"):
         early_checks.check_session(session.known, workers)
-    # These imports take seconds, by which the errors above would be late.
-    from mirrorspark.data_pipelines import ConversionOptions, check_columns, convert_once
-    from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
+    # These imports, and those below, take seconds, by which the errors above would be late.
+    from mirrorspark.training.run_records.live import LiveView
 
     view = LiveView(epochs=1)
-    with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
-        # A model of one's own has its inputs for the columns themselves.
-        has_encodings = spec is None and not callable(model)
-        rows, spec, item_table, of_users = fit_rows.rows_and_spec(table, asked, spec, items, session, model)
-        if null_labels == "drop":
-            rows = without_null_labels(rows, spec.label)
-        check_columns(rows, spec)
-        rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
-        spec = encoded_spec(rows, spec) if has_encodings else spec
-        stage.note = of_users.in_words() if of_users else _in_words(spec)
-        stage.details = spec_details(spec)
-    if isinstance(model, str | Mapping):
-        settings["model"] = {"name": model} if isinstance(model, str) else dict(model)
-    elif model is not None:
-        settings["model"] = own_model.own_model(model, spec.label.form, callbacks)
-        settings.setdefault("monitor", "val_loss")  # what every model has
-    name = settings.pop("name", None) or default_name(spec)
+    found = _infer(
+        *(view, session, table, asked, spec, items, model),
+        has_null_labels=null_labels == "drop",
+        seed=settings.get("seed", 0),
+    )
+    settings |= _model_settings(model, found.spec, callbacks, settings)
+    name = settings.pop("name", None) or default_name(found.spec)
     session.begin()
     # While Spark starts, this process imports MLflow and scikit-learn, which takes seconds.
-    from mirrorspark.scoring.embedding import Embedder
     from mirrorspark.training.entry_points.train_dataset import train_in_view
     from mirrorspark.training.results import FitResult, RecommenderResult
 
     settings["presets"] = presets
-    tracking = _require_valid(spec, session.slots, rows, name=name, **settings)
+    tracking = _require_valid(found.spec, session.slots, found.rows, name=name, **settings)
+    dataset = _convert(view, session, found, settings, accept_data_errors=accept_data_errors)
+    tracking.open_ahead()
+    spark = session.get()
+    candidates = len(dataset.features.vocabulary(found.spec.candidate)) if found.spec.label.kind == "candidate" else 0
+    config = default_config(
+        found.spec,
+        rows=dataset.manifest.rows("train"),
+        slots=session.slots,
+        candidates=candidates,
+        name=name,
+        **settings,
+    )
+    trained = train_in_view(view, dataset, config, spark)
+    result = FitResult.of(trained, dataset, config, found.rows, spark)
+    if (of_users := found.interactions) is None:
+        return result
+    return RecommenderResult.of_interactions(result, of_users.given, of_users.columns, of_users.form)
+
+
+def _infer(
+    view: "LiveView",
+    session: SessionAhead,
+    table: Any,
+    asked: fit_rows.Columns,
+    spec: FeatureSpec | None,
+    items: Any,
+    model: Any,
+    *,
+    has_null_labels: bool,
+    seed: int,
+) -> fit_rows.TableToLearn:
+    """Return the rows to learn from, which are split, and their spec."""
+    from mirrorspark.data_pipelines import check_columns
+    from mirrorspark.training.run_records.live import showing_warnings, spec_details
+
+    with view.stage("infer", spark=session.known) as stage, showing_warnings(stage):
+        found = fit_rows.table_to_learn(table, asked, spec, items, session, model)
+        rows, inferred = found.rows, found.spec
+        if has_null_labels:
+            rows = without_null_labels(rows, inferred.label)
+        check_columns(rows, inferred)
+        rows = default_split(rows, inferred.keys, time=asked.time, label=_stratified(inferred), seed=seed)
+        if spec is None and not callable(model):  # a model of one's own has its inputs for the columns themselves
+            inferred = encoded_spec(rows, inferred)
+        stage.note = found.interactions.in_words() if found.interactions else _in_words(inferred)
+        stage.details = spec_details(inferred)
+    return replace(found, rows=rows, spec=inferred)
+
+
+def _model_settings(
+    model: Any, spec: FeatureSpec, callbacks: Sequence[Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of a model that is named or of one's own; none for the default."""
+    if model is None:
+        return {}
+    if isinstance(model, str | Mapping):
+        return {"model": {"name": model} if isinstance(model, str) else dict(model)}
+    own = own_model.own_model(model, spec.label.form, callbacks)
+    return {"model": own, "monitor": settings.get("monitor", "val_loss")}  # which every model has
+
+
+def _convert(
+    view: "LiveView",
+    session: SessionAhead,
+    found: fit_rows.TableToLearn,
+    settings: Mapping[str, Any],
+    *,
+    accept_data_errors: bool,
+) -> "Dataset":
+    """Return the dataset of the rows, which may be there already."""
+    from mirrorspark.data_pipelines import ConversionOptions, convert_once
+    from mirrorspark.scoring.embedding import Embedder
+    from mirrorspark.training.run_records.live import add_findings
+
     with view.stage("convert", spark=session.known) as stage:
-        options = ConversionOptions(accept_errors=accept_data_errors)
         folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
         dataset = convert_once(
-            *(rows, spec, folder, default_name(spec)),  # runs of any name share it
-            options=options,
+            *(found.rows, found.spec, folder, default_name(found.spec)),  # runs of any name share it
+            options=ConversionOptions(accept_errors=accept_data_errors),
             embedder=Embedder(tracking_uri=settings.get("tracking_uri")),
-            source=of_users.source if of_users else None,
-            items=item_table,
+            source=found.interactions.source if found.interactions else None,
+            items=found.items,
         )
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         add_findings(stage, dataset)
-        tracking.open_ahead()
-        spark = session.get()
-    candidates = len(dataset.features.vocabulary(spec.candidate)) if spec.label.kind == "candidate" else 0
-    config = default_config(
-        spec, rows=counts["train"], slots=session.slots, candidates=candidates, name=name, **settings
-    )
-    trained = train_in_view(view, dataset, config, spark)
-    result = FitResult.of(trained, dataset, config, rows, spark)
-    if of_users is None:
-        return result
-    return RecommenderResult.of_interactions(result, of_users.given, of_users.columns, of_users.form)
+    return dataset
 
 
 def _given(**settings: Any) -> dict[str, Any]:
@@ -322,8 +374,8 @@ def _require_valid(
     return tracking
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _in_words(spec: FeatureSpec) -> str:

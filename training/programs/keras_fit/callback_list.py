@@ -1,7 +1,7 @@
 """The callbacks of ``model.fit`` in a rank, in their order, and their state in a checkpoint."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -92,21 +92,7 @@ def fit_callbacks(
         verify=False,  # The driver has just verified it.
         initial_step_in_epoch=start.step_in_epoch,
     )
-    checkpoint = checkpoint_class(
-        plan.checkpoints,
-        attempt=plan.attempt,
-        fence=plan.fence,
-        monitor=config.monitor,
-        mode=config.mode,
-        keep_last=config.keep_last,
-        keep_best=config.keep_best,
-        every_steps=config.checkpoint_every_steps,
-        every_seconds=config.checkpoint_every_seconds,
-        stateful=stateful,
-        before_save=guard.check,
-        on_wait=lambda: activity.within("checkpoint"),
-        beat=lambda: _count_progress(activity),
-    )
+    checkpoint = _checkpoint(checkpoint_class, plan, activity, stateful, guard)
     callbacks = [
         resume,
         ActivityCallback(activity),
@@ -128,6 +114,32 @@ def fit_callbacks(
         ),
     ]
     return control.hook.callbacks(callbacks)
+
+
+def _checkpoint(
+    checkpoint_class: Callable[..., ChiefCheckpoint],
+    plan: TrainingPlan,
+    activity: Activity,
+    stateful: Mapping[str, training_state.Stateful],
+    guard: StopOnNaN,
+) -> ChiefCheckpoint:
+    """Return the callback that saves what the configuration asks for, as often as it does."""
+    config = plan.config
+    return checkpoint_class(
+        plan.checkpoints,
+        attempt=plan.attempt,
+        fence=plan.fence,
+        monitor=config.monitor,
+        mode=config.mode,
+        keep_last=config.keep_last,
+        keep_best=config.keep_best,
+        every_steps=config.checkpoint_every_steps,
+        every_seconds=config.checkpoint_every_seconds,
+        stateful=stateful,
+        before_save=guard.check,
+        on_wait=lambda: activity.within("checkpoint"),
+        beat=lambda: _count_progress(activity),
+    )
 
 
 def _send_epochs(control: WorkerControl, epochs: int) -> None:

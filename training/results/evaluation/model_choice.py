@@ -245,11 +245,9 @@ def challenge(
         for split, table in tables.items()
     }
     # Those that hold the constraints, alone or together.
-    held = (
-        {name for name, model in fitted.items() if isinstance(model, FittedBoosting)}
-        if monotone
-        else {*fitted, NETWORK}
-    )
+    held = {NETWORK, *fitted}
+    if monotone:
+        held = {name for name, model in fitted.items() if isinstance(model, FittedBoosting)}
     label, weight, step = _judged(task, tables["validation"], classes)
     sampled = {name: of[::step] for name, of in parts["validation"].items() if name in held}
     weights = best_weights(task, label, sampled, weighed_by_class(weight, label, class_weights))
@@ -257,14 +255,7 @@ def challenge(
         held.add(BLEND)
         for of_split in parts.values():
             of_split[BLEND] = np.sum([share * of_split[name] for name, share in weights.items()], axis=0)
-    column = "scores" if classes else "score"
-    found = {
-        name: {
-            split: table if name == NETWORK else _with(table, column, parts[split][name])
-            for split, table in tables.items()
-        }
-        for name in parts["validation"]
-    }
+    found = _predictions(tables, parts, "scores" if classes else "score")
     is_ordinal = dataset.spec.label.order is not None
     metrics = {
         name: metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
@@ -281,13 +272,31 @@ def challenge(
         is_monotone=bool(monotone),
         reason=reason or "as the linear model has too many weights to be exported",
     )
+    _keep(choice, found, folder)
+    return Challenge(choice, fitted, found[choice.registered])
+
+
+def _predictions(
+    tables: Mapping[str, pa.Table], parts: Mapping[str, Mapping[str, np.ndarray]], column: str
+) -> dict[str, dict[str, pa.Table]]:
+    """Return the predictions of each model by split: the network's tables, with the scores of the others."""
+    return {
+        name: {
+            split: table if name == NETWORK else _with(table, column, parts[split][name])
+            for split, table in tables.items()
+        }
+        for name in parts["validation"]
+    }
+
+
+def _keep(choice: Choice, predictions: Mapping[str, Mapping[str, pa.Table]], folder: Path) -> None:
+    """Write the choice, and the predictions of those that are not registered."""
     shutil.rmtree(folder / OTHERS_FOLDER, ignore_errors=True)  # of an earlier try, which may have chosen another one
     for name in choice.others:
         (folder / OTHERS_FOLDER / name).mkdir(parents=True, exist_ok=True)
-        for split, table in found[name].items():
+        for split, table in predictions[name].items():
             pq.write_table(table, folder / OTHERS_FOLDER / name / f"{split}.parquet")
     choice.save(folder)
-    return Challenge(choice, fitted, found[choice.registered])
 
 
 def _fitted(

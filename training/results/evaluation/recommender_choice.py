@@ -5,7 +5,8 @@ The export decides, in its own process, which has no Spark; the driver reads its
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -109,16 +110,27 @@ class Recommenders:
     asked: Sequence[classical.Recommender]
     arrays: Sequence[classical.Arrays] = field(repr=False)
 
-    def lists(self, split: str, k: int) -> dict[str, Lists]:
-        """Return the ids of the best ``k`` candidates of each row, int64 ``[rows, k]``, by model, the network first."""
-        parts = [
-            {
-                name: best_of_rows(scores, (block.rows, self._items), block.excluded, k)[0]
-                for name, scores in self._scores(block).items()
-            }
-            for block in self._blocks(split)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def lists(self, split: str, k: int, blend: Mapping[str, float] | None = None) -> dict[str, Lists]:
+        """Return the ids of the best ``k`` candidates of each row, int64 ``[rows, k]``, by model, the network first.
+
+        With the shares of a ``blend``, its lists are the last ones, by :data:`BLEND`.
+        """
+        found = defaultdict[str, list[Lists]](list)
+        for block in self._blocks(split):
+            scores = self._scores(block)
+            for rows in tiles(block.rows, self._items):
+                excluded = None if block.excluded is None else block.excluded[rows]
+                parts: dict[str, npt.NDArray[np.float32]] = {}
+                for name, scores_of_rows in scores.items():
+                    own = scores_of_rows(rows)
+                    found[name].append(best_of_rows(own.__getitem__, own.shape, excluded, k)[0])
+                    if blend is not None and name in blend:
+                        parts[name] = scaled(own)
+                if blend is not None:
+                    others = [parts[name] for name in blend if name != NETWORK]
+                    total = blended(parts[NETWORK], others, blend[NETWORK])
+                    found[BLEND].append(best_of_rows(total.__getitem__, total.shape, excluded, k)[0])
+        return {name: np.concatenate(lists) for name, lists in found.items()}
 
     def blended_lists(self, split: str, k: int, parts: Iterable[str], shares: Sequence[float]) -> list[Lists]:
         """Return the lists of blends of the network with the same recommenders, for each share of the network."""
@@ -247,7 +259,7 @@ def challenge(
         loss="" if dataset.spec.items is None else _loss(registered, asked),
     )
     on_progress("lists of those that are not registered")
-    lists = models.lists("test", k) | {BLEND: models.blended_lists("test", k, parts, [share])[0]}
+    lists = models.lists("test", k, choice.weights)
     shutil.rmtree(folder / OTHERS_FOLDER, ignore_errors=True)  # of an earlier try
     (folder / OTHERS_FOLDER).mkdir(parents=True)
     for name in choice.others:
