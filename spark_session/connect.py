@@ -88,11 +88,13 @@ class ConnectSession(JobsOverConnect):
     def setting(self, name: str, default: str = "") -> str:
         """Return a setting of the session or of its server; the default where it is not shown to clients."""
         try:
-            return str(self._spark.conf.get(name, default))
+            # The server refuses a default that is not of the setting's type, and logs that as an error.
+            found = self._spark.conf.get(name, None)
         except PySparkException as error:
             if is_refusal(error):
                 return default
             raise
+        return default if found is None else str(found)
 
     def settings(self) -> Mapping[str, str]:
         """Return all settings of the session and its server."""

@@ -28,8 +28,8 @@ _LOOPBACK = "127.0.0.1"
 # A job that is about to be submitted has no tag yet on the server, so it is looked for again.
 _INTERRUPT_SECONDS = 0.5
 _SENDING_SECONDS = 5.0
-# Of a job that was cancelled at its limit, or lost.
-_SIGNS_OF_PASSING = ("OPERATION_CANCELED", "INVALID_HANDLE")
+# Of a job that was cancelled at its limit, or lost, or whose task failed: a server that refuses one starts none.
+_SIGNS_OF_PASSING = ("OPERATION_CANCELED", "INVALID_HANDLE", "failed barrier ResultStage")
 _PROBE_SECONDS = 120.0  # the first Python worker of a session starts in it
 _WITHOUT_BARRIERS = (
     "train on a cluster of your own (on Databricks of dedicated access), or in one process of this machine: "
@@ -174,7 +174,7 @@ def in_time(interrupt: Callable[[], object]) -> None:
 
 
 def _is_passing(error: PySparkException) -> bool:
-    """Return True for a job that was cancelled at its limit, and for a server that is lost."""
+    """Return True for a job that was cancelled at its limit, one whose task failed, and a server that is lost."""
     text = str(error)
     return lost_server(text) is not None or any(sign in text for sign in _SIGNS_OF_PASSING)
 

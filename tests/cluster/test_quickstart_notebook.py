@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import sys
@@ -110,6 +111,8 @@ def test_in_a_users_run_a_table_of_the_catalog_gets_a_model_in_sql_and_a_table_o
     for place in places:
         place.mkdir()
     spark, tracking, folder = places
+    # The other session has no catalog of this one's tables, only their folders.
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", f"{os.environ['SPARK_SUBMIT_OPTS']} -Dspark.sql.warehouse.dir={spark}")
     with contextlib.ExitStack() as servers:
         if session == "connect":
             monkeypatch.setenv("SPARK_REMOTE", servers.enter_context(own_connect_server("local[2]", spark)))

@@ -11,6 +11,11 @@ from mirrorspark.spark_session.errors import SparkStartError
 from mirrorspark.spark_session.session import MissingCapabilityError
 from tests.conftest import PATIENCE
 
+_FAILED_TASK = (
+    "Job aborted due to stage failure: Could not recover from a failed barrier ResultStage. "
+    "Most recent failure reason: Stage failed because barrier task ResultTask(5, 0) finished unsuccessfully."
+)
+
 
 class Server(ConnectSession):
     """A session whose server has these settings, runs no job, and notes the groups that are interrupted."""
@@ -65,9 +70,9 @@ def test_slots_are_those_of_the_executors_also_where_the_parallelism_is_set(
 
 def test_a_refusal_of_barrier_jobs_names_the_way_without_and_what_passes_is_asked_again() -> None:
     server = Server()
-    passing = ("[OPERATION_CANCELED] Operation has been canceled.", "status = StatusCode.UNAVAILABLE")
+    passing = ("[OPERATION_CANCELED] Operation has been canceled.", "status = StatusCode.UNAVAILABLE", _FAILED_TASK)
     for server.answer in map(PySparkException, passing):
-        with pytest.raises(SparkStartError, match=r"did not run .*(CANCELED|UNAVAILABLE).*try again"):
+        with pytest.raises(SparkStartError, match=r"did not run .*(CANCELED|UNAVAILABLE|barrier task).*try again"):
             server.require_barrier_jobs()
     server.answer = PySparkException("[SPARK-24942] Barrier execution mode is off")
     with pytest.raises(MissingCapabilityError, match=r"no barrier jobs .*mode is off.*local_mode=True"):
@@ -75,7 +80,7 @@ def test_a_refusal_of_barrier_jobs_names_the_way_without_and_what_passes_is_aske
     server.answer = None
     server.require_barrier_jobs()
     server.require_barrier_jobs()
-    assert server.jobs == 4
+    assert server.jobs == 5
 
 
 def test_a_cancel_reaches_the_blocks_of_its_group_that_begin_later_by_one_thread() -> None:
