@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 # Numba compiles a kernel again when its own file changes, but not when only a file changes whose kernels it calls.
 for cached in data_pipelines/__pycache__/*.nbi data_pipelines/*/__pycache__/*.nbi data_pipelines/*/*/__pycache__/*.nbi; do
-    for inner in crc32c kernels/wire_read kernels/wire_write; do
+    for inner in checksums kernels/wire_read kernels/wire_write; do
         [ "$cached" -nt "data_pipelines/tfrecord/$inner.py" ] || rm -f "$cached"
     done
 done
@@ -14,5 +14,5 @@ import mirrorspark.data_pipelines.conversion, mirrorspark.data_pipelines.reading
 import mirrorspark.data_pipelines.features.farmhash, mirrorspark.data_pipelines.features.vocabulary_kernels
 import mirrorspark.data_pipelines.sources.hash_kernels
 import mirrorspark.fleet.counting, mirrorspark.fleet.kernels, mirrorspark.fleet.tree_kernels
-import mirrorspark.training.protocol.ring.row_sums
+import mirrorspark.training.programs.recommenders.weight_kernel, mirrorspark.training.protocol.ring.row_sums
 "

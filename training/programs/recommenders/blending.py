@@ -32,9 +32,9 @@ def blended(network: Numbers, others: Sequence[Numbers], share: float) -> Number
         others: Those of each classical recommender, at least one.
         share: Between 0 and 1.
     """
-    total = np.float32(share) * network
+    total, part = np.float32(share) * network, np.empty_like(network)
     for one in others:
-        total = total + np.float32((1 - share) / len(others)) * one
+        total += np.multiply(one, np.float32((1 - share) / len(others)), out=part)
     return np.asarray(total)
 
 

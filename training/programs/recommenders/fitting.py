@@ -8,18 +8,18 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from pyspark.sql import SparkSession
-from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from mirrorspark.models import classical
 from mirrorspark.storage import atomic_file
 from mirrorspark.training.programs.recommenders.als import fold_in, item_factors
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn, slit
+from mirrorspark.training.programs.recommenders.weight_kernel import add_weights
 
 _ITEMS_AT_ONCE = 512
 
 Scores = Callable[[Any], npt.NDArray[np.float32]]
-"""From sparse histories ``[rows, items]`` to the scores of all items, float32 of the same shape."""
+"""From sparse histories ``[rows, items]`` of zeros and ones to the scores of all items, float32 of the same shape."""
 
 
 def fit(
@@ -77,10 +77,14 @@ def scores_of(name: str, settings: Any, arrays: classical.Arrays) -> Scores:
     if name == "als":
         factors = arrays["factors"]
         return lambda histories: fold_in(histories, factors, settings) @ factors.T
-    ends = arrays["ends"]
-    # In double precision sums do not depend on their order, so that equal scores are equal everywhere.
-    weights = csr_array((arrays["values"].astype(np.float64), arrays["columns"], ends), (len(ends) - 1,) * 2)
-    return lambda histories: (histories @ weights).toarray().astype(np.float32)
+    sparse = arrays["ends"].astype(np.int64), arrays["columns"].astype(np.int32), arrays["values"].astype(np.float32)
+
+    def scores(histories: Any) -> npt.NDArray[np.float32]:
+        found = np.empty(histories.shape, np.float32)
+        add_weights(histories.indptr.astype(np.int64), histories.indices.astype(np.int32), *sparse, found)
+        return found
+
+    return scores
 
 
 def save(arrays: classical.Arrays, folder: Path, name: str) -> Path:

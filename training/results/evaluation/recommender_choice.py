@@ -135,13 +135,17 @@ class Recommenders:
     def blended_lists(self, split: str, k: int, parts: Iterable[str], shares: Sequence[float]) -> list[Lists]:
         """Return the lists of blends of the network with the same recommenders, for each share of the network."""
         found: list[list[Lists]] = [[] for _ in shares]
+        names = tuple(parts)
         for block in self._blocks(split):
             scores = self._scores(block)
             for rows in tiles(block.rows, self._items):
-                network, others = scaled(scores[NETWORK](rows)), [scaled(scores[name](rows)) for name in parts]
+                network = scaled(scores[NETWORK](rows))
+                others = np.zeros_like(network)
+                for name in names:
+                    others += scaled(scores[name](rows)) / np.float32(len(names))
                 excluded = None if block.excluded is None else block.excluded[rows]
                 for lists, share in zip(found, shares, strict=True):
-                    total = blended(network, others, share)
+                    total = blended(network, [others], share)
                     lists.append(best_of_rows(total.__getitem__, total.shape, excluded, k)[0])
         return [np.concatenate(lists) for lists in found]
 
