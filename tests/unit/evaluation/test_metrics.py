@@ -108,6 +108,7 @@ def test_multi_label_metrics_hold_hand_worked_numbers() -> None:
     assert result["precision_at_3"] == pytest.approx((2 / 3 + 1 / 3) / 2)
     # There are four labels.
     assert "precision_at_5" not in result
+    assert multi_label_metrics(np.tile(LABELS, 2)[:, :5], np.tile(SCORES, 2)[:, :5])["precision_at_5"] > 0
 
 
 def test_multi_label_metrics_agree_with_scikit_learn() -> None:

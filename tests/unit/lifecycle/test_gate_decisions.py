@@ -229,6 +229,14 @@ def test_thresholds_that_make_no_sense_are_refused(fields: dict[str, object], me
         Threshold(**fields)  # type: ignore[arg-type]
 
 
+def test_a_metric_of_ones_own_has_the_direction_that_is_given() -> None:
+    facts = facts_of(slice_of(0.7, 0.8, metric="cost"))
+    for higher, outcome in ((True, "failed"), (False, "passed")):
+        threshold = Threshold("cost", gain_at_least=0.0, higher_is_better=higher)
+        assert findings(facts, threshold) == {"overall": outcome}
+    assert findings(facts, Threshold("cost", at_least=0.7, at_most=0.7)) == {"overall": "passed"}
+
+
 def test_gates_need_an_example() -> None:
     assert Gates(min_examples=1).min_examples == 1
     with pytest.raises(ValueError, match="min_examples is 0; use one or more"):
