@@ -21,7 +21,9 @@ def scaled(scores: Numbers) -> Numbers:
     """
     above = scores - scores.mean(axis=1, keepdims=True)
     highest = above.max(axis=1, keepdims=True)
-    return np.divide(above, highest, out=np.zeros_like(above), where=highest > 0)
+    np.divide(above, highest, out=above, where=highest > 0)
+    above[highest[:, 0] <= 0] = 0
+    return above
 
 
 def blended(network: Numbers, others: Sequence[Numbers], share: float) -> Numbers:

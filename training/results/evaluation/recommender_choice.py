@@ -116,8 +116,7 @@ class Recommenders:
         With the shares of a ``blend``, its lists are the last ones, by :data:`BLEND`.
         """
         found = defaultdict[str, list[Lists]](list)
-        for block in self._blocks(split):
-            scores = self._scores(block)
+        for block, scores in self._scored(split):
             for rows in tiles(block.rows, self._items):
                 excluded = None if block.excluded is None else block.excluded[rows]
                 parts: dict[str, npt.NDArray[np.float32]] = {}
@@ -136,8 +135,7 @@ class Recommenders:
         """Return the lists of blends of the network with the same recommenders, for each share of the network."""
         found: list[list[Lists]] = [[] for _ in shares]
         names = tuple(parts)
-        for block in self._blocks(split):
-            scores = self._scores(block)
+        for block, scores in self._scored(split):
             for rows in tiles(block.rows, self._items):
                 network = scaled(scores[NETWORK](rows))
                 others = np.zeros_like(network)
@@ -149,14 +147,23 @@ class Recommenders:
                     lists.append(best_of_rows(total.__getitem__, total.shape, excluded, k)[0])
         return [np.concatenate(lists) for lists in found]
 
-    def _blocks(self, split: str) -> Iterator[block_format.Block]:
-        """Yield the blocks of a split; of the validation, which only decides, the first ones."""
-        rows = 0
-        for block in self.dataset.blocks(split, keys=True):
+    def _scored(self, split: str) -> Iterator[tuple[block_format.Block, dict[str, RowScores]]]:
+        """Yield the blocks of a split with the scores by model; of the validation, which decides, the first ones."""
+        from mirrorspark.models.serving import input_tensors
+
+        rows, known = 0, self._queries.setdefault(split, [])
+        for number, block in enumerate(self.dataset.blocks(split, keys=True)):
             if split == "validation" and rows >= _DECIDING_ROWS:
                 return
+            if number == len(known):
+                known.append(self.predict(input_tensors(self.dataset.spec.query_features, block.features)).numpy())
+            yield block, self._scores(block, known[number])
             rows += block.rows
-            yield block
+
+    @cached_property
+    def _queries(self) -> dict[str, list[npt.NDArray[np.float32]]]:
+        """The network's queries of the blocks of each split; they take longer to compute than many scores."""
+        return {}
 
     @property
     def _items(self) -> int:
@@ -172,12 +179,8 @@ class Recommenders:
                 found[fitted_as(one)] = scores_of(one.name, one.settings, arrays)
         return [found[fitted_as(one)] for one in self.asked]
 
-    def _scores(self, block: block_format.Block) -> dict[str, RowScores]:
+    def _scores(self, block: block_format.Block, queries: npt.NDArray[np.float32]) -> dict[str, RowScores]:
         """Return the scores of a block's rows by model."""
-        from mirrorspark.models.serving import input_tensors
-
-        inputs = input_tensors(self.dataset.spec.query_features, block.features)
-        queries = self.predict(inputs).numpy()
         candidates = self.embeddings[kinds.FIRST_VOCABULARY_ID :].T
         found: dict[str, RowScores] = {NETWORK: lambda rows: queries[rows] @ candidates}
         for one, scores in zip(self.asked, self._scorers, strict=True):
