@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         verdict_html,
     )
     from mirrorspark.pages.guarded import beside_the_result, drawn
-    from mirrorspark.pages.numbers import DASH, digits_or_dash, in_digits, short_number
+    from mirrorspark.pages.numbers import DASH, digits_or_dash, fixed_number, in_digits, short_number
     from mirrorspark.pages.page import page_html
     from mirrorspark.pages.panel import panel_html
 else:
@@ -50,6 +50,7 @@ __all__ = [
     "facts_html",
     "figure_html",
     "findings_html",
+    "fixed_number",
     "heading_html",
     "in_digits",
     "joined",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from mirrorspark.pages.guarded import reason_of
-from mirrorspark.pages.numbers import in_digits
+from mirrorspark.pages.numbers import fixed_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +222,7 @@ def table_html(table: pd.DataFrame, *, index: bool = False) -> Markup:
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
-        return "" if math.isnan(value) else _number(value)
+        return "" if math.isnan(value) else fixed_number(value)
     text = "" if value is None else str(value)
     return text if len(text) <= _CELL_CHARACTERS else f"{text[:_CELL_CHARACTERS]} …"
 
@@ -243,7 +243,3 @@ def _cell(value: Any) -> str | Markup:
             "" if value.bar is None else bar_html(value.bar, value.style),
         ]
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else in_digits(value)

@@ -27,6 +27,12 @@ def in_digits(value: float, digits: int = 4, *, sign: str = "") -> str:
     return f"{float(f'{value:.{digits}g}'):{sign},.0f}"
 
 
+def fixed_number(value: float, *, sign: str = "") -> str:
+    """Return a number of a column: with four decimals, or with four significant digits if it is very small or large."""
+    has_decimals = value == 0 or 1e-3 <= abs(value) < 1e4
+    return f"{value:{sign}.4f}" if has_decimals else in_digits(value, sign=sign)
+
+
 def digits_or_dash(value: float | None) -> str:
     """Return a number with four significant digits, or a dash where there is none."""
     return DASH if value is None or math.isnan(value) else in_digits(value)

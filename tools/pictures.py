@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 WAIT_SECONDS = 60
 _WIDTH = 900
+_LEAST_CHART = 200
+_WITHOUT_TOOLS = """
+    const style = document.createElement("style");
+    style.textContent = ".modebar {display: none}";
+    document.head.append(style);
+"""
 # Learning rates whose curves differ.
 _RUNS: Mapping[str, str] = {"default": "0.001", "slow": "0.0001"}
 
@@ -102,10 +108,23 @@ def _take_curves(folder: Path, summary: Mapping[str, Any]) -> None:
     experiment = client.get_run(summary["run_id"]).info.experiment_id
     place = share_view(client, experiment, "val_auc")
     with mlflow_server(folder, store, str(folder / "artifacts")) as port, chromium() as browser:
-        browser.set_window_size(1280, 720)
+        browser.set_window_size(1500, 900)
         browser.get(f"http://127.0.0.1:{port}{place}")
         _wait(browser, lambda: _lines(browser) >= len(_RUNS))
+        for label in ("Close", "Hide banner"):  # MLflow's assistant, and the notice that a view is shared
+            for button in browser.find_elements("css selector", f'button[aria-label="{label}"]'):
+                button.click()
+        # The charts' tools show under a pointer alone, which this browser lacks.
+        browser.execute_script(_WITHOUT_TOOLS)
+        # MLflow draws the charts anew where they get more room.
+        _wait(browser, lambda: _width(browser) > _LEAST_CHART)
         browser.save_screenshot(str(IMAGES / "mlflow-runs.png"))
+
+
+def _width(browser: "Chrome") -> float:
+    """Return the width of the first chart in pixels."""
+    script = "return document.querySelector('.js-plotly-plot .scatterlayer')?.closest('svg').clientWidth ?? 0"
+    return float(browser.execute_script(script))
 
 
 def _lines(browser: "Chrome") -> int:

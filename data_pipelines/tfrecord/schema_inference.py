@@ -75,8 +75,8 @@ def _survey(
             room *= 4
             if room > _MOST_KEYS:
                 raise SchemaError(
-                    f"{name or 'TFRecord data'}: records have more than {_MOST_KEYS // 4} names of features; give a "
-                    "schema with those that are wanted"
+                    f"{name or 'TFRecord data'}: records have more than {_MOST_KEYS:,} names of features, or very "
+                    "long ones; give a schema with those that are wanted"
                 )
             continue
         if not non_canonical.any():

@@ -41,7 +41,7 @@ from mirrorspark.training.results.evaluation.model_choice import (
     read_scores,
     trees_of,
 )
-from mirrorspark.training.results.report.leaderboard import leaderboard_rows, leaderboard_table
+from mirrorspark.training.results.report.leaderboard import leaderboard_html, leaderboard_rows, leaderboard_table
 
 FEATURES = (
     BaselineFeature("distance", "value"),
@@ -145,6 +145,9 @@ def test_a_leaderboard_has_the_best_one_first_with_what_is_known_of_each() -> No
     assert table["registered"].tolist() == [True, False, False, False]
     assert (rows[1]["low"], rows[1]["high"], rows[3]["validation_auc"]) == (0.01, 0.03, None)
     assert "monotone" not in table
+    shown = leaderboard_html(rows)
+    assert "blend</span><small>registered</small>" in shown
+    assert "+0.0200<small>+0.0100 to +0.0300</small>" in shown
     constrained = dataclasses.replace(choice, registered=BASELINE, is_monotone=True)
     marked = leaderboard_table(leaderboard_rows(verdict, constrained, name="", monitor="val_auc", seconds=20.0))
     assert marked["monotone"].to_dict() == {BLEND: False, BASELINE: True, NETWORK: False, "lightgbm": True}

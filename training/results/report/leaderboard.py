@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from mirrorspark.evaluation import is_better
 from mirrorspark.models import catalog
-from mirrorspark.pages import table_html
+from mirrorspark.pages import Cell, fixed_number, rows_html
 from mirrorspark.training.configuration import BOOSTING
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.run_records import run_history
@@ -90,9 +90,20 @@ def leaderboard_html(rows: Leaderboard) -> Markup:
     """Return the rows as a table of a page; empty if there is only one model."""
     if len(rows) < 2:
         return Markup()
-    table = leaderboard_table(rows)
-    marks = [name for name in ("registered", "monotone") if name in table]
-    words = {name: table[name].map({True: "yes", False: ""}) for name in marks}
-    if "seconds" in table:
-        words["seconds"] = table["seconds"].map(lambda seconds: "" if pd.isna(seconds) else f"{seconds:,.1f}")
-    return table_html(table.assign(**words), index=True)
+    (metric,) = (name.removeprefix("test_") for name in rows[0] if name.startswith("test_"))
+    head = ("model", f"validation {metric}", f"test {metric}", "difference", "share", "seconds")
+    return rows_html(head, [_cells(row, metric) for row in rows], numbers=range(1, len(head)))
+
+
+def _cells(row: Mapping[str, Any], metric: str) -> list[Cell | str]:
+    """Return the cells of a row; the interval of a difference is below it."""
+    low, high, difference = row["low"], row["high"], row["difference"]
+    interval = "" if low is None else f"{fixed_number(low, sign='+')} to {fixed_number(high, sign='+')}"
+    values = [row[f"{split}_{metric}"] for split in ("validation", "test")]
+    return [
+        Cell(row["model"], "name", below=[name for name in ("registered", "monotone") if row[name]]),
+        *("" if value is None else fixed_number(value) for value in values),
+        "" if difference is None else Cell(fixed_number(difference, sign="+"), below=[interval] if interval else ()),
+        "" if row["share"] is None else f"{row['share']:.0%}",
+        "" if row["seconds"] is None else f"{row['seconds']:,.1f}",
+    ]
