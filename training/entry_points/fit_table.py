@@ -202,9 +202,7 @@ def fit(
 
     settings["presets"] = presets
     tracking = _require_valid(found.spec, session.slots, found.rows, name=name, **settings)
-    dataset = _convert(view, session, found, settings, accept_data_errors=accept_data_errors)
-    tracking.open_ahead()
-    spark = session.get()
+    dataset = _convert(view, session, tracking, found, settings, accept_data_errors=accept_data_errors)
     candidates = len(dataset.features.vocabulary(found.spec.candidate)) if found.spec.label.kind == "candidate" else 0
     config = default_config(
         found.spec,
@@ -214,6 +212,7 @@ def fit(
         name=name,
         **settings,
     )
+    spark = session.get()
     trained = train_in_view(view, dataset, config, spark)
     result = FitResult.of(trained, dataset, config, found.rows, spark)
     if (of_users := found.interactions) is None:
@@ -266,12 +265,13 @@ def _model_settings(
 def _convert(
     view: "LiveView",
     session: SessionAhead,
+    tracking: "Tracking",
     found: fit_rows.TableToLearn,
     settings: Mapping[str, Any],
     *,
     accept_data_errors: bool,
 ) -> "Dataset":
-    """Return the dataset of the rows, which may be there already."""
+    """Return the dataset of the rows, which may be there already, once Spark has started, too."""
     from mirrorspark.data_pipelines import ConversionOptions, convert_once
     from mirrorspark.scoring.embedding import Embedder
     from mirrorspark.training.run_records.live import add_findings
@@ -288,6 +288,8 @@ def _convert(
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         add_findings(stage, dataset)
+        tracking.open_ahead()
+        session.get()
     return dataset
 
 
