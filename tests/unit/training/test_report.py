@@ -173,6 +173,11 @@ def test_each_of_several_baselines_has_its_column_sentence_and_differences() -> 
         "against 0.8): consider it."
     )
     assert list(metrics_table({"test": {"auc": 0.75}}, baseline)) == ["test", "popularity", "item_knn"]
+    far = [{"name": f"ease_{last}", "metrics": {"auc": 0.6}, "intervals": better} for last in (3, 5, 10)]
+    baseline["others"] += far
+    sentences = verdict_sentences({"test": {"auc": 0.75}}, baseline)
+    assert [sentence[:24] for sentence in sentences] == ["Item knn is better than ", "The model is better than"]
+    assert sentences[-1] == "The model is better than 4 others in AUC, too."
     page = report_page(ReportFacts("movies 1", {"test": {"auc": 0.75}}, baseline, {}, {}))
     titles = [f"Model minus {name}, with its 95% interval" for name in ("popularity", "item knn")]
     assert [page.count(title) for title in titles] == [1, 1]

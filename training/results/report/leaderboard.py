@@ -10,7 +10,7 @@ from mirrorspark.evaluation import is_better
 from mirrorspark.models import catalog
 from mirrorspark.pages import Cell, fixed_number, rows_html
 from mirrorspark.training.configuration import BOOSTING
-from mirrorspark.training.results.report.baselines import each_baseline
+from mirrorspark.training.results.report.baselines import each_baseline, in_words
 from mirrorspark.training.run_records import run_history
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ def _cells(row: Mapping[str, Any], metric: str) -> list[Cell | str]:
     low, high, difference = row["low"], row["high"], row["difference"]
     interval = "" if low is None else f"{fixed_number(low, sign='+')} to {fixed_number(high, sign='+')}"
     values = [row[f"{split}_{metric}"] for split in ("validation", "test")]
+    marks = [name for name in ("registered", "monotone") if row[name]]
     return [
-        Cell(row["model"], "name", below=[name for name in ("registered", "monotone") if row[name]]),
+        Cell(in_words(row["model"]).removeprefix("the "), "name", below=marks),
         *("" if value is None else fixed_number(value) for value in values),
         "" if difference is None else Cell(fixed_number(difference, sign="+"), below=[interval] if interval else ()),
         "" if row["share"] is None else f"{row['share']:.0%}",

@@ -1,5 +1,6 @@
 """``report.html``: a run on one self-contained page to share."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ REPORT_FILE = "report.html"
 
 _SHOWN_RATES = 9
 _SHOWN_SLICES = 15
+_MOST_IN_SENTENCES = 3
 
 _TITLES = {
     "roc": "ROC",
@@ -225,9 +227,37 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
 
 
 def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
-    """Return for each baseline, in a sentence or two, whether the model is better than it on the test rows."""
-    sentences = (_sentence(metrics, entry) + _sample(entry) for entry in each_baseline(baseline) or [{}])
-    return list(filter(None, sentences))
+    """Return for each baseline, in a sentence or two, whether the model is better than it on the test rows.
+
+    Of many baselines the best one comes first, and those that the model is better than in all metrics are counted.
+    """
+    entries = each_baseline(baseline)
+    if len(entries) <= _MOST_IN_SENTENCES:
+        return [text for entry in entries or [{}] if (text := _sentence(metrics, entry) + _sample(entry))]
+    best, *others = best_first(metrics, entries)
+    beaten = [entry for entry in others if _is_beaten(metrics, entry) and not _sample(entry)]
+    told = [best, *(entry for entry in others if entry not in beaten)]
+    sentences = [text for entry in told if (text := _sentence(metrics, entry) + _sample(entry))]
+    if not beaten:
+        return sentences
+    names = [in_words(name) for name in run_history.headline(metrics["test"]) if name in metrics["test"]]
+    return [*sentences, f"The model is better than {len(beaten)} others in {_listed(names)}, too."]
+
+
+def best_first(
+    metrics: Mapping[str, Mapping[str, float]], entries: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return baselines by the first metric of the test rows' headline, the best one first."""
+    first = next(iter(run_history.headline(metrics.get("test", {}))), "")
+    sign = 1 if is_better(first, 1, 0) else -1
+    return sorted(entries, key=lambda entry: sign * entry["metrics"].get(first, -math.inf * sign), reverse=True)
+
+
+def _is_beaten(metrics: Mapping[str, Mapping[str, float]], entry: Mapping[str, Any]) -> bool:
+    """Return whether the model is better in all metrics of the headline that the baseline has, one at least."""
+    test, other, intervals = metrics.get("test", {}), entry.get("metrics", {}), entry.get("intervals", {})
+    compared = [name for name in run_history.headline(test) if name in test and name in other]
+    return bool(compared) and all(_verdict(of, test[of], other[of], intervals.get(of)) == 1 for of in compared)
 
 
 def _sample(baseline: Mapping[str, Any]) -> str:

@@ -23,7 +23,13 @@ from mirrorspark.pages import (
 from mirrorspark.storage import without_credentials
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.results.report.leaderboard import leaderboard_html
-from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
+from mirrorspark.training.results.report.report import (
+    REPORT_FILE,
+    best_first,
+    metrics_table,
+    title_of,
+    verdict_sentences,
+)
 from mirrorspark.training.run_records import run_history
 
 if TYPE_CHECKING:
@@ -77,7 +83,8 @@ def _lines(trained: "Trained") -> Iterator[tuple[str, str]]:
     if trained.rows:
         yield "rows", ", ".join(f"{count:,} {split}" for split, count in trained.rows.items())
     names = run_history.headline(metrics.get("test", {}))
-    baselines = [(str(entry["name"]), entry["metrics"]) for entry in each_baseline(trained.verdict.baseline)]
+    compared = best_first(metrics, each_baseline(trained.verdict.baseline))
+    baselines = [(str(entry["name"]), entry["metrics"]) for entry in compared]
     for title, values in [("test", metrics.get("test", {})), *baselines[:_BASELINES_IN_TEXT]]:
         if shown := [f"{name} {values[name]:.4f}" for name in names if name in values]:
             yield title, ", ".join(shown)
@@ -101,7 +108,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
         paragraph_html(f"Decisions: {trained.decisions}.") if trained.decisions else "",
-        *_metrics_html(metrics_table(verdict.metrics, verdict.baseline)),
+        *_metrics_html(trained),
         leaderboard_html(trained.leaderboard),
         *(
             details_html(title_of(name), figure_html(figure, title_of(name)))
@@ -113,11 +120,16 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
     )
 
 
-def _metrics_html(table: pd.DataFrame) -> Iterator[str]:
-    """Yield the most informative metrics, and all of them behind a summary if there are more."""
-    yield table_html(table.head(_MOST_METRICS), index=True)
-    if len(table) > _MOST_METRICS:
-        yield details_html(f"all {len(table)} metrics", table_html(table, index=True))
+def _metrics_html(trained: "Trained") -> Iterator[str]:
+    """Yield the most informative metrics of the best baselines, and all behind a summary if there are more."""
+    verdict = trained.verdict
+    table = metrics_table(verdict.metrics, verdict.baseline)
+    others = [str(entry["name"]) for entry in best_first(verdict.metrics, each_baseline(verdict.baseline))]
+    few = table.drop(columns=others[_BASELINES_IN_TEXT:]).head(_MOST_METRICS)
+    yield table_html(few, index=True)
+    if few.shape != table.shape:
+        models = f" of {len(others) + 1} models" if others[_BASELINES_IN_TEXT:] else ""
+        yield details_html(f"all {len(table)} metrics{models}", table_html(table, index=True))
 
 
 def launched_html(launched: "Launched") -> str:
