@@ -232,16 +232,15 @@ def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapp
     Of many baselines the best one comes first, and those that the model is better than in all metrics are counted.
     """
     entries = each_baseline(baseline)
-    if len(entries) <= _MOST_IN_SENTENCES:
-        return [text for entry in entries or [{}] if (text := _sentence(metrics, entry) + _sample(entry))]
-    best, *others = best_first(metrics, entries)
-    beaten = [entry for entry in others if _is_beaten(metrics, entry) and not _sample(entry)]
-    told = [best, *(entry for entry in others if entry not in beaten)]
+    told = entries or [{}]
+    if len(entries) > _MOST_IN_SENTENCES:
+        best, *others = best_first(metrics, entries)
+        told = [best, *(entry for entry in others if not _is_beaten(metrics, entry) or _sample(entry))]
     sentences = [text for entry in told if (text := _sentence(metrics, entry) + _sample(entry))]
-    if not beaten:
+    if len(told) >= len(entries):
         return sentences
     names = [in_words(name) for name in run_history.headline(metrics["test"]) if name in metrics["test"]]
-    return [*sentences, f"The model is better than {len(beaten)} others in {_listed(names)}, too."]
+    return [*sentences, f"The model is better than {len(entries) - len(told)} others in {_listed(names)}, too."]
 
 
 def best_first(
@@ -255,9 +254,14 @@ def best_first(
 
 def _is_beaten(metrics: Mapping[str, Mapping[str, float]], entry: Mapping[str, Any]) -> bool:
     """Return whether the model is better in all metrics of the headline that the baseline has, one at least."""
-    test, other, intervals = metrics.get("test", {}), entry.get("metrics", {}), entry.get("intervals", {})
+    return set(_verdicts(metrics, entry).values()) == {1}
+
+
+def _verdicts(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> dict[str, int]:
+    """Return the verdict of :func:`_verdict` on each metric of the headline that both have on the test rows."""
+    test, other, intervals = metrics.get("test", {}), baseline.get("metrics", {}), baseline.get("intervals", {})
     compared = [name for name in run_history.headline(test) if name in test and name in other]
-    return bool(compared) and all(_verdict(of, test[of], other[of], intervals.get(of)) == 1 for of in compared)
+    return {name: _verdict(name, test[name], other[name], intervals.get(name)) for name in compared}
 
 
 def _sample(baseline: Mapping[str, Any]) -> str:
@@ -271,15 +275,14 @@ def _sample(baseline: Mapping[str, Any]) -> str:
 
 def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
     test, other = metrics.get("test", {}), baseline.get("metrics", {})
-    compared = [name for name in run_history.headline(test) if name in test and name in other]
-    if not compared:
+    verdicts = _verdicts(metrics, baseline)
+    if not verdicts:
         named = [f"{in_words(name)} {in_digits(test[name])}" for name in run_history.headline(test) if name in test]
         return f"On the test rows: {', '.join(named)}. It was compared with nothing." if named else ""
     label = in_words(str(baseline["name"]))
     intervals = baseline.get("intervals", {})
-    cells = {name: _compared(name, test[name], other[name], intervals.get(name)) for name in compared}
-    verdicts = {name: _verdict(name, test[name], other[name], intervals.get(name)) for name in compared}
-    better, worse, equal = ([cells[name] for name in compared if verdicts[name] == of] for of in (1, -1, 0))
+    cells = {name: _compared(name, test[name], other[name], intervals.get(name)) for name in verdicts}
+    better, worse, equal = ([cells[name] for name in verdicts if verdicts[name] == of] for of in (1, -1, 0))
     noise = "" if not equal or not intervals else f" There is no difference beyond the noise in {_listed(equal)}."
     if not better and not worse:
         if noise:
