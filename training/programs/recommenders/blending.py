@@ -21,8 +21,9 @@ def scaled(scores: Numbers) -> Numbers:
     """
     above = scores - scores.mean(axis=1, keepdims=True)
     highest = above.max(axis=1, keepdims=True)
-    np.divide(above, highest, out=above, where=highest > 0)
-    above[highest[:, 0] <= 0] = 0
+    is_positive = highest > 0
+    np.divide(above, highest, out=above, where=is_positive)
+    above[~is_positive[:, 0]] = 0
     return above
 
 

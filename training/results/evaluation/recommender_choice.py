@@ -6,7 +6,7 @@ The export decides, in its own process, which has no Spark; the driver reads its
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -131,16 +131,15 @@ class Recommenders:
                     found[BLEND].append(best_of_rows(total.__getitem__, total.shape, excluded, k)[0])
         return {name: np.concatenate(lists) for name, lists in found.items()}
 
-    def blended_lists(self, split: str, k: int, parts: Iterable[str], shares: Sequence[float]) -> list[Lists]:
-        """Return the lists of blends of the network with the same recommenders, for each share of the network."""
+    def blended_lists(self, k: int, parts: Sequence[str], shares: Sequence[float]) -> list[Lists]:
+        """Return the validation lists of blends of the network with the same recommenders, for each of its shares."""
         found: list[list[Lists]] = [[] for _ in shares]
-        names = tuple(parts)
-        for block, scores in self._scored(split):
+        for block, scores in self._scored("validation"):
             for rows in tiles(block.rows, self._items):
                 network = scaled(scores[NETWORK](rows))
                 others = np.zeros_like(network)
-                for name in names:
-                    others += scaled(scores[name](rows)) / np.float32(len(names))
+                for name in parts:
+                    others += scaled(scores[name](rows)) / np.float32(len(parts))
                 excluded = None if block.excluded is None else block.excluded[rows]
                 for lists, share in zip(found, shares, strict=True):
                     total = blended(network, [others], share)
@@ -151,7 +150,7 @@ class Recommenders:
         """Yield the blocks of a split with the scores by model; of the validation, which decides, the first ones."""
         from mirrorspark.models.serving import input_tensors
 
-        rows, known = 0, self._queries.setdefault(split, [])
+        rows, known = 0, self._validation_queries if split == "validation" else []
         for number, block in enumerate(self.dataset.blocks(split, keys=True)):
             if split == "validation" and rows >= _DECIDING_ROWS:
                 return
@@ -161,9 +160,9 @@ class Recommenders:
             rows += block.rows
 
     @cached_property
-    def _queries(self) -> dict[str, list[npt.NDArray[np.float32]]]:
-        """The network's queries of the blocks of each split; they take longer to compute than many scores."""
-        return {}
+    def _validation_queries(self) -> list[npt.NDArray[np.float32]]:
+        """The network's queries of the blocks that decide, which are scored twice, as far as they are known."""
+        return []
 
     @property
     def _items(self) -> int:
@@ -254,7 +253,7 @@ def challenge(
     values = {name: judged(lists) for name, lists in models.lists("validation", depth).items()}
     classics = [one.label for one in asked]
     parts = sorted(classics, key=lambda name: values[name], reverse=True)[:_BLENDED]
-    of_shares = [judged(lists) for lists in models.blended_lists("validation", depth, parts, _SHARES)]
+    of_shares = [judged(lists) for lists in models.blended_lists(depth, parts, _SHARES)]
     share, values[BLEND] = max(zip(_SHARES, of_shares, strict=True), key=lambda pair: pair[1])
     registered = max(values, key=values.__getitem__)  # the first of equal ones
     choice = RecommenderChoice(
