@@ -144,7 +144,7 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
     recalls = {each["name"]: each["metrics"]["recall_at_1"] for each in (baseline, *baseline["others"])}
     assert list(recalls) == ["popularity", "item_knn", "ease_l2_5", "als_rank_4_iterations_3"]
     popularity, *others = recalls.values()
-    assert min(others) > popularity
+    assert min(others) >= 2 * popularity
 
     # R2: the two workers' lists after the best epoch are the recommendations of that epoch's model.
     client, run_id = store_client(finished.summary["tracking_uri"]), finished.summary["run_id"]
