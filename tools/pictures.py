@@ -1,7 +1,7 @@
 """Takes pictures for the documentation: two runs in MLflow's pages, and one call of ``ms.fit`` for each kind of table.
 
-``python tools/pictures.py runs`` trains the flights twice, and writes ``docs/images/mlflow-runs.png``. ``python
-tools/pictures.py calls DATA`` makes the calls, an hour on two cores, and writes ``docs/images/fit-*.png``; DATA has the
+``python -m tools.pictures runs`` trains the flights twice, and writes ``docs/images/mlflow-runs.png``. ``python -m
+tools.pictures calls DATA`` makes the calls, an hour on two cores, and writes ``docs/images/fit-*.png``; DATA has the
 data sets of docs/quality.md, and ``--only NAME`` takes one of them. It needs Chromium with its driver.
 """
 
@@ -38,7 +38,7 @@ _WITHOUT_TOOLS = """
     document.head.append(style);
 """
 # Learning rates whose curves differ.
-_RUNS: Mapping[str, str] = {"default": "0.001", "slow": "0.0001"}
+_RATES = ("0.001", "0.0001")
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ CALLS: Mapping[str, Call] = {
 def take_runs() -> None:
     """Train the flights twice, and take the picture of their curves in MLflow's pages."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        for name, rate in _RUNS.items():
-            command = [sys.executable, "-m", "training.run", "--workers", "2", "--learning-rate", rate]
-            subprocess.run([*command, "--patience", "0", "--epochs", "8", "--summary", f"{name}.json"], check=True)
-        summaries = [json.loads(Path(f"{name}.json").read_text(encoding="utf-8")) for name in _RUNS]
-        _take_curves(Path(folder), summaries[0])
+        summary = Path(folder, "summary.json")
+        for rate in _RATES:
+            command = [sys.executable, "-m", "mirrorspark.training.run", "--workers", "2", "--learning-rate", rate]
+            subprocess.run([*command, "--patience", "0", "--epochs", "8", "--summary", str(summary)], check=True)
+        _take_curves(Path(folder), json.loads(summary.read_text(encoding="utf-8")))
 
 
 def _take_curves(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -110,7 +110,7 @@ def _take_curves(folder: Path, summary: Mapping[str, Any]) -> None:
     with mlflow_server(folder, store, str(folder / "artifacts")) as port, chromium() as browser:
         browser.set_window_size(1500, 900)
         browser.get(f"http://127.0.0.1:{port}{place}")
-        _wait(browser, lambda: _lines(browser) >= len(_RUNS))
+        _wait(browser, lambda: _lines(browser) >= len(_RATES))
         for label in ("Close", "Hide banner"):  # MLflow's assistant, and the notice that a view is shared
             for button in browser.find_elements("css selector", f'button[aria-label="{label}"]'):
                 button.click()
