@@ -41,10 +41,13 @@ def connect_server(spark: "SparkSession") -> Iterator[str]:
 def own_connect_server(master: str, folder: Path) -> Iterator[str]:
     """Start a Spark Connect server on a cluster of its own, in a folder, and yield its URL."""
     port = free_port()
-    settings = {"spark.executorEnv.PYTHONPATH": os.pathsep.join(sys.path), "spark.sql.shuffle.partitions": 2}
+    # Executors in the server's process have its own environment.
+    modules = os.pathsep.join(sys.path)
+    settings = {"spark.executorEnv.PYTHONPATH": modules, "spark.sql.shuffle.partitions": 2}
     environment = os.environ | {
         "SPARK_HOME": str(SPARK_HOME),
         "PYSPARK_PYTHON": sys.executable,
+        "PYTHONPATH": modules,
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
     with running_server(server_command(master, port, settings), port, folder, environment) as url:

@@ -100,7 +100,7 @@ class JobsOverConnect(Session):
             problem = first_line(error)
             if _is_passing(error):
                 raise SparkStartError(
-                    f"a barrier job of one task did not run ({problem}); look at the cluster, and try again"
+                    f"a barrier job of one task did not run ({problem}); the logs of its executors say why; try again"
                 ) from error
             raise MissingCapabilityError(self.kind, f"barrier jobs ({problem})", _WITHOUT_BARRIERS) from error
         self._has_barriers = True
