@@ -38,7 +38,7 @@ from mirrorspark.data_pipelines.reading.batching import (
 )
 from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
-from mirrorspark.data_pipelines.reading.padding import PaddedBatch
+from mirrorspark.data_pipelines.reading.step_tensors import StepTensors
 from mirrorspark.data_pipelines.tfrecord import read_record_at
 from mirrorspark.lazy import quiet_tensorflow
 from mirrorspark.pages import (
@@ -351,10 +351,10 @@ def load_batches(
         dataset = Dataset.open(dataset)
     # An unreadable split is refused here: within the pipeline the error would come late, and wrapped twice.
     dataset.steps(plan.split, plan.global_batch_size, plan.remainder)
-    columns = BatchColumns.of(dataset.features)
-    batch = plan.batch_size_per_worker
-    together = () if values_as is None else tuple(one.name for one in dataset.spec if one.form == "value")
-    others = tuple(one.name for one in dataset.spec if one.name not in together)
+    tensors = StepTensors(
+        BatchColumns.of(dataset.features), plan.batch_size_per_worker, dataset.spec, values_as, scaled_to is not None
+    )
+    scaled_rows = plan.share if scaled_to == "share" else range(plan.global_batch_size)
 
     def chunks() -> Iterator[dict[str, Any]]:
         upcoming = _chunks(dataset, plan)
@@ -364,68 +364,20 @@ def load_batches(
             if found is None:
                 return
             chunk, order, first_step = found
-            part = plan.share if scaled_to == "share" else range(plan.global_batch_size)
-            yield {
-                "scales": _scales(order, first_step, len(chunk.floats), part),
-                "floats": chunk.floats,
-                "int64s": chunk.int64s,
-                "ids": tuple(chunk.ids),
-                "classes": tuple(chunk.classes),
-                "sparse": tuple(rows.coordinates() for rows in chunk.sparse),
-                "vectors": tuple(chunk.vectors),
-            }
-
-    def step_of(chunk: dict[str, Any], step: tf.Tensor) -> tuple[Any, ...]:
-        # A few large arrays arrive and are split here: slices along the first axis copy nothing.
-        floats, single = chunk["floats"][step], columns.floats[len(together) :]  # features are before label and weight
-        tensors = dict(zip(single, tf.unstack(floats[len(together) :], len(single)), strict=True))
-        tensors |= zip(columns.int64s, tf.unstack(chunk["int64s"][step], len(columns.int64s)), strict=True)
-        tensors |= {name: ids[step] for name, ids in zip(columns.ids, chunk["ids"], strict=True)}
-        tensors |= {name: hot[step] for name, hot in zip(columns.classes, chunk["classes"], strict=True)}
-        tensors |= {name: rows[step] for name, rows in zip(columns.vectors, chunk["vectors"], strict=True)}
-        for (name, size), (coordinates, values, starts) in zip(columns.sparse.items(), chunk["sparse"], strict=True):
-            span = slice(starts[step], starts[step + 1])
-            tensors[name] = tf.SparseTensor(coordinates[span], values[span], (batch, size))
-        label, weight = tensors.pop(LABEL), tensors.pop(WEIGHT)
-        features = {name: tensors[name] for name in others}
-        if values_as is not None and together:
-            features[values_as] = tf.transpose(floats[: len(together)])
-        if scaled_to is None:
-            return features, label, weight
-        return PaddedBatch(features, label, weight, chunk["scales"][step])
-
-    @tf.autograph.experimental.do_not_convert  # it would be a quarter of the time in which the input is made
-    def steps_of(chunk: dict[str, Any]) -> tf.data.Dataset:
-        steps = tf.data.Dataset.range(tf.shape(chunk["floats"], tf.int64)[0])
-        return steps.map(lambda step: step_of(chunk, step))
+            yield tensors.arrays(chunk, _scales(order, first_step, len(chunk.floats), scaled_rows))
 
     options = tf.data.Options()
     # There is nothing to tune here, and the tuner's thread sleeps up to a minute before it releases an iterator.
     options.autotune.enabled = False
-    steps = tf.data.Dataset.from_generator(chunks, output_signature=_chunk_signature(columns, batch)).flat_map(steps_of)
-    return steps.prefetch(_PREFETCHED_STEPS).with_options(options)
+    # Converting by AutoGraph would be a quarter of the time in which the input is made.
+    steps = tf.autograph.experimental.do_not_convert(tensors.steps)
+    loaded = tf.data.Dataset.from_generator(chunks, output_signature=tensors.signature()).flat_map(steps)
+    return loaded.prefetch(_PREFETCHED_STEPS).with_options(options)
 
 
 def _megabytes(shards: Iterable[Shard]) -> str:
     size = sum(shard.bytes for shard in shards) / 1e6
     return f"{size:,.1f}" if size >= 0.1 or not size else f"{size:.1g}"
-
-
-def _chunk_signature(columns: BatchColumns, batch: int) -> dict[str, Any]:
-    import tensorflow as tf  # deferred: see above
-
-    return {
-        "scales": tf.TensorSpec((None,), tf.float32),
-        "floats": tf.TensorSpec((None, len(columns.floats), batch), tf.float32),
-        "int64s": tf.TensorSpec((None, len(columns.int64s), batch), tf.int64),
-        "ids": tuple(tf.TensorSpec((None, batch, length), tf.int64) for length in columns.ids.values()),
-        "classes": tuple(tf.TensorSpec((None, batch, classes), tf.float32) for classes in columns.classes.values()),
-        "sparse": tuple(
-            (tf.TensorSpec((None, 2), tf.int64), tf.TensorSpec((None,), tf.float32), tf.TensorSpec((None,), tf.int64))
-            for _ in columns.sparse
-        ),
-        "vectors": tuple(tf.TensorSpec((None, batch, size), tf.float32) for size in columns.vectors.values()),
-    }
 
 
 def batches(dataset: Dataset, plan: ReadPlan) -> Iterator[dict[str, Column]]:
