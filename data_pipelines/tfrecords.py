@@ -88,7 +88,7 @@ def write_tfrecords(
         OptionError: An option has a value that it does not take.
         SchemaError: Records cannot hold the columns: a type has no mapping, or a name is repeated.
         TargetExistsError: The mode is ``error``, and there is data.
-        ValueNotStorableError: A value is none that a record can hold.
+        ValueNotStorableError: A record cannot hold a value.
         WriteError: The write failed; the message says why. Nothing of it is visible.
         OSError: The files were written whole and cannot be published; the message names the visible part.
     """
@@ -153,7 +153,7 @@ def write_tfrecords_from_parquet(
         OptionError: An option has a value that it does not take.
         SchemaError: Records cannot hold the columns.
         TargetExistsError: The mode is ``error``, and there is data.
-        ValueNotStorableError: A value is none that a record can hold.
+        ValueNotStorableError: A record cannot hold a value.
         WriteError: The write failed; the message says why. Nothing of it is visible.
         OSError: The files were written whole and cannot be published; the message names the visible part.
     """

@@ -60,7 +60,7 @@ def requests_of(table: pa.Table, directory: ModelDirectory, backend: SavedModelB
     """Yield a request for each row of a table.
 
     Raises:
-        ColumnError: A value is none that the model accepts.
+        ColumnError: The model does not accept a value.
     """
     takes = {array.name: array for array in backend.signature.inputs}
     if isinstance(directory.description, ModelDescription):

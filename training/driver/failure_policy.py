@@ -8,11 +8,11 @@ from typing import Literal
 from mirrorspark.training.protocol import Budgets, Elastic
 from mirrorspark.training.protocol.outcomes import Attempt, Cause, RankError
 
-# Causes that the machine of one worker may produce, such as one that the training has just grown onto.
+# Causes that a single bad machine can produce, for example one that the training has just grown onto.
 _ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"machine", "preempted", "hung", "lost", "start", "spark", "peer"})
 
 # Types of failures with an external reason, even when they repeat at the same step.
-_NEVER_THE_USERS = frozenset({"killed", "RingError", "RingConnectError", "Aborted"})
+_EXTERNAL_TYPES = frozenset({"killed", "RingError", "RingConnectError", "Aborted"})
 
 # The budget of each cause. User faults and cancelled jobs have none, since they are never retried. A driver that was
 # out of reach has none either, since its restarts are unlimited: a laptop may sleep every night.
@@ -55,11 +55,8 @@ class Decision:
 def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: Elastic) -> Decision:
     """Return the action after ``attempts``, the last of which has just ended.
 
-    A fault of the user's code ends the run at once, since it would recur. So does a cancelled job, and an error that
-    occurred at the same step before, unless a machine, the store or a hang explains it, and a worker that was killed
-    for want of memory before the attempt had left a checkpoint. An error of unknown cause is retried once. Any other
-    failure restarts the training until the budget of its kind is used up. A driver that was out of reach always
-    restarts it.
+    The rules are those of the restart policy in docs/architecture.md, in the order of its table. A budget counts the
+    failures of its causes since the last epoch was committed.
 
     Args:
         attempts: All attempts of the run, oldest first.
@@ -177,7 +174,7 @@ def _earlier_twin(error: RankError, attempts: Sequence[Attempt]) -> int | None:
     A full disk, a machine without memory and a preempted one do not come from anybody's code. A killed process reports
     no step.
     """
-    if error.step is None or error.cause in ("store", "machine", "preempted", "hung") or error.type in _NEVER_THE_USERS:
+    if error.step is None or error.cause in ("store", "machine", "preempted", "hung") or error.type in _EXTERNAL_TYPES:
         return None
     for attempt in attempts[:-1]:
         if attempt.errors and _signature(attempt.first_error) == _signature(error):

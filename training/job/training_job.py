@@ -145,8 +145,8 @@ class TrainingJob:
     _signal: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
 
     def __post_init__(self) -> None:
-        # For reads after the training, when a signal ends the process by itself, but a sweep may still ask its trial to
-        # stop.
+        # It reads after the training, when signals end the process directly, and only a sweep still stops its trial
+        # through it.
         self._store = StoreReader(
             self.config.checkpoint_limit_seconds,
             self._signal,

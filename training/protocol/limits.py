@@ -83,5 +83,5 @@ class Budgets:
         """Return the wait after ``failures`` in a row without progress, at least 1."""
         if failures <= 1:
             return 0.0
-        # More doublings would only build a large integer: no first delay is that short.
+        # The cap avoids a number beyond floats: the longest delay is reached long before.
         return min(self.longest_delay_seconds, self.first_delay_seconds * 2.0 ** min(failures - 2, 1000))

@@ -60,7 +60,7 @@ def _check(predict: Callable[[Any], Any], dataset: Dataset, expected: pa.Table) 
     """Compare the scores of the graph for some validation rows with those that the model was chosen by.
 
     Raises:
-        ValueError: They differ: a version of scikit-learn means something else by what it has learnt.
+        ValueError: They differ: this version of scikit-learn stores what it learnt in another form.
     """
     from mirrorspark.models.serving import input_tensors
 
@@ -72,6 +72,6 @@ def _check(predict: Callable[[Any], Any], dataset: Dataset, expected: pa.Table) 
     wanted = scores_of(expected.slice(0, block.rows))
     if not np.allclose(of_graph, wanted, rtol=1e-3, atol=1e-4):
         raise ValueError(
-            f"the exported model scores other than the model that was chosen, by up to "
+            f"the exported model's scores differ from those of the model that was chosen, by up to "
             f"{np.abs(of_graph - wanted).max():.3g}; register model (--register model)"
         )

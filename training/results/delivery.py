@@ -436,7 +436,7 @@ def _trained(
 
 def _withheld(config: TrainingConfig, verdict: evaluate_run.BaselineComparison, choice: Choice | None) -> str | None:
     """Return the reason why a version gets no alias: something is better than it; None for one that gets it."""
-    # Those of a choice were judged on the validation rows, by the user's wish.
+    # By register='better' the validation rows have chosen among these models already: test rows do not veto them again.
     judged = choice.others if choice else ()
     rest = as_baseline([entry for entry in each_baseline(verdict.compared) if entry["name"] not in judged])
     better = better_baseline(verdict.metrics, rest, config.monitor)

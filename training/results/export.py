@@ -356,7 +356,7 @@ def _write_model(
     if rule is not None:
         rule.save(folder)
         outputs[decisions.DECISION] = rule.output_type
-    # The graph of its model is our own: it reads private attributes of scikit-learn's.
+    # Trees and linear models are rebuilt from private attributes of scikit-learn's, so its version is recorded.
     libraries = ("tensorflow",) if name == plan.model or task == "retrieval" else ("tensorflow", "scikit-learn")
     ModelDescription(
         task=task,

@@ -67,7 +67,7 @@ def evaluate(
 def log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, model_uri: str) -> None:
     """Log a verdict's metrics and pictures to the MLflow run of the training."""
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
-    # Where gradient boosting or a blend is registered, it was compared with the network.
+    # If a baseline or a blend is registered, the network is among the models that it is compared with.
     for place, entry in enumerate(each_baseline(verdict.baseline)):
         # The first one's metrics have the same names whatever it is, so that runs can be compared by them.
         other = NETWORK if entry["name"] == NETWORK else "baseline" if place == 0 else entry["name"]

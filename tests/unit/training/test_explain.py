@@ -110,7 +110,7 @@ def test_what_cannot_be_explained_is_said() -> None:
             "features": {"item": {"kind": "categorical"}, "town": {"kind": "categorical"}},
         }
     )
-    with pytest.raises(ExplanationError, match="label of kind candidate is not explained so"):
+    with pytest.raises(ExplanationError, match="label of kind candidate cannot be explained"):
         explain(ROWS, FittedFeatures(candidates, {}, {}), knows_the_town)
 
 

@@ -201,8 +201,8 @@ def test_the_best_are_listed_but_those_that_a_row_excludes(name: str, monkeypatc
 def test_popularity_is_a_recommender_like_the_others() -> None:
     spark: Any = None
     found = recommended(Recommender("popularity"), Interactions(dataset(history=True)), 3, 1, spark)
-    # In candidates of training rows a is there three times, b and c once, d in histories only.
-    assert found.tolist() == [[3, 4, -1], [4, -1, -1], [2, 3, 4]]
+    # In candidates of training rows a is there three times, b and c once; d, in histories only, comes last.
+    assert found.tolist() == [[3, 4, 5], [4, 5, -1], [2, 3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -322,34 +322,34 @@ def test_recommenders_that_cannot_be_fitted_are_refused_before_the_training() ->
     assert items_apart([Recommender("item_knn")], apart) is None
 
 
-COUNTS = [0, 2, 0, 3, 0, 2, 0, 0, 1]  # by count, ties by id: 3, 1, 5, 8
+COUNTS = [0, 2, 0, 3, 0, 2, 0, 0, 1]  # by count, ties by number: 3, 1, 5, 8, 0, 2, 4, 6, 7
 
 
-def test_popularity_ranks_by_count_with_ties_by_id() -> None:
-    assert popularity(COUNTS, k=4).tolist() == [[3, 1, 5, 8]]
+def test_popularity_ranks_by_count_with_ties_by_number_and_items_without_rows_last() -> None:
+    assert popularity(COUNTS, k=6).tolist() == [[3, 1, 5, 8, 0, 2]]
 
 
 def test_popularity_leaves_out_what_each_row_has_seen() -> None:
-    seen = [[], [3], [1, 8, 8], [99, 5, 3]]
+    seen = [[], [3], [1, 8, 8, -1], [99, 5, 3]]
     assert popularity(COUNTS, k=2, seen=seen).tolist() == [[3, 1], [1, 5], [3, 5], [1, 8]]
 
 
 def test_popularity_fills_lists_that_run_out() -> None:
-    assert popularity(COUNTS, k=3, seen=[[3, 1], [3, 1, 5, 8]]).tolist() == [[5, 8, -1], [-1, -1, -1]]
+    assert popularity([2, 3, 1], k=3, seen=[[1], [0, 1, 2]]).tolist() == [[0, 2, -1], [-1, -1, -1]]
 
 
 def test_popularity_agrees_with_its_plain_twin_on_random_input() -> None:
     generator = np.random.default_rng(9)
     interactions = generator.zipf(1.3, 3_000) % 60
-    by_id = np.bincount(interactions).astype(np.float32)
+    by_item = np.bincount(interactions).astype(np.float32)
     seen = [generator.integers(0, 70, generator.integers(0, 40)) for _ in range(300)]
     counts = Counter(interactions.tolist())
-    ranked = sorted(counts, key=lambda item: (-counts[item], item))
+    ranked = sorted(range(by_item.size), key=lambda item: (-counts[item], item))
     expected = []
-    for ids in seen:
-        left = [item for item in ranked if item not in set(ids.tolist())][:25]
+    for items in seen:
+        left = [item for item in ranked if item not in set(items.tolist())][:25]
         expected.append(left + [-1] * (25 - len(left)))
-    assert popularity(by_id, k=25, seen=seen).tolist() == expected
+    assert popularity(by_item, k=25, seen=seen).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_popularity_agrees_with_its_plain_twin_on_random_input() -> None:
     [
         ([0, 0], {"k": 2}, "all counts are 0"),
         ([1], {"k": 0}, "k is 0"),
-        ([1], {"k": 1, "seen": [["a"]]}, "seen ids are <U1; use integers"),
+        ([1], {"k": 1, "seen": [["a"]]}, "seen items are <U1; use integers"),
     ],
 )
 def test_popularity_refuses_bad_input(counts: list[Any], options: dict[str, Any], message: str) -> None:

@@ -62,12 +62,12 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     tf_keras.utils.set_random_seed(plan.config.seed)
     _set_precision(plan.config)
     start = read_start(plan, dataset)
-    with mean_losses(strategy), whole_predictions(strategy):  # as a model of one's own is called when it is built
+    with mean_losses(strategy), whole_predictions(strategy):  # building a user's model calls it
         model = build_model(plan, dataset, strategy, start)
     activity.enter("restoring")
     if plan.warm_start is not None and plan.resume_from is None:
         _apply_warm_start(Path(plan.warm_start), model, dataset, control)
-    if plan.graph is not None:  # After a warm start, whose table it propagates.
+    if plan.graph is not None:  # after the warm start, since it propagates the embeddings loaded there
         interaction_graph.connect(model, Path(plan.graph))
     errors = strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext()
     with errors, mean_losses(strategy), whole_predictions(strategy):

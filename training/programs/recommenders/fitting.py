@@ -49,11 +49,11 @@ def fit(
 
 
 def largest(arrays: classical.Arrays, most: int) -> classical.Arrays:
-    """Return the result of :func:`fit` with the largest weights of each item in size, if it has all of them.
+    """Return the result of :func:`fit` with only the weights of largest magnitude of each item.
 
     Args:
         arrays: The arrays of a recommender.
-        most: Number of weights to keep of an item; arrays of no more items stay as they are.
+        most: Number of weights to keep of an item; arrays without a weight for each pair of items stay as they are.
     """
     weights = arrays.get("weights")
     if weights is None or weights.shape[1] <= most:

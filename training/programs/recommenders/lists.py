@@ -58,11 +58,12 @@ def recommended(
 def _most_popular(interactions: Interactions, k: int, split: str) -> npt.NDArray[np.int64]:
     dataset = interactions.dataset
     blocks = list(dataset.blocks(split, keys=True))
-    seen = None
+    first, seen = kinds.FIRST_VOCABULARY_ID, None
     if dataset.spec.exclude is not None:
-        seen = [row[row > 0] for block in blocks for row in (block.excluded if block.excluded is not None else ())]
-    # Missing and out-of-vocabulary items are not counted: they must not be recommended, so they are never a hit.
-    ranked = popularity(np.pad(interactions.counts, (kinds.FIRST_VOCABULARY_ID, 0)), k=k, seen=seen)
+        excluded = [row for block in blocks for row in (() if block.excluded is None else block.excluded)]
+        seen = [row[row > 0] - first for row in excluded]
+    ranked = popularity(interactions.counts, k=k, seen=seen)
+    ranked = np.where(ranked < 0, UNFILLED_ID, ranked + first)
     return np.broadcast_to(ranked, (sum(block.rows for block in blocks), k))
 
 

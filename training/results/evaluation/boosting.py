@@ -26,16 +26,17 @@ from mirrorspark.training.results.evaluation.baselines import (
 )
 
 MAX_ITERATIONS = 1_000
-# Nothing stops a fit early without validation rows.
+# Fewer iterations without validation rows, since nothing but the time limit then stops a fit early.
 _ITERATIONS_UNVALIDATED = 300
 PATIENCE = 15
 # Half the step of its default, and half the columns, drawn for each split: better on all tables of docs/quality.md.
 _HIST_SETTINGS: Mapping[str, Any] = {"learning_rate": 0.05, "max_features": 0.5}
-# Of XGBoost, whose default is three times that of the others.
-_LEARNING_RATE = 0.1
+# XGBoost's own default, 0.3, is three times that of the other libraries.
+_XGBOOST_LEARNING_RATE = 0.1
 
 _REPORT_SECONDS = 0.5
-_IS_OVER = "_check_early_stopping_loss"
+# The private method by which scikit-learn asks whether to stop.
+_STOP_METHOD = "_check_early_stopping_loss"
 
 # scikit-learn bins every feature into at most 255 values, and refuses a categorical one with more.
 _MAX_CATEGORIES = 255
@@ -145,8 +146,17 @@ def gradient_boosting(
     with free_threads() as threads:
         limit, is_regression = TimeLimit(), split.task == "regression"
         fit = _Fit(
-            *(inputs(split.train, matrix), held_back, native, _monotone(split.features), is_regression, seed, threads),
-            *(on_progress, limit, library, given),
+            train=inputs(split.train, matrix),
+            held_back=held_back,
+            native_categorical=native,
+            monotone=_monotone(split.features),
+            is_regression=is_regression,
+            seed=seed,
+            threads=threads,
+            on_progress=on_progress,
+            limit=limit,
+            library=library,
+            options=given,
         )
         model = _LIBRARIES[library](fit)
     return FittedBoosting(model, split.features, split.class_numbers, native, library, left_out=limit.in_words())
@@ -171,11 +181,11 @@ def _hist_gradient_boosting(fit: _Fit) -> Any:
     def done() -> int:
         return len(getattr(model, "_predictors", ()))
 
-    usual = getattr(model, _IS_OVER, lambda *_, **__: False)
-    setattr(model, _IS_OVER, lambda *loss, **named: usual(*loss, **named) or fit.is_late(done()))
+    usual = getattr(model, _STOP_METHOD, lambda *_, **__: False)
+    setattr(model, _STOP_METHOD, lambda *loss, **named: usual(*loss, **named) or fit.is_late(done()))
     with _reporting(done, fit):
         model.fit(fit.train.matrix, fit.train.wanted, sample_weight=fit.train.weight, **held_back)
-    delattr(model, _IS_OVER)
+    delattr(model, _STOP_METHOD)
     return model
 
 
@@ -192,7 +202,7 @@ def _xgboost(fit: _Fit) -> Any:
 
     rest = fit.held_back
     model = fit.model(
-        learning_rate=_LEARNING_RATE,
+        learning_rate=_XGBOOST_LEARNING_RATE,
         early_stopping_rounds=None if rest is None else PATIENCE,
         enable_categorical=True,
         feature_types=["c" if is_native else "q" for is_native in fit.native_categorical],

@@ -52,7 +52,7 @@ Predict = Callable[[pa.Table], np.ndarray]
 
 
 class ExplanationError(ClearError, ValueError):
-    """A model that cannot be explained so; the message says why."""
+    """Predictions that cannot be explained; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,13 @@ def explain(
         seed: Fixes the shuffling.
 
     Raises:
-        ExplanationError: There are no rows, or the label is not of a kind that can be explained so.
+        ExplanationError: There are no rows, or the label is of a kind without explanations.
     """
     spec = features.spec
     if spec.label.form not in _LOSSES:
-        raise ExplanationError(f"a label of kind {spec.label.kind} is not explained so; this is for {sorted(_LOSSES)}")
+        raise ExplanationError(
+            f"predictions of a label of kind {spec.label.kind} cannot be explained; only those of {sorted(_LOSSES)} can"
+        )
     if not rows.num_rows:
         raise ExplanationError("there are no test rows to explain the predictions on")
     loss, losses = _LOSSES[spec.label.form]
@@ -176,8 +178,8 @@ def explain(
 def explain_on_kept_rows(rows: pa.Table | None, features: FittedFeatures, predict: Predict) -> Explanation | None:
     """Return a quick explanation after a training, on the test rows that the dataset has kept.
 
-    None without such rows, for a label that is not explained so, and for more than ``MOST_FEATURES`` features of their
-    own columns, whose shuffling takes minutes.
+    None without such rows, for a label of a kind without explanations, and for more than ``MOST_FEATURES`` features of
+    their own columns, whose shuffling takes minutes.
     """
     spec = features.spec
     shuffled = sum(not isinstance(feature, kinds.DerivedFeature) for feature in spec.query_features)

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
 _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# Each strength costs a model per label, so those are left out that cannot be the best any more.
+# Each one costs a model per label, so those that can no longer be the best are skipped.
 _INVERSE_STRENGTHS_OF_LABELS = (1.0, 5.0, 0.2, 30.0, 150.0)
-# A baseline need not be exact: where the last digits take longer, they are left.
+# A baseline need not be exact, so the optimiser stops before the last digits.
 _MAX_ITERATIONS = 200
 # Weights of all classes; the optimiser holds some twenty times as many numbers.
 _MOST_WEIGHTS = 10_000_000

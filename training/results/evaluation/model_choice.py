@@ -79,8 +79,8 @@ class Choice:
         seconds: Time of the fit of each baseline.
         left_out: Parts of each fit that were left out to end in time, in words; empty for a whole one.
         learnt_from: Number of ``rows`` that the baselines learnt from, ``of`` all training rows; empty for all.
-        is_monotone: True if monotone constraints were given, which gradient boosting alone holds.
-        reason: Why there is no other model, where there is none.
+        monotone: The models that hold the given monotone constraints; None without constraints.
+        reason: Why nothing else was compared; empty otherwise.
     """
 
     registered: str
@@ -90,7 +90,7 @@ class Choice:
     seconds: Mapping[str, float]
     left_out: Mapping[str, str] = field(default_factory=dict)
     learnt_from: Mapping[str, int] = field(default_factory=dict)
-    is_monotone: bool = False
+    monotone: Sequence[str] | None = None
     reason: str = ""
 
     @property
@@ -106,7 +106,7 @@ class Choice:
         own, others = self.values[self.registered], [self.values[name] for name in self.others]
         shares = [f"{share:.0%} {in_words(name)}" for name, share in self.weights.items()]
         verdict = "better than" if own not in others else "as good as or better than"
-        verdict = "the best that holds the monotone constraints, compared with" if self.is_monotone else verdict
+        verdict = "the best that holds the monotone constraints, compared with" if self.monotone else verdict
         if len(others) == 1:
             against, figures = in_words(self.others[0]), f"against {others[0]:.4f}"
         elif len(others) == 2:
@@ -232,7 +232,7 @@ def challenge(
         folder: Folder of the predictions.
         on_progress: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
         class_weights: Factors of the rows' weights by class in what is learnt, which the choice itself leaves out.
-        monotone: Directions of features that the registered model must hold, as gradient boosting alone does.
+        monotone: Directions of features that the registered model must hold, as only gradient boosting does.
     """
     classes = classes_of(dataset, task)
     scores = sum(table.num_rows for table in tables.values()) * max(classes, 1) * (len(asked) + 2)
@@ -244,15 +244,15 @@ def challenge(
         | {name: baseline_scores(model, dataset, split).astype(np.float32) for name, model in fitted.items()}
         for split, table in tables.items()
     }
-    # Those that hold the constraints, alone or together.
-    held = {NETWORK, *fitted}
+    # Of trees alone each one holds the constraints, and so does a blend of them.
+    allowed = [NETWORK, *fitted]
     if monotone:
-        held = {name for name, model in fitted.items() if isinstance(model, FittedBoosting)}
+        allowed = [name for name, model in fitted.items() if isinstance(model, FittedBoosting)]
     label, weight, step = _judged(task, tables["validation"], classes)
-    sampled = {name: of[::step] for name, of in parts["validation"].items() if name in held}
+    sampled = {name: of[::step] for name, of in parts["validation"].items() if name in allowed}
     weights = best_weights(task, label, sampled, weighed_by_class(weight, label, class_weights))
     if len(weights) > 1:
-        held.add(BLEND)
+        allowed.append(BLEND)
         for of_split in parts.values():
             of_split[BLEND] = np.sum([share * of_split[name] for name, share in weights.items()], axis=0)
     found = _predictions(tables, parts, "scores" if classes else "score")
@@ -262,14 +262,14 @@ def challenge(
         for name, of in found.items()
     }
     _, metric, values = choose(task, monitor, metrics)
-    best, _, _ = choose(task, f"val_{metric}", {name: of for name, of in metrics.items() if name in held})
+    best, _, _ = choose(task, f"val_{metric}", {name: of for name, of in metrics.items() if name in allowed})
     choice = Choice(
         *(best, metric, values),
         weights=weights,
         seconds=seconds,
         left_out={name: model.left_out for name, model in fitted.items()},
         learnt_from=train_fraction(rows, dataset.manifest.rows("train")),
-        is_monotone=bool(monotone),
+        monotone=allowed if monotone else None,
         reason=reason or "as the linear model has too many weights to be exported",
     )
     _keep(choice, found, folder)

@@ -94,7 +94,7 @@ class Recommenders:
         dataset: The dataset of the training.
         architecture: The module or object whose ``predict`` gives the network's queries.
         network: The network.
-        predict: The same from a batch's inputs, as a graph.
+        predict: Maps a batch's inputs to the network's queries, compiled.
         embeddings: Its vectors of the candidates, float32 ``[ids, dim]``.
         interactions: The users' items in the training rows, and the histories of rows.
         asked: The classical recommenders.
@@ -216,14 +216,14 @@ def challenge(
 ) -> RecommenderChallenge:
     """Fit classical recommenders, choose the best one or a blend, and keep the choice and the others' test lists.
 
-    The decision is by the monitored recall or NDCG, else by the recall of the lists; of equal ones by the other of the
-    two; then the network, and the first recommender, is registered before the blend.
+    The monitored recall or NDCG decides, else the recall of the lists. The other of the two breaks ties, then the
+    order: the network, the recommenders as they are given, the blend.
 
     Args:
         dataset: The dataset of the training.
         architecture: The module or object whose ``predict`` gives the network's queries.
         network: The network.
-        predict: The same from a batch's inputs, as a graph.
+        predict: Maps a batch's inputs to the network's queries, compiled.
         asked: The recommenders to fit, none that Spark fits.
         monitor: The monitored metric.
         k: Length of the lists.

@@ -71,8 +71,14 @@ def leaderboard_rows(
             "share": shares.get(model),
             "seconds": times.get(model),
             "registered": model == registered,
-            "monotone": model.startswith(tuple(BOOSTING)) if choice is not None and choice.is_monotone else None,
+            "monotone": holds_constraints(model),
         }
+
+    def holds_constraints(model: str) -> bool | None:
+        if choice is None or choice.monotone is None:
+            return None
+        # Boosting that was only fitted for the comparison has the constraints, too.
+        return model in choice.monotone or model.startswith(tuple(BOOSTING))
 
     def place(model: str) -> tuple[bool, float]:
         value = values.get(model)
