@@ -9,8 +9,9 @@ import pyarrow as pa
 
 def is_table(table: Any) -> bool:
     """Return whether this is a table in memory, of one of the three libraries."""
-    is_pandas = type(table).__module__.startswith("pandas") and hasattr(table, "columns")
-    return isinstance(table, pa.Table) or _is_polars(table) or is_pandas
+    kind = type(table)
+    is_frame = kind.__module__.startswith(("pandas", "polars")) and hasattr(kind, "columns")
+    return is_frame or isinstance(table, pa.Table)
 
 
 def column_names(table: Any) -> list[Any]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines import any_table, memory_tables
+from mirrorspark.data_pipelines import any_table, memory_tables, table_forms
 from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, item_rows, kinds
 from mirrorspark.models.index import CANDIDATES, SCORES, is_filled
 from mirrorspark.models.serving import signatures
@@ -32,8 +32,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _NAMED_IN_MESSAGE = 5
 
-Candidates = DataFrame | Iterable[str] | Iterable[int]
-"""Candidate tokens, or a table whose column of tokens has the name of the model's candidate feature."""
+Candidates = DataFrame | Iterable[Any]
+"""Texts or whole numbers, or a table, also of pandas or Polars, that has them in the column of the candidate's name."""
 
 
 def recommend(  # noqa: D417 - the others are those of score
@@ -256,13 +256,14 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
     candidate = features.spec.candidate
     if isinstance(given, str | bytes):
         raise ScoringError(f"the {what} candidates are {given!r}, one text; give a list of tokens, or a table")
-    if isinstance(given, DataFrame):
-        if candidate.name not in given.columns:
+    if isinstance(given, DataFrame) or table_forms.is_table(given):
+        names = given.columns if isinstance(given, DataFrame) else table_forms.column_names(given)
+        if candidate.name not in names:
             raise ScoringError(
-                f"the table of {what} candidates has the columns {given.columns}; name the one that holds them "
+                f"the table of {what} candidates has the columns {list(names)}; name the one that holds them "
                 f"'{candidate.name}'"
             )
-        table = given.select(f"`{candidate.name}`").toArrow()
+        table = any_table.as_arrow(given, [candidate.name], f"the table of {what} candidates")
     else:
         try:
             table = pa.table({candidate.name: list(given)})

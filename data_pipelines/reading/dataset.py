@@ -334,8 +334,8 @@ def load_batches(
         plan: The split, batch size, order and rank to read.
         values_as: Name of one tensor, float32 ``[batch, features]``, in which all features of the form ``value`` come
             instead of a tensor for each: a hundred of them cost a millisecond per batch, and more per iterator.
-        scaled_to: Return each batch as a :class:`PaddedBatch`: with the scale of the global ``batch``, which is that of
-            all workers, or of the worker's ``share``, for updates that it makes on its own.
+        scaled_to: Return each batch as a :class:`data_pipelines.reading.padding.PaddedBatch`: with the scale of the
+            global ``batch``, which is that of all workers, or of the worker's ``share``, for updates of its own.
         busy: A context that is entered while rows are read and assembled: an input that is always busy slows the
             training.
 
@@ -420,7 +420,7 @@ def _weighed(chunk: Chunk, columns: BatchColumns, class_weights: tuple[float, ..
 
 
 def _scales(order: EpochOrder, first_step: int, steps: int, part: range) -> npt.NDArray[np.float32]:
-    """Return :attr:`PaddedBatch.scale` of some steps, of a part of their rows."""
+    """Return :attr:`data_pipelines.reading.padding.PaddedBatch.scale` of some steps, of a part of their rows."""
     scales = np.ones(steps, np.float32)
     last = first_step + steps - 1
     # A part that is nothing but padding has no loss to scale.

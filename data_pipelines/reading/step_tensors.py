@@ -22,7 +22,7 @@ class StepTensors:
         columns: The columns of the chunks.
         batch: Rows of a step.
         spec: The features, in the order of the batches.
-        values_as: Name of one tensor for all features of the form ``value``, as in :func:`load_batches`.
+        values_as: Name of one tensor for all features of the form ``value``; None for a tensor for each.
         is_scaled: Whether batches are each a :class:`PaddedBatch`.
     """
 

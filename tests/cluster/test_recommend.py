@@ -137,6 +137,7 @@ def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
     assert [set(row) for row in found] == [{"m5"}, {"m1", "m5"}, {"m1", "m5"}, set()]
     assert "the model does not know 3 of 5 available candidates: ['new', 'unseen', None]" in caplog.text
     assert "only 2 candidates are available: no row gets the 3 that are wanted" in caplog.text
+    assert lists(recommend(rows, movies, keys="row", k=3, available=stock.toPandas())) == found
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,10 @@ def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
         ({"available": [1, "m7"]}, "the available candidates are of several types"),
         ({"available": ["new"]}, "none of the model's 40 candidates is available"),
         ({"unavailable": MOVIES}, "none of the model's 40 candidates is available"),
+        (
+            {"unavailable": pd.DataFrame({"id": MOVIES})},
+            r"has the columns \['id'\]; name the one that holds them 'movie'",
+        ),
         ({"unavailable": "m7"}, "the unavailable candidates are 'm7', one text; give a list of tokens"),
         ({"keys": "id"}, r"key columns \['id'\] are missing"),
     ],
