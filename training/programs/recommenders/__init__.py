@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from mirrorspark.training.programs.recommenders.blending import blended, blended_rows, scaled
     from mirrorspark.training.programs.recommenders.fitting import load, scores_of
     from mirrorspark.training.programs.recommenders.interactions import Interactions
-    from mirrorspark.training.programs.recommenders.lists import RowScores, best, best_of_rows, recommended, tiles
+    from mirrorspark.training.programs.recommenders.lists import (
+        RowScores,
+        best,
+        best_of_rows,
+        best_of_scores,
+        recommended,
+        tiles,
+    )
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -21,6 +28,7 @@ __all__ = [
     "RowScores",
     "best",
     "best_of_rows",
+    "best_of_scores",
     "blended",
     "blended_rows",
     "fitting",

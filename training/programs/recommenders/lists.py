@@ -86,19 +86,27 @@ def best_of_rows(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return the same as :func:`best` by scores of any origin, for ``shape``, the numbers of rows and items."""
     rows, items = shape
-    ids, values = np.full((rows, k), UNFILLED_ID, np.int64), np.full((rows, k), -np.inf, np.float32)
+    ids, values = np.empty((rows, k), np.int64), np.empty((rows, k), np.float32)
     for part in tiles(rows, items):
-        tile = np.array(scores(part), np.float32, order="C")
-        if excluded is not None:
-            row, place = np.nonzero(excluded[part] >= kinds.FIRST_VOCABULARY_ID)
-            # The kernel passes over NaN.
-            tile[row, excluded[part][row, place] - kinds.FIRST_VOCABULARY_ID] = np.nan
-        places, counts = np.zeros((len(tile), k), np.int64), np.zeros(len(tile), np.int64)
-        keep_best(tile.ravel(), np.arange(len(tile) + 1) * items, places, counts)
-        is_found = np.arange(k) < counts[:, None]
-        ids[part] = np.where(is_found, places % items + kinds.FIRST_VOCABULARY_ID, UNFILLED_ID)
-        values[part] = np.where(is_found, tile.ravel()[places], -np.inf)
+        ids[part], values[part] = best_of_scores(scores(part), None if excluded is None else excluded[part], k)
     return ids, values
+
+
+def best_of_scores(
+    scores: npt.NDArray[np.float32], excluded: npt.NDArray[np.int64] | None, k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the same as :func:`best` by the scores of all items, float32 ``[rows, items]``, in memory."""
+    tile = np.array(scores, np.float32, order="C")
+    rows, items = tile.shape
+    if excluded is not None:
+        row, place = np.nonzero(excluded >= kinds.FIRST_VOCABULARY_ID)
+        # The kernel passes over NaN.
+        tile[row, excluded[row, place] - kinds.FIRST_VOCABULARY_ID] = np.nan
+    places, counts = np.zeros((rows, k), np.int64), np.zeros(rows, np.int64)
+    keep_best(tile.ravel(), np.arange(rows + 1) * items, places, counts)
+    is_found = np.arange(k) < counts[:, None]
+    ids = np.where(is_found, places % items + kinds.FIRST_VOCABULARY_ID, UNFILLED_ID)
+    return ids, np.where(is_found, tile.ravel()[places], np.float32(-np.inf))
 
 
 def tiles(rows: int, items: int) -> Iterator[slice]:

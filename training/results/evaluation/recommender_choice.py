@@ -25,7 +25,7 @@ from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.programs.recommenders import (
     Interactions,
     RowScores,
-    best_of_rows,
+    best_of_scores,
     blended,
     fitting,
     scaled,
@@ -109,6 +109,8 @@ class Recommenders:
     interactions: Interactions
     asked: Sequence[classical.Recommender]
     arrays: Sequence[classical.Arrays] = field(repr=False)
+    # The network's queries of the blocks that decide, which are scored twice.
+    _queries: list[npt.NDArray[np.float32]] = field(default_factory=list, init=False, repr=False)
 
     def lists(self, split: str, k: int, blend: Mapping[str, float] | None = None) -> dict[str, Lists]:
         """Return the ids of the best ``k`` candidates of each row, int64 ``[rows, k]``, by model, the network first.
@@ -116,53 +118,46 @@ class Recommenders:
         With the shares of a ``blend``, its lists are the last ones, by :data:`BLEND`.
         """
         found = defaultdict[str, list[Lists]](list)
-        for block, scores in self._scored(split):
-            for rows in tiles(block.rows, self._items):
-                excluded = None if block.excluded is None else block.excluded[rows]
-                parts: dict[str, npt.NDArray[np.float32]] = {}
-                for name, scores_of_rows in scores.items():
-                    own = scores_of_rows(rows)
-                    found[name].append(best_of_rows(own.__getitem__, own.shape, excluded, k)[0])
-                    if blend is not None and name in blend:
-                        parts[name] = scaled(own)
-                if blend is not None:
-                    others = [parts[name] for name in blend if name != NETWORK]
-                    total = blended(parts[NETWORK], others, blend[NETWORK])
-                    found[BLEND].append(best_of_rows(total.__getitem__, total.shape, excluded, k)[0])
+        for tile in self._tiles(split):
+            parts: dict[str, npt.NDArray[np.float32]] = {}
+            for name, scores in tile.scores.items():
+                own = scores(tile.rows)
+                found[name].append(best_of_scores(own, tile.excluded, k)[0])
+                if blend is not None and name in blend:
+                    parts[name] = scaled(own)
+            if blend is not None:
+                others = [parts[name] for name in blend if name != NETWORK]
+                total = blended(parts[NETWORK], others, blend[NETWORK])
+                found[BLEND].append(best_of_scores(total, tile.excluded, k)[0])
         return {name: np.concatenate(lists) for name, lists in found.items()}
 
     def blended_lists(self, k: int, parts: Sequence[str], shares: Sequence[float]) -> list[Lists]:
         """Return the validation lists of blends of the network with the same recommenders, for each of its shares."""
         found: list[list[Lists]] = [[] for _ in shares]
-        for block, scores in self._scored("validation"):
-            for rows in tiles(block.rows, self._items):
-                network = scaled(scores[NETWORK](rows))
-                others = np.zeros_like(network)
-                for name in parts:
-                    others += scaled(scores[name](rows)) / np.float32(len(parts))
-                excluded = None if block.excluded is None else block.excluded[rows]
-                for lists, share in zip(found, shares, strict=True):
-                    total = blended(network, [others], share)
-                    lists.append(best_of_rows(total.__getitem__, total.shape, excluded, k)[0])
+        for tile in self._tiles("validation"):
+            network = scaled(tile.scores[NETWORK](tile.rows))
+            # The mean of the others is the same for every share.
+            others = np.zeros_like(network)
+            for name in parts:
+                others += scaled(tile.scores[name](tile.rows)) / np.float32(len(parts))
+            for lists, share in zip(found, shares, strict=True):
+                lists.append(best_of_scores(blended(network, [others], share), tile.excluded, k)[0])
         return [np.concatenate(lists) for lists in found]
 
-    def _scored(self, split: str) -> Iterator[tuple[block_format.Block, dict[str, RowScores]]]:
-        """Yield the blocks of a split with the scores by model; of the validation, which decides, the first ones."""
+    def _tiles(self, split: str) -> Iterator["_Tile"]:
+        """Yield a split's rows in parts that are scored together; of the validation, which decides, the first rows."""
         from mirrorspark.models.serving import input_tensors
 
-        rows, known = 0, self._validation_queries if split == "validation" else []
+        scored_rows, known = 0, self._queries if split == "validation" else []
         for number, block in enumerate(self.dataset.blocks(split, keys=True)):
-            if split == "validation" and rows >= _DECIDING_ROWS:
+            if split == "validation" and scored_rows >= _DECIDING_ROWS:
                 return
             if number == len(known):
                 known.append(self.predict(input_tensors(self.dataset.spec.query_features, block.features)).numpy())
-            yield block, self._scores(block, known[number])
-            rows += block.rows
-
-    @cached_property
-    def _validation_queries(self) -> list[npt.NDArray[np.float32]]:
-        """The network's queries of the blocks that decide, which are scored twice, as far as they are known."""
-        return []
+            scores = self._scores(block, known[number])
+            for rows in tiles(block.rows, self._items):
+                yield _Tile(rows, scores, None if block.excluded is None else block.excluded[rows])
+            scored_rows += block.rows
 
     @property
     def _items(self) -> int:
@@ -186,6 +181,21 @@ class Recommenders:
             histories = self.interactions.histories(block, getattr(one.settings, "last_items", 0))
             found[one.label] = partial(_rows_scored, scores, histories)
         return found
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows of a block whose scores are in memory together.
+
+    Attributes:
+        rows: Their places in the block.
+        scores: The scores of the block's rows by model, the network first.
+        excluded: int64 ``[rows, any]``, ids that are not candidates for the row; None to exclude none.
+    """
+
+    rows: slice
+    scores: Mapping[str, RowScores]
+    excluded: npt.NDArray[np.int64] | None
 
 
 def _rows_scored(scores: Any, histories: Any, rows: slice) -> npt.NDArray[np.float32]:
@@ -234,7 +244,7 @@ def challenge(
     from mirrorspark.models.serving import candidate_embeddings
 
     interactions = Interactions(dataset)
-    arrays, fits = _fitted(interactions, asked, seed, on_progress)
+    arrays, fits = _fit_all(interactions, asked, seed, on_progress)
     embeddings = candidate_embeddings(network)
     models = Recommenders(dataset, architecture, network, predict, embeddings, interactions, asked, arrays)
     metric = monitor.removeprefix("val_") if RANKING.fullmatch(monitor) else f"recall_at_{k}"
@@ -294,7 +304,7 @@ def fitted_as(one: classical.Recommender) -> tuple[str, str]:
     return one.name, repr(sorted(learnt.items()))
 
 
-def _fitted(
+def _fit_all(
     interactions: Interactions, asked: Sequence[classical.Recommender], seed: int, on_progress: OnProgress
 ) -> tuple[list[classical.Arrays], dict[str, float]]:
     """Return the arrays of each recommender and the seconds of its fit by label.
