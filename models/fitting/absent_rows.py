@@ -1,4 +1,4 @@
-"""Steps of a worker that has no row of a batch: the last one of an epoch may have fewer rows than there are workers.
+"""Steps of a worker that has no row of a batch, or fewer than the others: the last one of an epoch may be smaller.
 
 Its share is padding alone, or nothing. A mean over its rows that a user's own step or a layer computes is not a number
 then: such a value counts for nothing, and a worker whose gradient has one takes no part in the step.
@@ -25,12 +25,18 @@ def has_rows(batch: Any) -> Any:
     """Return whether a batch has a row, of a padded one a row with a weight: a tensor, or True if that is certain."""
     if isinstance(batch, PaddedBatch):
         return tf.reduce_any(batch.weight != 0)
+    rows = row_count(batch)
+    return True if rows is None else rows > 0
+
+
+def row_count(batch: Any) -> Any:
+    """Return the number of rows of a batch that has no padding, or None if that of every worker surely is the same."""
     first = tf.nest.flatten(batch)[0]
     if not tf.is_tensor(first) or first.shape.rank in (None, 0):
-        return True
+        return None
     # Of a graph, all workers know the same; without one, each knows its own rows, and they would decide differently.
     is_certain = first.shape[0] and not tf.executing_eagerly()
-    return True if is_certain else tf.shape(first)[0] > 0
+    return None if is_certain else tf.cast(tf.shape(first)[0], tf.float32)
 
 
 def may_lack_rows(strategy: tf.distribute.Strategy) -> bool:
@@ -38,8 +44,8 @@ def may_lack_rows(strategy: tf.distribute.Strategy) -> bool:
     return bool(strategy.num_replicas_in_sync > 1 and not strategy._should_use_with_coordinator)
 
 
-def run_step(step: Callable[[], Any], has_rows: Any, model: Any, *, needs_rows: bool = False) -> tuple[Any, Any]:
-    """Return the logs of a step, and whether the worker takes part in it.
+def run_step(step: Callable[[], Any], has_rows: Any, model: Any, *, rows: Any = None) -> tuple[Any, Any]:
+    """Return the logs of a step, and the worker's weight among the others, a tensor, or 1.0 if it surely has a row.
 
     Without a row, values, metrics and moving averages that are not numbers after it count for nothing.
 
@@ -47,12 +53,13 @@ def run_step(step: Callable[[], Any], has_rows: Any, model: Any, *, needs_rows: 
         step: Computes gradients that pass through :func:`counted_gradients`, and updates metrics.
         has_rows: The return value of :func:`has_rows`.
         model: The model, of either Keras.
-        needs_rows: A worker without a row takes no part in the step even if its gradient is a number.
+        rows: The worker's weight, the number of its rows. Without it a worker weighs 1, and 0 if it has no row and
+            its gradient is not a number.
     """
     if has_rows is True:
-        return step(), True
+        return step(), 1.0
     before = [[(variable, tf.identity(variable)) for variable in of] for of in _states(model)]
-    _of_thread.has_rows, _of_thread.needs_rows = has_rows, needs_rows
+    _of_thread.has_rows, _of_thread.rows = has_rows, rows
     try:
         logs = step()
     finally:
@@ -67,12 +74,12 @@ def run_step(step: Callable[[], Any], has_rows: Any, model: Any, *, needs_rows: 
 
     tf.cond(has_rows, lambda: tf.constant(True), put_back)
     values = [value for value in tf.nest.flatten(logs) if isinstance(value, tf.Tensor)]
-    takes_part = has_rows if needs_rows else tf.logical_or(has_rows, _are_finite(values))
+    weight = tf.cast(tf.logical_or(has_rows, _are_finite(values)), tf.float32) if rows is None else rows
     if not isinstance(logs, dict):
-        return counted(logs, has_rows), takes_part
+        return counted(logs, has_rows), weight
     # The step has read metrics before they were put back.
     again = {one.name: one.result for one in model.metrics}
-    return {name: counted(value, has_rows, again.get(name)) for name, value in logs.items()}, takes_part
+    return {name: counted(value, has_rows, again.get(name)) for name, value in logs.items()}, weight
 
 
 def _states(model: Any) -> list[list[Any]]:
@@ -103,21 +110,25 @@ def counted(value: Any, has_rows: Any, otherwise: Callable[[], Any] | None = Non
 
 
 def counted_gradients(gradients: Sequence[Any]) -> tuple[list[Any], Any]:
-    """Return the gradients that a worker adds to those of the others, and whether it takes part in the step.
+    """Return the gradients that a worker adds to those of the others, times its weight, and the weight.
+
+    Both are those of :func:`run_step`; the weight is None if all workers surely weigh the same.
 
     Args:
         gradients: Gradients of the step that runs: tensors or ``tf.IndexedSlices``.
     """
     has_rows = getattr(_of_thread, "has_rows", True)
     if has_rows is True or not gradients:
-        return list(gradients), True
+        return list(gradients), None
     values = [one.values if isinstance(one, tf.IndexedSlices) else one for one in gradients]
-    takes_part = has_rows
-    if not _of_thread.needs_rows:
+    if (weight := _of_thread.rows) is None:
         takes_part = tf.cond(has_rows, lambda: tf.constant(True), lambda: _are_finite(values))
-    # Only a branch that is taken costs a copy.
-    kept = tf.cond(takes_part, lambda: values, lambda: [tf.zeros_like(one) for one in values])
-    return [_with_values(one, own) for one, own in zip(gradients, kept, strict=True)], takes_part
+        # Only a branch that is taken costs a copy.
+        kept = tf.cond(takes_part, lambda: values, lambda: [tf.zeros_like(one) for one in values])
+        weight = tf.cast(takes_part, tf.float32)
+    else:
+        kept = [_times(one, weight) for one in values]
+    return [_with_values(one, own) for one, own in zip(gradients, kept, strict=True)], weight
 
 
 def count_gradients(optimizer: Any) -> None:
@@ -191,6 +202,13 @@ def has_own_step(model: Any) -> bool:
 def _are_finite(values: Sequence[Any]) -> Any:
     floating = [value for value in values if value.dtype.is_floating]
     return tf.reduce_all([tf.constant(True), *(tf.reduce_all(tf.math.is_finite(value)) for value in floating)])
+
+
+def _times(values: Any, weight: Any) -> Any:
+    """Return ``values`` times ``weight``, and 0 for a weight of 0, whatever they are."""
+    if values.dtype in (tf.float16, tf.bfloat16):
+        values = tf.cast(values, tf.float32)  # whose range has room for thousands of rows
+    return tf.math.multiply_no_nan(values, tf.cast(weight, values.dtype))
 
 
 def _with_values(gradient: Any, values: Any) -> Any:

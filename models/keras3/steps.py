@@ -1,9 +1,10 @@
 """The steps of a Keras 3 model on several workers: their losses, gradients and padding.
 
 Within a step Keras counts one replica: a loss is the mean over the worker's rows, and the optimizer applies the means
-of the workers' gradients. So clipping, loss scaling and accumulation see the gradient of the whole batch, and a
-``train_step`` or ``compute_loss`` of the user's own computes what it does in one process. A loss object of Keras that
-is a sum, or a mean by the weights, comes out as that over the rows of all workers wherever it is called.
+of the workers' gradients, in which a worker weighs as many rows as it has. So clipping, loss scaling and accumulation
+see the gradient of the whole batch, and a ``train_step`` or ``compute_loss`` of the user's own that is a mean over rows
+computes what it does in one process. A loss object of Keras that is a sum, or a mean by the weights, comes out as that
+over the rows of all workers wherever it is called.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def share_steps(model: Any) -> None:
     for optimizer in absent_rows.optimizers_of(model, keras.optimizers.Optimizer):
         _average_gradients(optimizer)
     if not getattr(model, "_has_shared_steps", False):  # of an earlier fit, or an earlier compilation
-        _replace(model, _takes_part=tf.Variable(1.0, trainable=False))
+        _replace(model, _weight_in_step=tf.Variable(1.0, trainable=False))
         for name in ("train_step", "test_step"):
             setattr(model, name, _shared(model, getattr(model, name)))
         _replace(
@@ -38,6 +39,7 @@ def share_steps(model: Any) -> None:
             _get_metrics_result_or_logs=_of_all_workers(model),
             _maybe_symbolic_build=_built_by_own_batch(model),
         )
+    model._weight_in_step.assign(1.0)  # an earlier fit may have ended with another
 
 
 def _of_all_workers(model: Any) -> Callable[[Any], Any]:
@@ -55,10 +57,10 @@ def _of_all_workers(model: Any) -> Callable[[Any], Any]:
         metrics = {name: value for name, value in model.get_metrics_result().items() if name in flat}
         numbers = {name: value for name, value in flat.items() if name not in metrics and np.ndim(value) == 0}
         strategy = model.distribute_strategy
-        workers = strategy.reduce(tf.distribute.ReduceOp.SUM, model._takes_part, axis=None) if numbers else 1.0
+        weight = strategy.reduce(tf.distribute.ReduceOp.SUM, model._weight_in_step, axis=None) if numbers else 1.0
         for name, value in numbers.items():  # in the same order on all ranks
-            own = tf.cast(value, tf.float32) * model._takes_part
-            flat[name] = strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None) / tf.maximum(workers, 1.0)
+            own = tf.cast(value, tf.float32) * model._weight_in_step
+            flat[name] = strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None) / tf.maximum(weight, 1.0)
         return flat | metrics
 
     return whole
@@ -114,24 +116,24 @@ def _shared(model: Any, step: Any) -> Callable[[Any], Any]:
         is_certain = is_alone or (sees_padding and not absent_rows.has_own_step(model))
         has_rows = True if is_certain else absent_rows.has_rows(batch)
         # Losses of padded batches are already parts of a mean over all workers.
-        needs_rows = not isinstance(batch, PaddedBatch)
+        rows = None if is_alone or isinstance(batch, PaddedBatch) else absent_rows.row_count(batch)
         with as_one_replica():
-            step = functools.partial(counted, batch, has_rows)
-            logs, takes_part = absent_rows.run_step(step, has_rows, model, needs_rows=needs_rows)
-        if takes_part is not True:
-            model._takes_part.assign(tf.cast(takes_part, tf.float32))
+            logs, weight = absent_rows.run_step(functools.partial(counted, batch, rows), has_rows, model, rows=rows)
+        if tf.is_tensor(weight):
+            model._weight_in_step.assign(weight)
         return logs
 
-    def counted(batch: Any, has_rows: Any) -> Any:
+    def counted(batch: Any, rows: Any) -> Any:
         if not isinstance(batch, PaddedBatch):
             if finds_candidates:
                 _replace(model, _inputs_of_steps=_any_rows(keras.utils.unpack_x_y_sample_weight(batch)[0]))
-            with _losses_of_all_workers(model, _Workers(workers, has_rows), 1.0):
+            others = _Workers(workers, rows)
+            with _losses_of_all_workers(model, others, 1.0), _losses_of_outputs(model, others):
                 return plain(batch)
         scale, rows = batch.scale, tf.cast(tf.shape(batch.weight)[0], tf.float32) / batch.scale
         if hasattr(model, "own_rows"):  # which sees no padding
             scale *= tf.reduce_mean(tf.cast(batch.weight > 0, tf.float32))
-        of_all = _losses_of_all_workers(model, _Workers(workers, True), scale)
+        of_all = _losses_of_all_workers(model, _Workers(workers), scale)
         with of_all, _weighted(model._loss_tracker, scale, rows):
             return plain(plain_batch(model, batch))
 
@@ -160,29 +162,41 @@ class _Workers:
 
     Args:
         count: Number of workers.
-        has_rows: True if all of them take part in the step; else a tensor, whether this one does.
+        rows: This worker's weight in the means; None if all weigh the same.
     """
 
-    def __init__(self, count: int, has_rows: Any) -> None:
-        self._count, self._has_rows = count, has_rows
+    def __init__(self, count: int, rows: Any = None) -> None:
+        self._count, self._rows = count, rows
 
-    def times(self, value: Any) -> Any:
-        """Return a value that is multiplied by their number: its mean over them is then its sum."""
-        return value * tf.cast(self._sums()[0], value.dtype)
+    def summed(self, value: Any) -> Any:
+        """Return the multiple of a value whose mean over the workers is the sum of their values."""
+        factor, _ = self._of_all()
+        return value * tf.cast(factor, value.dtype)
 
-    def share_of(self, weight: Any) -> Any:
-        """Return this worker's ``weight`` divided by their mean one."""
-        count, total = self._sums(weight)
-        return tf.math.divide_no_nan(weight * count, total)
+    def averaged(self, value: Any, weight: Any) -> Any:
+        """Return the multiple of a value whose mean over the workers is the mean of their values by ``weight``."""
+        factor, totals = self._of_all(weight)
+        return value * tf.cast(factor * tf.math.divide_no_nan(weight, totals[0]), value.dtype)
 
-    def _sums(self, *weights: Any) -> Sequence[Any]:
-        """Return their number, and the sum of each weight over them."""
-        if self._has_rows is not True:
-            weights = (tf.cast(self._has_rows, tf.float32), *weights)
+    @property
+    def surely_weigh_the_same(self) -> bool:
+        """True if their weights need not be exchanged."""
+        return self._rows is None
+
+    def part(self) -> Any:
+        """Return this worker's part of their weight."""
+        return tf.math.reciprocal_no_nan(tf.convert_to_tensor(self._of_all()[0], tf.float32))
+
+    def _of_all(self, *weights: Any) -> tuple[Any, Sequence[Any]]:
+        """Return the quotient of all workers' weight and this one's in a mean, and the sums of other weights."""
+        own = () if self._rows is None else (self._rows,)
+        sums: Sequence[Any] = (*own, *weights)
         replica = tf.distribute.get_replica_context()
-        if weights and replica is not None:
-            weights = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.stop_gradient(weight) for weight in weights])
-        return weights if self._has_rows is not True else (float(self._count), *weights)
+        if sums and replica is not None:
+            sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.stop_gradient(weight) for weight in sums])
+        if self._rows is None:
+            return float(self._count), sums
+        return tf.math.divide_no_nan(sums[0], self._rows), sums[1:]
 
 
 @contextlib.contextmanager
@@ -208,10 +222,10 @@ def _losses_of_all_workers(model: Any, workers: _Workers, scale: Any) -> Iterato
         if loss.reduction not in (None, "none") and tuple(value.shape) == (0,):
             value = tf.reduce_sum(value)  # Keras reduces no losses that surely are none
         if loss.reduction == "sum":
-            return workers.times(value)
+            return workers.summed(value)
         if loss.reduction == "mean_with_sample_weight":
             weight = tf.shape(y_true)[0] if sample_weight is None else tf.reduce_sum(sample_weight)
-            return value * tf.cast(workers.share_of(tf.cast(weight, tf.float32)), value.dtype)
+            return workers.averaged(value, tf.cast(weight, tf.float32))
         if loss.reduction not in _MEANS:
             return value
         # A loss of no row, whose scale is 0, may be 0/0.
@@ -222,7 +236,7 @@ def _losses_of_all_workers(model: Any, workers: _Workers, scale: Any) -> Iterato
         if not len(getattr(loss, "shape", ())):
             return loss
         value = tf.stop_gradient(loss)
-        return value + workers.times(loss - value)
+        return value + workers.summed(loss - value)
 
     keras.losses.Loss.__call__ = call
     _replace(model, compute_loss=compute_loss)
@@ -231,6 +245,30 @@ def _losses_of_all_workers(model: Any, workers: _Workers, scale: Any) -> Iterato
     finally:
         keras.losses.Loss.__call__ = plain
         _replace(model, compute_loss=of_model)
+
+
+@contextlib.contextmanager
+def _losses_of_outputs(model: Any, workers: _Workers) -> Iterator[None]:
+    """Let the shown loss of each output of a model with several count this worker by its weight, in the block.
+
+    Of batches with any number of rows Keras counts each once, which would make that of a worker without a row a 0.
+    """
+    trackers = getattr(getattr(model, "_compile_loss", None), "metrics", [])
+    if not trackers or workers.surely_weigh_the_same:
+        yield
+        return
+    part = workers.part()
+    for tracker in trackers:
+        _replace(tracker, update_state=_counting(tracker.update_state, part))
+    try:
+        yield
+    finally:
+        for tracker in trackers:
+            object.__delattr__(tracker, "update_state")
+
+
+def _counting(update_state: Callable[..., None], part: Any) -> Callable[..., None]:
+    return lambda values, sample_weight=None: update_state(values, sample_weight=part)
 
 
 @contextlib.contextmanager
@@ -265,20 +303,21 @@ class _MeanOfRealRows(keras.metrics.Mean):
 
 
 def _means(replica: Any, gradients: Sequence[Any]) -> Sequence[Any]:
-    """Return the means of the gradients of the workers that take part in the step."""
+    """Return the means of the workers' gradients, each by its weight in the step."""
     if not gradients:
         return ()
-    given, takes_part = absent_rows.counted_gradients(gradients)
-    if takes_part is True:
+    given, weight = absent_rows.counted_gradients(gradients)
+    if weight is None:
         return replica.all_reduce(tf.distribute.ReduceOp.MEAN, given)
-    *sums, workers = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*given, tf.cast(takes_part, tf.float32)])
-    workers = tf.maximum(workers, 1.0)
-    return [
-        tf.IndexedSlices(one.values / tf.cast(workers, one.dtype), one.indices, one.dense_shape)
-        if isinstance(one, tf.IndexedSlices)
-        else one / tf.cast(workers, one.dtype)
-        for one in sums
-    ]
+    *sums, total = replica.all_reduce(tf.distribute.ReduceOp.SUM, [*given, weight])
+    return [_divided(one, tf.maximum(total, 1.0), own.dtype) for one, own in zip(sums, gradients, strict=True)]
+
+
+def _divided(gradient: Any, by: Any, dtype: Any) -> Any:
+    """Return a gradient divided by a number, as values of ``dtype``."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(_divided(gradient.values, by, dtype), gradient.indices, gradient.dense_shape)
+    return tf.cast(gradient / tf.cast(by, gradient.dtype), dtype)
 
 
 def _average_gradients(optimizer: Any) -> None:

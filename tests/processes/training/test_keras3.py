@@ -49,7 +49,7 @@ def of(results: Results, prefix: str) -> Results:
 
 @pytest.mark.parametrize("name", each(TRAINED))
 def test_two_workers_train_as_one_process_whatever_the_loss_and_the_optimizer(results: Results, name: str) -> None:
-    """T3: the last batch has one row. In our loop it is filled up with padding, which counts nowhere."""
+    """T3: in Keras' loop no batch divides among the workers. The last one has one row; in ours it is padded."""
     loop, case = name.split("/")
     model, history = program.by_keras(case) if loop == "keras" else program.by_us(case, Ring(0, 1))
     for found in of(results, f"{name}/"):
