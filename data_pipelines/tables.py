@@ -24,7 +24,7 @@ from mirrorspark.data_pipelines.stored_tables import (
     read_stored,
     suffix_of,
 )
-from mirrorspark.extras import EXTRAS, install_line
+from mirrorspark.extras import package_line
 from mirrorspark.spark_session import first_line
 from mirrorspark.storage import (
     Location,
@@ -72,8 +72,7 @@ def package_folder(package: str, folder: str) -> Path:
             f"package that provides it"
         ) from error
     if spec is None or spec.origin is None:
-        line = install_line(package) if package in EXTRAS else f"pip install {package}"
-        raise SourceError(f"the data package '{package}' is not installed; run: {line}")
+        raise SourceError(f"the data package '{package}' is not installed; run: {package_line(package)}")
     return Path(spec.origin).parent / folder
 
 

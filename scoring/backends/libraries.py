@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import requires
 from typing import Any
 
-from mirrorspark.distributions import library_version
+from mirrorspark.distributions import distribution_of, library_version
 from mirrorspark.extras import install_line
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 
@@ -47,10 +47,11 @@ def import_scann() -> None:
         raise
     except Exception as error:  # TensorFlow's own, of an operation or a symbol that it does not find
         needed = next((line for line in requires("scann") or [] if line.startswith("tensorflow")), "tensorflow")
+        versions = needed.partition(";")[0].strip().removeprefix("tensorflow")
         raise UnsupportedModelError(
             f"the model holds a ScaNN index, and scann {library_version('scann')} does not load with TensorFlow "
-            f"{library_version('tensorflow')}; install {needed.partition(';')[0].strip()}, or search by another index "
-            f"of the model, such as exact"
+            f"{library_version('tensorflow')}; install {distribution_of('tensorflow')}{versions}, or search by another "
+            f"index of the model, such as exact"
         ) from error
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 _DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "keras": ("keras", "keras-nightly"),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "pyspark": ("pyspark", "pyspark-client"),  # PySpark without its JVM, for sessions of Spark Connect
     "tensorflow": (
         *("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-cpu-aws", "tensorflow-macos"),
         *("tensorflow-rocm", "intel-tensorflow", "tf-nightly", "tf-nightly-cpu"),

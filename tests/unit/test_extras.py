@@ -3,7 +3,8 @@
 import configparser
 import pickle
 import sys
-from importlib.metadata import PackageNotFoundError, packages_distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -74,13 +75,46 @@ def test_another_build_of_tensorflow_counts_as_tensorflow(
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.20.1\n")
         (folder / "RECORD").write_text(f"{module}/include/a.h,,\n{module}/__init__.py,sha256=0,1\n")
+    own = tmp_path / "mirrorspark-0.1.0.dist-info"
+    own.mkdir()
+    (own / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: mirrorspark\nVersion: 0.1.0\n"
+        + "".join(f"Requires-Dist: {line}\n" for line in requires("mirrorspark") or ())
+    )
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert distribution_of("tensorflow") == distribution
     assert library_version("tensorflow") == "2.20.1"
     assert install_line("tf_keras") == 'pip install --no-deps "tf-keras==2.20.*"'
+    training = install_line("optuna.study")
+    assert training.startswith("pip install ")
+    assert {'"optuna<6,>=5"', '"numba>=0.61"'} <= set(training.split())
+    assert "mirrorspark" not in training
+    assert '"tensorflow' not in training
+    recommending = install_line("tensorflow_recommenders")
+    assert recommending.endswith(' && pip install --no-deps "tf-keras==2.20.*" "tensorflow-recommenders==0.7.7"')
+    assert '"tensorflow<' not in recommending
+    assert install_line("numba") == 'pip install "mirrorspark[data]"'
     for absent in ("tf-keras", "scann"):
         with pytest.raises(PackageNotFoundError):
             library_version(absent)
+
+
+def test_the_packages_that_bring_tensorflow_are_installed_without_what_they_require() -> None:
+    """#53: their metadata name it, directly or through others."""
+
+    def brought(package: str) -> set[str]:
+        found, left = set(), [package]
+        while left:
+            with suppress(PackageNotFoundError):
+                for one in map(Requirement, requires(left.pop()) or ()):
+                    name = canonicalize_name(one.name)
+                    if name not in found and (one.marker is None or one.marker.evaluate({"extra": ""})):
+                        found.add(name)
+                        left.append(name)
+        return found
+
+    packages = set(extras._packages_of("all")) - {"tensorflow"}
+    assert {name for name in packages if "tensorflow" in brought(name)} == set(extras._NEED_TENSORFLOW)
 
 
 @pytest.mark.parametrize("name", ["numpy.no_such_module", "no_such_module", None])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.data_pipelines.features import FeatureSpec
-from mirrorspark.extras import install_line
+from mirrorspark.extras import install_line, package_line
 from mirrorspark.models import own_model
 from mirrorspark.storage import meant, one_line
 from mirrorspark.training.configuration import costs
@@ -167,7 +167,7 @@ def check_baseline(config: "TrainingConfig") -> None:
         )
         require(
             name not in list(BOOSTING)[1:] or find_spec(name) is not None,
-            f"baseline '{name}' needs the package {name}, which is not installed; run: {install_line(name)}",
+            f"baseline '{name}' needs the package {name}, which is not installed; run: {package_line(name)}",
         )
         if asked.options:
             _check_settings(asked, config.task)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
+from mirrorspark import extras
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage import abilities
 from mirrorspark.storage.paths import StoragePath
@@ -177,22 +178,37 @@ def test_keras_3_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("tensorflow", "keras", "message"),
+    ("build", "tensorflow", "keras", "message"),
     [
-        ("2.18.1", "2.18.0", "tensorflow 2.18.1 is none of 2.19, 2.20 and 2.21; install tensorflow==2.20.*"),
         (
+            "tensorflow",
+            "2.18.1",
+            "2.18.0",
+            "tensorflow 2.18.1 is none of 2.19, 2.20 and 2.21; install tensorflow==2.20.*",
+        ),
+        ("tf-nightly", "2.22.0", "2.22.0", "tensorflow 2.22.0 is none of 2.19, 2.20 and 2.21; install a build of 2.20"),
+        (
+            "tensorflow",
             "2.19.1",
             "2.20.1",
             'tf-keras 2.20.1 does not go with tensorflow 2.19.1; run: pip install "tf-keras==2.19.*"',
         ),
-        ("2.21.0", "2.21.0", None),
+        (
+            "tensorflow-cpu",
+            "2.19.1",
+            "2.20.1",
+            'tf-keras 2.20.1 does not go with tensorflow 2.19.1; run: pip install --no-deps "tf-keras==2.19.*"',
+        ),
+        ("tensorflow", "2.21.0", "2.21.0", None),
     ],
 )
 def test_a_tensorflow_that_does_not_work_here_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorflow: str, keras: str, message: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str, tensorflow: str, keras: str, message: str | None
 ) -> None:
     versions = {"tensorflow": tensorflow, "tf-keras": keras}
     monkeypatch.setattr(preflight, "library_version", lambda package: versions.get(package, "4.1.0"))
+    for module in (preflight, extras):
+        monkeypatch.setattr(module, "distribution_of", lambda _: build)
     check = checked(tmp_path, "packages")
     assert (check.passed, check.detail) == (False, message) if message else check.passed
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorspark.scoring.backends import libraries
 from mirrorspark.scoring.backends.libraries import import_scann, library
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 
@@ -50,6 +51,9 @@ def test_a_scann_that_is_built_for_another_tensorflow_is_named_with_both_version
     (tmp_path / "scann.py").write_text(OF_ANOTHER_TENSORFLOW, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "scann")
-    message = rf"scann {version('scann')} does not load with TensorFlow {version('tensorflow')}; install tensorflow~=2"
+    monkeypatch.setattr(libraries, "distribution_of", lambda _: "tensorflow-cpu")
+    message = (
+        f"scann {version('scann')} does not load with TensorFlow {version('tensorflow')}; install tensorflow-cpu~=2"
+    )
     with pytest.raises(UnsupportedModelError, match=message):
         import_scann()

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.distributions import library_version
+from mirrorspark.distributions import distribution_of, library_version
 from mirrorspark.extras import EXTRAS, install_line, keras_line
 from mirrorspark.spark_session import (
     MINIMUM_JAVA,
@@ -214,7 +214,7 @@ def _packages() -> Check:
     found = {}
     for package in (*SHARED_PACKAGES, "mlflow"):
         try:
-            found[package] = _version(package)
+            found[package] = library_version(package)
         except PackageNotFoundError:
             module = package.replace("-", "_")
             return failure("packages", f"{package} is not installed; run: {install_line(module)}")
@@ -225,7 +225,9 @@ def _packages() -> Check:
     minor = _minor(tensorflow)
     if minor not in TENSORFLOW_MINORS:
         known = f"{', '.join(TENSORFLOW_MINORS[:-1])} and {TENSORFLOW_MINORS[-1]}"
-        return failure("packages", f"tensorflow {tensorflow} is none of {known}; install tensorflow=={DEFAULT_MINOR}.*")
+        build = distribution_of("tensorflow")
+        remedy = f"{build}=={DEFAULT_MINOR}.*" if build == "tensorflow" else f"a build of {DEFAULT_MINOR}"
+        return failure("packages", f"tensorflow {tensorflow} is none of {known}; install {remedy}")
     if _minor(keras) != minor:
         line = keras_line(tensorflow)
         return failure("packages", f"tf-keras {keras} does not go with tensorflow {tensorflow}; run: {line}")
@@ -247,15 +249,6 @@ def _parts() -> Check | None:
     if needed:
         return failure("parts", f"Python finds no module {', '.join(needed)}; run: {line}")
     return warning("parts", f"Python finds no module {', '.join(missing)}, which parts of training need; run: {line}")
-
-
-def _version(package: str) -> str:
-    try:
-        return library_version(package)
-    except PackageNotFoundError:
-        if package != "pyspark":
-            raise
-        return library_version("pyspark-client")  # PySpark without its JVM, for sessions of Spark Connect
 
 
 def _minor(number: str) -> str:
