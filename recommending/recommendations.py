@@ -27,6 +27,7 @@ from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE, Search
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows
 from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
+from mirrorspark.spark_session import naming_lost_session
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ Candidates = DataFrame | Iterable[Any]
 """Texts or whole numbers, or a table, also of pandas or Polars, that has them in the column of the candidate's name."""
 
 
+@naming_lost_session
 def recommend(  # noqa: D417 - the others are those of score
     df: Any,
     model: str | Path | PinnedModel,

@@ -17,10 +17,12 @@ from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, RowCount, Scorer, ScoringCounts, ScoringOptions, regrouped
+from mirrorspark.spark_session import naming_lost_session
 
 _LOGGER = logging.getLogger(__name__)
 
 
+@naming_lost_session
 def score(
     table: Any,
     model: str | Path | PinnedModel,

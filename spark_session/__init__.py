@@ -47,7 +47,12 @@ if TYPE_CHECKING:
         require_own_installation,
         starts_java,
     )
-    from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session, require_running
+    from mirrorspark.spark_session.stopped import (
+        StoppedSessionError,
+        naming_lost_session,
+        on_running_session,
+        require_running,
+    )
     from mirrorspark.spark_session.task import (
         BarrierTask,
         archive_folder,
@@ -91,6 +96,7 @@ __all__ = [
     "lack_of_memory",
     "local_slots",
     "lost_server",
+    "naming_lost_session",
     "on_running_session",
     "open_command_session",
     "open_session",

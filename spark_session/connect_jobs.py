@@ -18,7 +18,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.spark_session.errors import SparkStartError, first_line, lost_server
+from mirrorspark.spark_session.errors import SparkStartError, first_line, lost_server, lost_session
 from mirrorspark.spark_session.interfaces import interface_towards
 from mirrorspark.spark_session.session import MissingCapabilityError, Session, at_most
 
@@ -97,7 +97,7 @@ class JobsOverConnect(Session):
         try:
             self.run_barrier_job(iter, 1, timeout_seconds=_PROBE_SECONDS)
         except PySparkException as error:
-            problem = first_line(error)
+            problem = lost_session(str(error)) or first_line(error)
             if _is_passing(error):
                 raise SparkStartError(
                     f"a barrier job of one task did not run ({problem}); the logs of its executors say why; try again"

@@ -28,8 +28,13 @@ _RAISED = "[USER_RAISED_EXCEPTION] "
 _SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")
 _PYTHON_ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Warning|Interrupt))(?:: (.+))?$", re.MULTILINE)
 
-# A server of Spark Connect that does not answer, or that has ended the session.
-_LOST_SERVER = re.compile(r"\[INVALID_HANDLE\.SESSION_\w+\].*|.*StatusCode\.UNAVAILABLE.*|.*RETRIES_EXCEEDED.*")
+# A server of Spark Connect that does not answer, or that has ended the session, and a channel that was closed.
+_LOST_SERVER = re.compile(
+    r"\[INVALID_HANDLE\.SESSION_\w+\].*|.*StatusCode\.UNAVAILABLE.*|.*RETRIES_EXCEEDED.*|\[NO_ACTIVE_SESSION\].*|"
+    r"Received incorrect server side session.*|Cannot invoke RPC.* closed.*"
+)
+# A task may have clients of its own.
+_OF_A_TASK = "Traceback (most recent call last)"
 
 _MORE_FOR_WORKERS = "give executors more spark.executor.memoryOverhead, or let fewer tasks run at a time on each"
 # Signs in Spark's own messages that memory has run out, and our message for each.
@@ -72,6 +77,8 @@ def task_message(error: Exception) -> str:
         return said
     if (lacking := lack_of_memory(text)) is not None:
         return lacking
+    if (lost := lost_session(text)) is not None:
+        return lost
     causes = [_SQL_STATE.sub("", message).strip() for message in _JAVA_ERROR.findall(text)]
     if causes:
         return causes[0] if causes[0] == causes[-1] else f"{causes[0].rstrip('.')} ({causes[-1]})"
@@ -90,6 +97,20 @@ def lost_server(text: str) -> str | None:
     """Return the line in Spark's message by which a server of Spark Connect, or its session, is lost; else None."""
     found = _LOST_SERVER.search(text)
     return None if found is None else found.group(0).strip()
+
+
+def lost_session(text: str) -> str | None:
+    """Return the line on a lost session of Spark Connect, with the remedy, if Spark's message reports that; else None.
+
+    The session object does not know it, so that ``getOrCreate`` would return it again.
+    """
+    gone = None if _OF_A_TASK in text else lost_server(without_credentials(text))
+    if gone is None:
+        return None
+    return (
+        f"the session of Spark Connect is lost ({_SQL_STATE.sub('', gone).rstrip('.! ')}); create another one "
+        f"(SparkSession.builder.remote(...).create()), and read the tables again with it"
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The refusal of a stopped session. Imports no PySpark: some functions with this check are also of programs without."""
+"""The refusal of a stopped or lost session. Imports no PySpark: some functions with this check need none."""
 
 import functools
 import sys
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class StoppedSessionError(ClearError, RuntimeError):
-    """A session that was stopped, or a table of one."""
+    """A session that was stopped or lost, or a table of one."""
 
 
 def require_running(spark: "SparkSession | None") -> None:
@@ -40,25 +40,52 @@ def require_running(spark: "SparkSession | None") -> None:
 
 
 def on_running_session(function: Callable[P, T]) -> Callable[P, T]:
-    """Return a function that refuses a stopped session, or a table of one, and that Ctrl-C ends without py4j's stack.
+    """Return a function that refuses a stopped session, or a table of one, and names one that is lost meanwhile.
 
     PySpark's own errors for a stopped one are an AssertionError without a message, or pages of Java.
     """
+    named = naming_lost_session(function)
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         for value in (*args, *kwargs.values()):
             _check(value)
+        return named(*args, **kwargs)
+
+    return checked
+
+
+def naming_lost_session(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function whose error for a session of Spark Connect that is lost has the remedy, in one line.
+
+    PySpark's own are those of gRPC. Ctrl-C ends the function without py4j's stack.
+    """
+
+    @functools.wraps(function)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
         handled = sys.exc_info()[1]
         try:
             return function(*args, **kwargs)
         except BaseException as error:
             if not terminal_text.is_interrupt(error, handled):
+                if (lost := _lost_session(error)) is not None:
+                    raise StoppedSessionError(lost) from error
                 raise
         _interrupt_queries()
         raise KeyboardInterrupt
 
-    return checked
+    return named
+
+
+def _lost_session(error: BaseException) -> str | None:
+    """Return the line on a session of Spark Connect that is lost, if an error of Spark or gRPC reports that."""
+    errors = sys.modules.get("pyspark.errors")
+    # gRPC's own error of a closed channel is a ValueError. Our errors have the line already.
+    if errors is None or isinstance(error, ClearError) or not isinstance(error, errors.PySparkException | ValueError):
+        return None
+    from mirrorspark.spark_session.errors import lost_session
+
+    return lost_session(str(error))
 
 
 def _interrupt_queries() -> None:

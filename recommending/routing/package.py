@@ -37,6 +37,7 @@ from mirrorspark.scoring.model.folder import (
 )
 from mirrorspark.scoring.model.loading import versions_here
 from mirrorspark.scoring.model.stored import PinnedModel, pinned_model, remember_consent
+from mirrorspark.spark_session import naming_lost_session
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ _NUMBERS = ("float", "double")
 _BLENDED = (*_NUMBERS, "array<float>", "array<double>")
 
 
+@naming_lost_session
 def package_router(
     router: Router,
     folder: str | Path,

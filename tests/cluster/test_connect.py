@@ -344,6 +344,98 @@ def test_ctrl_c_in_a_client_ends_the_tasks_and_leaves_no_scores(
     assert list(scores.parent.iterdir()) == []
 
 
+# Scores rows twice, into files of ours and into a table of Spark's. Then it loses a session in two ways.
+_SCORES_TWICE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from pyspark.sql import SparkSession
+import mirrorspark as ms
+
+url, model, rows, output, then = sys.argv[1:]
+spark = SparkSession.builder.remote(url).getOrCreate()
+table = spark.read.parquet(rows)
+by_spark = ms.score(table, model, keys="id", trust=True)
+with ThreadPoolExecutor() as threads:
+    calls = [
+        threads.submit(ms.score_files, spark, rows, model, output + "/scores", keys="id", trust=True),
+        threads.submit(by_spark.write.mode("overwrite").parquet, output + "/table"),
+    ]
+    [call.result() for call in calls]
+
+for way in then.split():
+    lost = SparkSession.builder.remote(url).create()
+    table = lost.read.parquet(rows)
+    ms.score(table, model, keys="id", trust=True)
+    if way == "ended":
+        lost.client.release_session()
+    else:
+        lost.client._channel.close()
+    spec = ms.FeatureSpec.from_dict({"features": {"x": {"kind": "numeric"}}, "label": "late", "keys": "id"})
+    for call in (
+        lambda: ms.score(table, model, keys="id", trust=True),
+        lambda: ms.score_files(lost, rows, model, output + "/again", keys="id", trust=True),
+        lambda: ms.read_table(lost, rows).schema,
+        lambda: ms.convert(table.drop("when", "region", "y"), spec, output + "/dataset"),
+        lambda: ms.write_tfrecords(table.drop("when"), output + "/records"),
+        lambda: ms.fit(table.drop("when"), "late", keys="id", output=output + "/runs", workers=1, verbose=False),
+    ):
+        try:
+            call()
+            print("no error")
+        except Exception as error:
+            print(type(error).__name__, error)
+new = SparkSession.builder.remote(url).create()
+print(ms.score(new.read.parquet(rows), model, keys="id", trust=True).count())
+"""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_client_that_is_killed_leaves_nothing_running_and_a_session_that_is_lost_is_named(
+    spark: "SparkSession", connect_url: str, tmp_path: Path
+) -> None:
+    """H15: the same calls end right afterwards, and leave no other file."""
+    go, output = tmp_path / "go", tmp_path / "out"
+    (tmp_path / "hooks.py").write_text(
+        f"import os, time\n\ndef postprocess(given):\n    if not os.path.exists({str(go)!r}):\n"
+        "        time.sleep(100)\n    return given\n"
+    )
+    go.touch()  # a model is tried when it is packaged
+    model = package_model({"coefficients": {"x": 1.0}}, tmp_path / "model", hooks=tmp_path / "hooks.py")
+    go.unlink()
+    output.mkdir()
+    given = [connect_url, str(model), str(write_inputs(tmp_path / "given") / "rows"), str(output)]
+    conf, tracker = spark.sparkContext._jsc.sc().conf(), spark.sparkContext.statusTracker()
+    limits = (
+        "spark.connect.execute.reattachable.senderMaxStreamDuration",
+        "spark.connect.execute.manager.detachedTimeout",
+    )
+    for name in limits:
+        conf.set(name, "2s")
+    try:
+        client = subprocess.Popen([sys.executable, "-c", _SCORES_TWICE, *given, ""], cwd=REPOSITORY)
+        wait_until(lambda: len(tracker.getActiveStageIds()) > 1 or client.poll() is not None, 100, "both queries")
+        client.kill()
+        assert client.wait() == -signal.SIGKILL
+        wait_until(lambda: not tracker.getActiveStageIds(), 100, "the end of the tasks")
+    finally:
+        for name in limits:
+            conf.remove(name)
+    assert not (output / "scores").exists()
+    assert not (output / "table" / "_SUCCESS").exists()
+
+    go.touch()
+    again = [sys.executable, "-c", _SCORES_TWICE, *given, "ended closed"]
+    done = subprocess.run(again, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE * 200)
+    *said, rows = done.stdout.splitlines()
+    assert {pq.read_table(output / name).num_rows for name in ("scores", "table")} == {ROWS} == {int(rows)}
+    assert sorted(path.name for path in output.iterdir() if path.name not in ("runs", "dataset")) == ["scores", "table"]
+    assert len(said) == 12
+    for line in said:
+        assert re.search(r"the session of Spark Connect is lost \(.*\); create another one \(", line), said
+
+
 def assert_same(outcome: tuple[bool, Any], expected: Any) -> None:
     """Check that a call has the results of a classic session."""
     has_result, found = outcome

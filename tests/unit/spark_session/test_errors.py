@@ -1,8 +1,10 @@
 """The pages of a failed Spark job are cut down to the line with the cause."""
 
 import pytest
+from pyspark.errors import PySparkException
 
-from mirrorspark.spark_session.errors import first_line, task_message
+from mirrorspark.spark_session.errors import SparkStartError, first_line, task_message
+from mirrorspark.spark_session.stopped import StoppedSessionError, on_running_session
 
 PYTHON_FAILED = """An exception was thrown from the Python worker. Please see the stack trace below.
 Traceback (most recent call last):
@@ -104,6 +106,36 @@ def test_memory_that_has_run_out_is_named_with_its_remedy(text: str, begin: str,
     assert message.startswith(begin)
     assert remedy in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            "[INVALID_HANDLE.SESSION_CLOSED] The handle 1-2 is invalid. Session was closed. SQLSTATE: HY000",
+            "[INVALID_HANDLE.SESSION_CLOSED] The handle 1-2 is invalid. Session was closed",
+        ),
+        ("[NO_ACTIVE_SESSION] No active Spark session found.", "[NO_ACTIVE_SESSION] No active Spark session found"),
+        ("Cannot invoke RPC on closed channel!", "Cannot invoke RPC on closed channel"),
+        ("<_InactiveRpcError\n\tstatus = StatusCode.UNAVAILABLE\n\tdetails = x>", "status = StatusCode.UNAVAILABLE"),
+    ],
+)
+def test_a_session_that_is_lost_is_named_with_the_remedy(text: str, cause: str) -> None:
+    """H15: by the message of a task, and in place of the error that leaves a public function."""
+    line = f"the session of Spark Connect is lost ({cause}); create another one ("
+    assert task_message(PySparkException(text)).startswith(line)
+
+    @on_running_session
+    def failing(error: Exception) -> None:
+        raise error
+
+    for error in (PySparkException(text), ValueError(text)):
+        with pytest.raises(StoppedSessionError, match="read the tables again with it") as raised:
+            failing(error)
+        assert str(raised.value).startswith(line)
+    for other in (PySparkException(f"{PYTHON_FAILED}{text}"), ValueError("no such column"), SparkStartError(text)):
+        with pytest.raises(type(other)):
+            failing(other)
 
 
 def test_an_error_that_ctrl_c_has_led_to_is_an_interrupt() -> None:
