@@ -1,13 +1,14 @@
 """Tables in any of the forms that users have, as Spark DataFrames."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-from pyspark.errors import AnalysisException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form
@@ -22,8 +23,13 @@ from mirrorspark.data_pipelines.memory_tables import (
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.spark import collected
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
-from mirrorspark.spark_session import on_running_session, require_running, session_of
+from mirrorspark.spark_session import on_running_session, require_running, session_of, task_message
 from mirrorspark.storage import Location, StoragePath, lacking
+
+# The SQLSTATE of a privilege that a user lacks.
+_FORBIDDEN = "42501"
+# Names of tables that need no backticks, or have some.
+_PLAIN_NAME = re.compile(r"[\w.]+|.*`.*")
 
 
 @on_running_session
@@ -136,12 +142,40 @@ def in_memory(table: Any) -> MemorySource:
 def _stored(spark: SparkSession, name: Location, encoding: str | None, separator: str | None) -> DataFrame:
     """Return a table of the catalog, a lake table, or one of plain files."""
     if isinstance(name, str) and not is_path(name):
-        try:
-            is_table = spark.catalog.tableExists(name)
-        except AnalysisException:  # no catalog of that name, or no name of a table
-            is_table = False
-        if is_table:
-            return spark.table(name)
+        if (table := _of_catalog(spark, name)) is not None:
+            return table
         if not Path(name).exists():
-            raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
+            quote = (
+                "" if _PLAIN_NAME.fullmatch(name) else "; put a part of a table's name with other signs in backticks"
+            )
+            raise TableError(f"there is no table or view '{name}', and no file or folder of that name{quote}")
     return read_stored(spark, [name], encoding=encoding, separator=separator)
+
+
+def _of_catalog(spark: SparkSession, name: str) -> DataFrame | None:
+    """Return a table of the catalog; None if there is none of that name.
+
+    Raises:
+        TableError: It cannot be read, most often for want of a privilege.
+    """
+    try:
+        if not spark.catalog.tableExists(name):
+            return None
+        table = spark.table(name)
+    except PySparkException as error:
+        if error.getSqlState() == _FORBIDDEN:
+            raise _unreadable(name, error) from error
+        if isinstance(error, AnalysisException):  # no catalog of that name, or no name of a table
+            return None
+        raise
+    try:
+        _ = table.schema  # over Spark Connect a table is looked up here
+    except AnalysisException as error:
+        raise _unreadable(name, error) from error
+    return table
+
+
+def _unreadable(name: str, error: PySparkException) -> TableError:
+    is_forbidden = error.getSqlState() == _FORBIDDEN
+    ask = "; ask for USE CATALOG, USE SCHEMA and SELECT on it" if is_forbidden else ""
+    return TableError(f"table '{name}' cannot be read: {task_message(error).rstrip('.')}{ask}")

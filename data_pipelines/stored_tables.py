@@ -1,6 +1,7 @@
 """Tables in files, as Spark DataFrames: which files a path names, and their kind."""
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -38,6 +39,7 @@ KINDS = {
     ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json",
     ".jsonl": "json", ".ndjson": "json", ".orc": "orc",
 }  # fmt: skip
+_QUOTED_PART = re.compile(r"`(?:[^`]|``)*`")
 _PACKED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 _MAGIC = {b"PAR1": "parquet", b"ORC": "orc"}
 # Readers of files that Spark does not read.
@@ -49,8 +51,14 @@ _READERS = {
 
 
 def is_path(name: Location) -> bool:
-    """Return whether a name is that of a file or folder, rather than of a table of the catalog."""
-    return not isinstance(name, str) or "/" in name or "\\" in name or suffix_of(name) in KINDS
+    """Return whether a name is that of a file or folder, rather than of a table of the catalog.
+
+    A part of a table's name that is in backticks may hold any character.
+    """
+    if not isinstance(name, str):
+        return True
+    plain = _QUOTED_PART.sub("`", name)
+    return "/" in plain or "\\" in plain or suffix_of(plain) in KINDS
 
 
 def suffix_of(name: Location) -> str:

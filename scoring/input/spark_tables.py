@@ -33,7 +33,9 @@ class SparkSource:
         try:
             if self.format == "table":
                 (name,) = self.paths
-                return spark.table(name)
+                table = spark.table(name)
+                _ = table.schema  # over Spark Connect a table is looked up here
+                return table
             if self.format in ("csv", "json", "orc"):
                 return read_stored(spark, self.paths, kind=self.format)
             # Formats of tables take no patterns, and reject a list of paths, even with one element.

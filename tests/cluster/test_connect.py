@@ -237,6 +237,24 @@ scores = ms.score(ms.read_table(spark, "main.default.rows"), given + "/one", key
 scores.writeTo("main.default.scores").create()
 print(ms.read_table(spark, "main.default.scores").where("score > 0").count())
 
+spark.sql("CREATE NAMESPACE main.`my pay`")
+quoted = "main.`my pay`.`rows.of 2026/11.csv`"
+spark.table("main.default.rows").writeTo(quoted).create()
+files = ms.score_files(spark, quoted, given + "/one", volume + "/scores", keys="id")
+spec = ms.FeatureSpec.from_dict({"features": {"x": {"kind": "numeric"}}, "label": "late", "keys": "id"})
+dataset = ms.convert(ms.random_split(ms.read_table(spark, quoted), ["id"]), spec, volume + "/dataset")
+print(ms.score(quoted, given + "/one", keys="id", spark=spark).count(), files.rows, Path(dataset.path).is_dir())
+for name in ("main.nowhere.rows", "nowhere.default.rows", "main.my pay.rows"):
+    for call in (
+        lambda: ms.read_table(spark, name),
+        lambda: ms.score_files(spark, name, given + "/one", volume + "/none", keys="id"),
+        lambda: ms.fit(name, "late", keys="id", output=volume + "/runs", spark=spark),
+    ):
+        try:
+            call()
+        except Exception as error:
+            print(type(error).__name__, len(str(error).splitlines()))
+
 rows = pa.table({"x": [b"0" * 1024] * (144 * 1024)})
 try:
     spark.createDataFrame(rows).count()
@@ -260,6 +278,8 @@ def test_the_stand_in_for_shared_compute_forbids_what_shared_compute_forbids(
         str(sorted(get_args(abilities.Ability))),
         "False False",
         str(ROWS),
+        f"{ROWS} {ROWS} True",
+        *["TableError 1", "ScoringError 1", "TableError 1"] * 3,
         "LOCAL_RELATION_SIZE_LIMIT_EXCEEDED",
         str(144 * 1024),
     ]

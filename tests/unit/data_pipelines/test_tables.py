@@ -4,11 +4,16 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
+from pyspark.errors import AnalysisException
 
 from mirrorspark.data_pipelines import tables
+from mirrorspark.data_pipelines.any_table import read_table
+from mirrorspark.data_pipelines.memory_tables import TableError
+from mirrorspark.data_pipelines.stored_tables import is_path
 from mirrorspark.data_pipelines.tables import (
     SourceError,
     find_tables,
@@ -207,3 +212,98 @@ def test_a_huge_file_is_known_by_size_and_time(tmp_path: Path, monkeypatch: pyte
     identity = source_identity(files, "")
     os.utime(files["flights"], (1, 1))
     assert source_identity(files, "") != identity
+
+
+@pytest.mark.parametrize(
+    ("name", "is_file"),
+    [
+        ("main.default.rows", False),
+        ("main.`a/b`.`rows.csv`", False),
+        ("`main`.default.`rows ``of`` 2026.csv`", False),
+        ("/Volumes/main/default/volume/rows", True),
+        ("rows.csv.gz", True),
+        ("folder/`rows`", True),
+    ],
+)
+def test_a_name_in_backticks_is_that_of_a_table(name: str, is_file: bool) -> None:
+    """#54."""
+    assert is_path(name) is is_file
+
+
+class Refused(AnalysisException):
+    """The answer of a server."""
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self._state = state
+
+    def getSqlState(self) -> str:  # noqa: N802 - PySpark's name
+        return self._state
+
+
+class Grants:
+    """A session whose catalog refuses something, at the look-up or at the schema."""
+
+    def __init__(self, error: Exception, *, at_schema: bool) -> None:
+        self._error, self._at_schema = error, at_schema
+        self.catalog = SimpleNamespace(tableExists=self._exists)
+
+    def _exists(self, name: str) -> bool:
+        if not self._at_schema:
+            raise self._error
+        return True
+
+    def table(self, name: str) -> "Grants":
+        return self
+
+    @property
+    def schema(self) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "at_schema", "message"),
+    [
+        (
+            "main.pay.rows",
+            Refused("[INSUFFICIENT_PERMISSIONS] No USE SCHEMA. SQLSTATE: 42501\n+- plan", "42501"),
+            False,
+            "table 'main.pay.rows' cannot be read: [INSUFFICIENT_PERMISSIONS] No USE SCHEMA; ask "
+            "for USE CATALOG, USE SCHEMA and SELECT on it",
+        ),
+        (
+            "main.pay.rows",
+            Refused("[INSUFFICIENT_PERMISSIONS] No SELECT. SQLSTATE: 42501\n+- plan", "42501"),
+            True,
+            "table 'main.pay.rows' cannot be read: [INSUFFICIENT_PERMISSIONS] No SELECT; ask for "
+            "USE CATALOG, USE SCHEMA and SELECT on it",
+        ),
+        (
+            "main.pay.a_view",
+            Refused("[TABLE_OR_VIEW_NOT_FOUND] The table cannot be found. SQLSTATE: 42P01\n+- plan", "42P01"),
+            True,
+            "table 'main.pay.a_view' cannot be read: [TABLE_OR_VIEW_NOT_FOUND] The table cannot be found",
+        ),
+        (
+            "main.my pay.rows",
+            Refused("[PARSE_SYNTAX_ERROR] Syntax error. SQLSTATE: 42601", "42601"),
+            False,
+            "there is no table or view 'main.my pay.rows', and no file or folder of that name; put a part of a table's "
+            "name with other signs in backticks",
+        ),
+        (
+            "main.none.rows",
+            Refused("[SCHEMA_NOT_FOUND] The schema cannot be found. SQLSTATE: 42704", "42704"),
+            False,
+            "there is no table or view 'main.none.rows', and no file or folder of that name",
+        ),
+    ],
+)
+def test_a_table_that_the_catalog_refuses_is_named_in_one_line(
+    name: str, error: Exception, at_schema: bool, message: str
+) -> None:
+    """#54."""
+    session: Any = Grants(error, at_schema=at_schema)
+    with pytest.raises(TableError) as raised:
+        read_table(session, name)
+    assert str(raised.value) == message
