@@ -5,7 +5,6 @@ The proposal is a start: write it to YAML, read it, and correct it.
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -33,6 +32,7 @@ from pyspark.sql.types import (
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts, column_facts, quoted
 from mirrorspark.data_pipelines.features.date_formats import DateOrder
 from mirrorspark.data_pipelines.features.infer_encodings import SAMPLED_ROWS, Sample, candidates, with_encodings
+from mirrorspark.data_pipelines.features.infer_ordinals import codes, with_ordinals
 from mirrorspark.data_pipelines.features.kinds import (
     RANGE,
     Categorical,
@@ -47,7 +47,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Text,
     Vector,
 )
-from mirrorspark.data_pipelines.features.names import refusal_of_name
+from mirrorspark.data_pipelines.features.names import IDENTIFIER_NAME, refusal_of_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.spark import collected, counted
@@ -79,8 +79,6 @@ _SPLIT, _TRAIN = "split", "train"
 _ORDER = "order of the sample"
 _SHOWN_VALUES = 5
 _YES = frozenset({"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "on"})
-# As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
-_IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
 
 
 def infer_spec(
@@ -151,17 +149,28 @@ def infer_spec(
 
 
 def encoded_spec(df: DataFrame | MemorySource, spec: FeatureSpec) -> FeatureSpec:
-    """Return a spec with the encodings that help to predict its label (:mod:`data_pipelines.features.infer_encodings`).
+    """Return a spec with what a sample of the table shows about its label.
+
+    Columns of few whole numbers become numbers where their order shows (:mod:`data_pipelines.features.infer_ordinals`),
+    and encodings are added that help to predict the label (:mod:`data_pipelines.features.infer_encodings`). The spec
+    has the reasons.
 
     Args:
         df: The table, from which a sample is read: of the training rows if it has a column ``split``.
         spec: The features of its columns, and the label.
     """
-    columns = candidates(spec.features, df.schema) if spec.label.form in ("binary", "numeric") else []
+    form, schema = spec.label.form, df.schema
+    has_encodings = form in ("binary", "numeric")
+    ordinals = codes(spec.features, schema) if has_encodings or form == "multi_class" else []
+    columns = candidates(spec.features, schema) if has_encodings else ordinals
     if not columns:
         return spec
     sample = _sample(df, spec, [feature.name for feature in columns])
-    return replace(spec, features=tuple(with_encodings(sample, columns, spec.features, spec.label)))
+    features, reasons = with_ordinals(sample, ordinals, spec.features, spec.label)
+    if has_encodings:
+        features, of_encodings = with_encodings(sample, candidates(features, schema), features, spec.label)
+        reasons |= of_encodings
+    return replace(spec, features=tuple(features), reasons=reasons)
 
 
 def _sample(df: DataFrame | MemorySource, spec: FeatureSpec, columns: list[str]) -> Sample:
@@ -223,7 +232,7 @@ def _propose_number(facts: ColumnFacts) -> tuple[Feature | None, str]:
     is_whole = isinstance(facts.type, IntegralType)
     if is_whole and facts.distinct <= MOST_CODES:
         return Categorical(facts.name), f"categorical: it has {facts.distinct} different whole numbers only"
-    if is_whole and _IDENTIFIER.search(facts.name):
+    if is_whole and IDENTIFIER_NAME.search(facts.name):
         return _propose_token(facts)
     if (facts.minimum or 0) >= 0 and (facts.skewness or 0) >= LEAST_SKEWNESS_OF_LOGARITHM:
         return Numeric(facts.name, log=True, clip=RANGE), "numeric, as logarithms: it is skewed"
@@ -431,6 +440,6 @@ def likely_keys(unique: Iterable[ColumnFacts]) -> list[str]:
     A text or an amount may be different in every row, too, and is lost to the model as a key. Without the name of an
     identifier, only tokens that identify single rows are keys.
     """
-    named = {fact.name: bool(_IDENTIFIER.search(fact.name)) for fact in unique}
+    named = {fact.name: bool(IDENTIFIER_NAME.search(fact.name)) for fact in unique}
     tokens = {fact.name for fact in unique if isinstance(fact.type, StringType) and _propose_string(fact)[0] is None}
     return sorted((name for name in named if named[name] or name in tokens), key=lambda name: not named[name])

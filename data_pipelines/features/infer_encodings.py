@@ -29,8 +29,10 @@ SAMPLED_ROWS = 50_000
 _LEAST_ROWS_OF_AN_EMBEDDING = 10
 # Of these, at least this number are expected among the training rows, which are fewer than those of the table.
 _SURE_ROWS_OF_AN_EMBEDDING = 20
-# Fewer values hardly overfit, and fewer rows say little about such groups.
-_LEAST_VALUES = 50
+LEAST_VALUES = 50
+"""Values from which a column has means of the label of its own: fewer hardly overfit."""
+
+# Fewer rows say little about such groups.
 _LEAST_ROWS = 2_000
 # The mean of a row's group is that of other rows, so there must be some.
 _LEAST_ROWS_OF_A_GROUP = 2.0
@@ -91,8 +93,8 @@ def candidates(features: Sequence[Feature], schema: StructType) -> list[Feature]
 
 def with_encodings(
     sample: Sample, columns: Sequence[Feature], features: Sequence[Feature], label: Label
-) -> list[Feature]:
-    """Return the features of a table's columns, and behind them the encodings that help to predict the label.
+) -> tuple[list[Feature], dict[str, str]]:
+    """Return the features of a table's columns with the encodings that help to predict the label, and their reasons.
 
     Encodings are the label's mean by the values of columns, and the numbers of tokens whose order matters. The means by
     one column are those of many values. Of columns together, one after the other is added that explains most of what
@@ -110,9 +112,10 @@ def with_encodings(
     encodings = _encodings(sample, columns, label, {feature.name for feature in features})
     alone = {each.of[0] for each in encodings if isinstance(each, TargetEncoding) and len(each.of) == 1}
     kept = [_of_frequent_values(sample, each) if each.name in alone else each for each in features]
-    for encoding in encodings:
-        _LOGGER.info("feature %s: %s", encoding.name, _reason(encoding))
-    return [*(feature for feature in kept if feature is not None), *encodings]
+    reasons = {encoding.name: _reason(encoding) for encoding in encodings}
+    for name, reason in reasons.items():
+        _LOGGER.info("feature %s: %s", name, reason)
+    return [*(feature for feature in kept if feature is not None), *encodings], reasons
 
 
 def _of_frequent_values(sample: Sample, feature: Feature) -> Feature | None:
@@ -135,7 +138,7 @@ def _encodings(
     rows = sample.rows
     if rows.num_rows < _LEAST_ROWS:
         return []
-    target, found = _target(rows, label), [(each, _codes(rows, each)) for each in columns]
+    target, found = target_of(rows, label), [(each, _codes(rows, each)) for each in columns]
     singles = [
         _Grouping((place,), codes)
         for place, (_, codes) in enumerate(found)
@@ -158,7 +161,7 @@ def _encodings(
     alone = [single for single in strongest if _has_many(single)][:_MOST_ALONE]
     together = _chosen(list(_together(strongest[:_MOST_COLUMNS])), means, left)
     return [
-        *(TokenNumber(_free(f"{each.name} as a number", taken), of=each.name) for each in ordered),
+        *(TokenNumber(free_name(f"{each.name} as a number", taken), of=each.name) for each in ordered),
         # In the order of the table, so that another sample hardly changes the model's inputs.
         *(
             _encoding(label, [columns[place] for place in grouping.columns], taken)
@@ -168,7 +171,7 @@ def _encodings(
     ]
 
 
-def _target(rows: pa.Table, label: Label) -> Values:
+def target_of(rows: pa.Table, label: Label) -> Values:
     """Return the label with a mean of 0 and a deviation of 1, or as it is if it is binary or has one value."""
     if label.form == "binary":
         return labels.binary_label(rows, label.name, label.positive).astype(np.float64)
@@ -179,11 +182,11 @@ def _target(rows: pa.Table, label: Label) -> Values:
 def _encoding(label: Label, columns: Sequence[Feature], taken: set[str]) -> TargetEncoding:
     names = tuple(feature.name for feature in columns)
     numbers = tuple(feature.name for feature in columns if isinstance(feature, Numeric))
-    name = _free(f"{label.name} by {' and '.join(names)}", taken)
+    name = free_name(f"{label.name} by {' and '.join(names)}", taken)
     return TargetEncoding(name, of=names, numbers=numbers, max_size=_MOST_GROUPS)
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
     """Return a name that no other feature has, and take it."""
     free = next(
         one for number in itertools.count(1) if (one := name if number == 1 else f"{name} {number}") not in taken
@@ -213,11 +216,11 @@ def _shares(rows: pa.Table, feature: Feature) -> Codes | None:
         return None
     values = column.to_numpy()
     bounds = np.unique(np.quantile(values, np.arange(1, _SHARES) / _SHARES))
-    return np.searchsorted(bounds, values, side="right") if len(np.unique(values)) >= _LEAST_VALUES else None
+    return np.searchsorted(bounds, values, side="right") if len(np.unique(values)) >= LEAST_VALUES else None
 
 
 def _has_many(grouping: _Grouping) -> bool:
-    return int(grouping.codes.max()) + 1 >= _LEAST_VALUES
+    return int(grouping.codes.max()) + 1 >= LEAST_VALUES
 
 
 def _rows_of_a_group(codes: Codes, rate: float = 1.0) -> float:

@@ -20,6 +20,9 @@ USER_NAME = re.compile(
     re.IGNORECASE,
 )
 
+# As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
+IDENTIFIER_NAME = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
+
 
 def refusal_of_name(name: object) -> str | None:
     """Return the reason why a column cannot have this name, with the remedy; None if it can."""

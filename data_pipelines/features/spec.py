@@ -8,6 +8,7 @@ One specification drives conversion, training, the exported model and scoring. I
 import dataclasses
 import hashlib
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,8 @@ class FeatureSpec:
             label of kind ``candidate``.
         user: Optional feature whose values are the users; only for a label of kind ``candidate``. Without it, see
             :attr:`user_feature`.
+        reasons: Why features are as they are, by their names, where an inference says so. They are shown, and comments
+            of the YAML file, but no part of what the model sees.
     """
 
     features: tuple[Feature, ...]
@@ -74,6 +77,7 @@ class FeatureSpec:
     exclude: str | None = None
     items: "FeatureSpec | None" = None
     user: str | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     _by_name: Mapping[str, Feature] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -285,7 +289,7 @@ class FeatureSpec:
         Raises:
             FeatureSpecError: An unknown kind or option, a missing part, or parts that contradict each other.
         """
-        parts = [option.name for option in dataclasses.fields(cls) if option.init]
+        parts = [option.name for option in dataclasses.fields(cls) if option.init and option.name != "reasons"]
         unknown = sorted(set(data) - set(parts))
         if unknown:
             raise FeatureSpecError(f"feature spec has unknown parts {unknown}; use {parts}")
@@ -314,8 +318,20 @@ class FeatureSpec:
         return infer_spec(df, label=label, keys=keys, exclude=exclude)
 
     def save(self, path: str | Path) -> None:
-        """Write the spec as YAML, to be edited and given to :meth:`load`; options with their default are left out."""
-        atomic_file.write_atomically(Path(path), yaml.safe_dump(self._edited(), sort_keys=False, allow_unicode=True))
+        """Write the spec as YAML, to be edited and given to :meth:`load`; options with their default are left out.
+
+        The reasons of features are comments.
+        """
+        document = self._edited()
+        features, items = document.pop("features"), {part: document.pop(part) for part in ("items",) if self.items}
+        lines = [_yaml(document), "features:\n", *(self._feature_yaml(name, of) for name, of in features.items())]
+        atomic_file.write_atomically(Path(path), "".join([*lines, *([_yaml(items)] if items else [])]))
+
+    def _feature_yaml(self, name: str, options: Mapping[str, Any]) -> str:
+        """Return a feature's lines, below a comment with its reason."""
+        printable = "".join(character if character.isprintable() else " " for character in self.reasons.get(name, ""))
+        comment = [f"# {printable}\n"] if printable else []
+        return textwrap.indent("".join([*comment, _yaml({name: dict(options)})]), "  ")
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureSpec":
@@ -367,8 +383,8 @@ class FeatureSpec:
         return ", ".join([about, *others])
 
     def features_html(self) -> str:
-        """Return the features with their kinds and the options that differ from the defaults, as markup."""
-        return rows_html(("feature", "kind", "options"), self._feature_rows())
+        """Return the features with their kinds, the options that differ from the defaults, and reasons, as markup."""
+        return rows_html(("feature", "kind", "options", *(["reason"] if self.reasons else [])), self._feature_rows())
 
     def features_text(self) -> list[str]:
         """Return the content of :meth:`features_html` as aligned lines, one per feature."""
@@ -376,9 +392,12 @@ class FeatureSpec:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
-    def _feature_rows(self) -> list[tuple[str, str, str]]:
+    def _feature_rows(self) -> list[tuple[str, ...]]:
         return [
-            (name, options.pop("kind"), ", ".join(f"{option} {value}" for option, value in options.items()))
+            (
+                *(name, options.pop("kind"), ", ".join(f"{option} {value}" for option, value in options.items())),
+                *([self.reasons.get(name, "")] if self.reasons else []),
+            )
             for name, options in self._edited()["features"].items()
         ]
 
@@ -389,6 +408,10 @@ class FeatureSpec:
         if self.label.kind == "numeric":  # Specs from before features and labels shared this word keep their hash.
             document["label"]["kind"] = "number"
         return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:16]
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def _items_from_dict(items: Any) -> FeatureSpec:

@@ -90,6 +90,9 @@ def test_this_process_and_spark_make_the_same_dataset(
     assert content_hash(here) == content_hash(there)
     specs = [default_spec(of, label, keys=keys, exclude=() if time is None else (time,)) for of in (here, there)]
     assert specs[0] == specs[1]
+    assert specs[0].reasons == specs[1].reasons
+    # Whole numbers with gaps of which the label shows nothing.
+    assert specs[0]["byte as a number"].kind == "token_number"
     assert bool(specs[0].target_encodings) == (label == "amount")
     stratified = label if specs[0].label.form == "multi_class" else None
     options = ConversionOptions(shards=3, rows_per_block=100, accept_errors=True)

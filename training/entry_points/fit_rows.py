@@ -153,7 +153,8 @@ def default_spec(
         keys: Columns that identify a row.
         exclude: Columns that are not features.
         last_key: The key if no other column identifies the rows.
-        encodings: Add means of the label by columns of many values, and by columns together, where they help.
+        encodings: Add what a sample shows about the label: few whole numbers whose order counts are numbers, and there
+            are means of the label by columns of many values, and by columns together, where they help.
 
     Raises:
         FeatureSpecError: As ``infer_spec`` says.

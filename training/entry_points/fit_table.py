@@ -214,7 +214,7 @@ def fit(
     )
     spark = session.get()
     trained = train_in_view(view, dataset, config, spark)
-    result = FitResult.of(trained, dataset, config, found.rows, spark)
+    result = FitResult.of(trained, dataset, config, found.rows, spark, found.spec.reasons)
     if (of_users := found.interactions) is None:
         return result
     return RecommenderResult.of_interactions(result, of_users.given, of_users.columns, of_users.form)

@@ -1,6 +1,7 @@
 """The result of ``fit``: views of the trained model, and the actions on it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class FitResult:
         config: The training's settings.
         table_rows: The table with its split, where its rows were converted.
         spark: The session.
+        reasons: Why features are as they are, by their names, where an inference says so.
     """
 
     trained: Trained
@@ -65,6 +67,7 @@ class FitResult:
     config: TrainingConfig
     table_rows: DataFrame | MemorySource = field(repr=False)
     spark: SparkSession | None = field(default=None, repr=False)
+    reasons: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -74,10 +77,12 @@ class FitResult:
         config: TrainingConfig,
         rows: DataFrame | MemorySource,
         spark: SparkSession,
+        reasons: Mapping[str, str],
     ) -> "FitResult":
         """Return the result, and save the spec with the run's other files."""
-        dataset.spec.save(trained.run_folder / "features.yaml")
-        return cls(trained, dataset, config, rows, spark)
+        result = cls(trained, dataset, config, rows, spark, reasons)
+        result.spec.save(trained.run_folder / "features.yaml")
+        return result
 
     @cached_property
     def rows(self) -> DataFrame:
@@ -90,7 +95,7 @@ class FitResult:
     @property
     def spec(self) -> FeatureSpec:
         """The feature specification; ``spec.save(path)`` writes it, to be edited and given to the next ``fit``."""
-        return self.dataset.spec
+        return replace(self.dataset.spec, reasons=self.reasons)
 
     @property
     def model(self) -> PinnedModel:

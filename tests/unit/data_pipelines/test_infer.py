@@ -1,7 +1,9 @@
 """Features and labels proposed for columns, from their measurements."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.ml.linalg import VectorUDT
@@ -21,8 +23,16 @@ from pyspark.sql.types import (
     StructType,
 )
 
+from mirrorspark.data_pipelines.any_table import in_memory
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts
-from mirrorspark.data_pipelines.features.infer import likely_keys, propose_feature, propose_label, reason_of_label
+from mirrorspark.data_pipelines.features.infer import (
+    encoded_spec,
+    likely_keys,
+    propose_feature,
+    propose_label,
+    reason_of_label,
+)
+from mirrorspark.data_pipelines.features.infer_ordinals import Evidence, Form, decided
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Date,
@@ -34,8 +44,10 @@ from mirrorspark.data_pipelines.features.kinds import (
     Ordinal,
     Sparse,
     Text,
+    TokenNumber,
     Vector,
 )
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 
 def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int = 500, **known: Any) -> ColumnFacts:
@@ -226,3 +238,69 @@ def test_a_column_is_a_key_by_its_name_or_because_no_model_can_learn_from_it() -
         facts(StringType(), "few", rows=20, distinct=20, elements=1),
     ]
     assert likely_keys(unique) == ["comment_id", "orderId", "voucher", "order no."]
+
+
+def evidence(values: int = 10, **known: Any) -> Evidence:
+    """Return that of whole numbers by whose order alone the label rises, but for what is ``known``."""
+    return Evidence(
+        values, **{"rows": 200.0, "is_even": True, "spread": 20.0, "bends": 1.0, "neighbours": 0.05} | known
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "form", "reason"),
+    [
+        ("rooms", evidence(), Form.NUMBER, "by their order alone"),
+        ("rooms", evidence(bends=9.0), Form.BOTH, "the order of its 10 different whole numbers, and on single ones"),
+        ("floor", evidence(bends=9.0, neighbours=1.1), Form.CATEGORY, "but not on their order"),
+        ("roomsLevel", evidence(bends=9.0, neighbours=1.1), Form.BOTH, "perhaps by their order"),
+        ("floor", evidence(bends=9.0, neighbours=0.7), Form.BOTH, "perhaps by their order"),
+        ("floor", evidence(4, bends=9.0, neighbours=1.1), Form.BOTH, "perhaps by their order"),
+        ("floor", evidence(spread=1.1), Form.NUMBER, "follow each other, and the label hardly differs"),
+        ("floor", evidence(spread=1.1, is_even=False), Form.BOTH, "have gaps, and the label hardly differs"),
+        ("floor", evidence(rows=2.0, bends=9.0), Form.NUMBER, "hardly repeat"),
+        ("shop_id", evidence(rows=2.0), Form.BOTH, "that of a code, but the label depends on the order"),
+        ("POSTAL CODE", evidence(bends=9.0, neighbours=0.7), Form.CATEGORY, "its name is that of a code"),
+        ("shopType", evidence(4), Form.CATEGORY, "its name is that of a code"),
+    ],
+)
+def test_few_whole_numbers_are_a_number_a_category_or_both(name: str, found: Evidence, form: Form, reason: str) -> None:
+    assert decided(name, found)[0] is form
+    assert reason in decided(name, found)[1]
+
+
+@pytest.mark.parametrize("kind", ["binary", "numeric", "multi_class", "ordinal"])
+def test_the_label_decides_about_few_whole_numbers_with_a_reason_that_is_saved(kind: str, tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(2), 6_000
+    rating, hour, floor, noise, shop = (rng.integers(0, most, rows) for most in (10, 24, 20, 5, 9))
+    score = rating / 3 + 2 * np.sin(hour / 4) + 2 * (floor % 2) + rng.normal(size=rows)
+    label = {
+        "binary": (score > np.median(score)).astype(int),
+        "numeric": score,
+        "multi_class": np.array(["low", "mid", "high"])[np.digitize(score, np.quantile(score, [0.3, 0.6]))],
+        "ordinal": np.digitize(score, np.quantile(score, [0.3, 0.6])),
+    }[kind]
+    columns = {"id": np.arange(rows), "rating": rating, "hour": hour, "floor": floor, "noise": noise, "shop_id": shop}
+    table = pa.table(columns | {"flag": rng.integers(0, 2, rows), "late": label})
+    names = [name for name in columns if name != "id"] + ["flag"]
+    classes = ("0", "1", "2") if kind == "ordinal" else None
+    known = FeatureSpec(tuple(map(Categorical, names)), Label("late", kind, classes=classes), ("id",))  # type: ignore[arg-type]
+    spec = encoded_spec(in_memory(table), known)
+    assert spec.features == (
+        Numeric("rating", clip="range"),
+        Categorical("hour"),
+        TokenNumber("hour as a number", of="hour", clip="range"),
+        Categorical("floor"),
+        Numeric("noise", clip="range"),
+        Categorical("shop_id"),
+        Categorical("flag"),
+    )
+    assert set(spec.reasons) == {*names, "hour as a number"} - {"flag"}
+    shown = str(spec).splitlines()[1]
+    assert shown.split(maxsplit=4) == ["rating", "numeric", "clip", "range", spec.reasons["rating"]]
+    spec.save(tmp_path / "spec.yaml")
+    assert f"  # {spec.reasons['floor']}\n  floor:\n    kind: categorical\n" in (tmp_path / "spec.yaml").read_text()
+    assert FeatureSpec.load(tmp_path / "spec.yaml") == spec
+    shuffled = table.take(pa.array(rng.permutation(rows)))
+    again = encoded_spec(in_memory(shuffled), known)
+    assert (again, again.reasons) == (spec, spec.reasons)
