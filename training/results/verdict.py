@@ -40,7 +40,7 @@ def evaluate(
         best: The epoch that was exported.
         attempts: Every launch.
         choice: The choice between the network, baselines and their blend, if there was one.
-        on_progress: Gets the progress of the baselines.
+        on_progress: Gets the progress, by baseline.
     """
     config, dataset = job.config, job.dataset
     steps = dataset.steps("train", config.global_batch_size)
@@ -51,17 +51,19 @@ def evaluate(
     if config.task == "retrieval":
         lists = _recommended(job, choice, on_progress)
         seconds = {} if choice is None else choice.seconds
-        return evaluate_run.compare_retrieval(dataset, predictions, lists, config.top_k, curves, seconds)
+        return evaluate_run.compare_retrieval(dataset, predictions, lists, config.top_k, curves, seconds, on_progress)
     baselines = _baselines(job, choice, on_progress)
     if config.task == "multi_label":
-        return evaluate_run.compare_multi_label(predictions, baselines, config.seed, curves, dataset.features.classes)
+        return evaluate_run.compare_multi_label(
+            predictions, baselines, config.seed, curves, dataset.features.classes, on_progress
+        )
     if config.task == "multi_class":
         names, is_ordinal = dataset.features.class_names, dataset.spec.label.order is not None
         return evaluate_run.compare_multi_class(
-            predictions, baselines, config.seed, curves, names, is_ordinal=is_ordinal
+            predictions, baselines, config.seed, curves, names, on_progress, is_ordinal=is_ordinal
         )
     compare = {"binary": evaluate_run.compare_binary, "regression": evaluate_run.compare_regression}[config.task]
-    return compare(predictions, baselines, config.seed, curves)
+    return compare(predictions, baselines, config.seed, curves, on_progress)
 
 
 def log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, model_uri: str) -> None:
@@ -97,16 +99,13 @@ def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress)
                 evaluate_run.Baseline(asked.name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates))))
             )
             continue
-        which = "" if len(asked_for) == 1 else f"{asked.label} ({place + 1} of {len(asked_for)}): "
-
-        def on_fit_progress(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
-            on_progress(f"{which}{doing}", done, total)
-
+        progress = fitted_baselines.progress_of(asked_for, place, on_progress)
         rows = rows or fitted_baselines.baseline_rows(dataset, config.task, job.class_factors, config.monotone)
         begin = time.monotonic()
-        fitted = fitted_baselines.fitted_baseline(asked, rows, config.seed, on_fit_progress)
+        fitted = fitted_baselines.fitted_baseline(asked, rows, config.seed, progress)
         seconds = time.monotonic() - begin
         part = fitted_baselines.train_fraction(rows, dataset.manifest.rows("train"))
+        progress("scores of the test rows")
         scores = fitted_baselines.baseline_scores(fitted, dataset, "test", step)
         baselines.append(evaluate_run.Baseline(asked.label, scores, part, fitted.left_out, seconds))
     return baselines

@@ -12,10 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.training.configuration.tasks import BOOSTING
+from mirrorspark.training.configuration.tasks import BOOSTING, RowBaseline
 from mirrorspark.training.results.evaluation import baselines, boosting, linear
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, split_rows
 from mirrorspark.training.results.evaluation.boosting import MAX_ITERATIONS, FittedBoosting, gradient_boosting
+from mirrorspark.training.results.evaluation.fitted_baselines import progress_of
 from mirrorspark.training.results.evaluation.linear import linear_model
 
 FEATURES = (
@@ -259,6 +260,42 @@ def test_several_labels_are_learnt_as_scikit_learn_learns_each_with_a_bar() -> N
     expected = twin.predict_proba(fitted.inputs(validation))[:, 1]
     np.testing.assert_allclose(found[:, 1], expected, atol=0.02)
     assert found[:, 2].max() < 0.01
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_linear_model_ends_in_time_and_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch, classes: int) -> None:
+    train, validation = columns(600, 1), columns(200, 2)
+    for part in (train, validation):
+        part["class"] = part["carrier"] % classes
+    split = split_rows(train, validation, FEATURES, "class", task="multi_class")
+    whole = linear_model(split)
+    assert whole.left_out == ""
+    monkeypatch.setattr(baselines, "SECONDS", 0.0)
+    cut = linear_model(split)
+    assert cut.left_out == (
+        "It had 0 seconds, which left out the iterations after 1 of 200 and the strengths C = 0.001, 0.01, 0.1, 1, 10 "
+        "of the regularisation"
+    )
+    assert np.isfinite(cut.predict(columns(50, 3))).all()
+
+
+def test_the_parts_of_a_slow_linear_fit_end_where_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_rows(columns(600, 1), columns(200, 2), FEATURES, "late")
+    whole = linear_model(split, strengths=1.0)
+    monkeypatch.setattr(linear, "_seconds_of_an_iteration", lambda *_: 1.0)
+    in_parts = linear_model(split, strengths=1.0)
+    assert (whole.left_out, in_parts.left_out) == ("", "")
+    assert whole.model.max_iter == 200
+    assert in_parts.model.max_iter == 14
+    np.testing.assert_allclose(in_parts.predict(columns(50, 3)), whole.predict(columns(50, 3)), atol=0.01)
+
+
+def test_the_progress_of_a_baseline_has_its_name() -> None:
+    told: list[tuple[str, int, int]] = []
+    several = [RowBaseline("xgboost"), RowBaseline("logistic_regression")]
+    progress_of(several, 1, lambda *progress: told.append(progress))("strengths", 2, 6)
+    progress_of(several[:1], 0, lambda *progress: told.append(progress))("boosting iterations")
+    assert told == [("logistic regression (2 of 2): strengths", 2, 6), ("XGBoost: boosting iterations", 0, 0)]
 
 
 def test_a_linear_model_of_several_labels_ends_in_time_and_says_what_it_left_out(

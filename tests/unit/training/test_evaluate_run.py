@@ -207,7 +207,11 @@ def test_each_of_several_baselines_is_compared_and_drawn(binary: Any) -> None:
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
     names = ["lightgbm", "logistic_regression", "xgboost"]
-    comparison = compare_binary(table, [baseline_of(binary, name) for name in names], seed=1, curves=None)
+    told: list[tuple[str, int, int]] = []
+    baselines = [baseline_of(binary, name) for name in names]
+    comparison = compare_binary(table, baselines, 1, None, lambda *progress: told.append(progress))
+    of = ("comparing with LightGBM", "comparing with logistic regression", "comparing with XGBoost")
+    assert told == [(doing, place, 3) for place, doing in enumerate(of)]
     found = each_baseline(comparison.baseline)
     assert [one["name"] for one in found] == names
     for one in found:

@@ -329,7 +329,13 @@ def test_a_network_that_has_learnt_nothing_is_beaten_and_kept_for_the_comparison
         same = np.tile(np.float32([0.94, 0.02, 0.02, 0.02]), (len(labels), 1))
         scores = list_column(same) if task == "multi_class" else pa.array(same[:, 0])
         tables[split] = pa.table({column: scores, "label": labels, "weight": np.ones(len(labels))})
-    found = challenge(dataset, task, "val_loss", 1, [RowBaseline(BASELINE)], tables, tmp_path)
+    told: list[str] = []
+    found = challenge(
+        *(dataset, task, "val_loss", 1, [RowBaseline(BASELINE)], tables, tmp_path),
+        lambda doing, done=0, total=0: told.append(doing),
+    )
+    assert set(told[:-1]) <= {"gradient boosting: boosting iterations"}
+    assert told[-1] == "comparing the models on the validation rows"
     choice = found.choice
     assert choice.registered != NETWORK
     kind_of_graph, _ = graph_of(found.fitted[BASELINE], task, classes_of(dataset, task))

@@ -34,6 +34,7 @@ from mirrorspark.pages.figures import (
     roc_curve,
     score_histogram,
 )
+from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.segments import held_back_items, segment_metrics
 from mirrorspark.training.results.report import as_baseline, in_words
 
@@ -92,7 +93,11 @@ class Baseline:
 
 
 def compare_binary(
-    predictions: Mapping[str, pa.Table], baselines: Sequence[Baseline], seed: int, curves: Figure | None
+    predictions: Mapping[str, pa.Table],
+    baselines: Sequence[Baseline],
+    seed: int,
+    curves: Figure | None,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> BaselineComparison:
     """Compare a binary model with baselines, from its ``score``, ``label`` and ``weight`` per split.
 
@@ -101,18 +106,26 @@ def compare_binary(
         baselines: The models to compare with.
         seed: Fixes the draws of the intervals.
         curves: The learning curves.
+        on_progress: Gets the baseline whose intervals are computed.
     """
     metrics = {split: metrics_of("binary", table, split=split) for split, table in predictions.items()}
     label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(baseline.name): baseline.scores for baseline in baselines}
     figures = _probability_figures(label, score, weight, others)
     constants = baselines or _base_rate(weighed_columns(predictions["validation"]), len(label))
-    compared = _compared(constants, binary_metrics, bootstrap.binary_statistics, (label, score, weight), seed)
+    compared = _compared(
+        constants, binary_metrics, bootstrap.binary_statistics, (label, score, weight), seed, on_progress
+    )
     return _comparison(metrics, compared, figures, curves)
 
 
 def compare_multi_label(
-    predictions: Mapping[str, pa.Table], baselines: Sequence[Baseline], seed: int, curves: Figure | None, classes: int
+    predictions: Mapping[str, pa.Table],
+    baselines: Sequence[Baseline],
+    seed: int,
+    curves: Figure | None,
+    classes: int,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> BaselineComparison:
     """Compare a multi-label model with baselines by ``scores``, ``label``, ``weight``; see :func:`compare_binary`.
 
@@ -125,14 +138,18 @@ def compare_multi_label(
     others = {in_words(baseline.name): baseline.scores.ravel() for baseline in baselines}
     constants = baselines or _base_rate(judged["validation"], len(label))
     compared = _compared(
-        constants, multi_label_metrics, bootstrap.multi_label_statistics, (label, scores, weight), seed
+        constants, multi_label_metrics, bootstrap.multi_label_statistics, (label, scores, weight), seed, on_progress
     )
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
     return _comparison(metrics, compared, figures, curves)
 
 
 def compare_regression(
-    predictions: Mapping[str, pa.Table], baselines: Sequence[Baseline], seed: int, curves: Figure | None
+    predictions: Mapping[str, pa.Table],
+    baselines: Sequence[Baseline],
+    seed: int,
+    curves: Figure | None,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> BaselineComparison:
     """Compare a regression with baselines, from its ``score``, ``label`` and ``weight``; see :func:`compare_binary`."""
     metrics = {
@@ -142,7 +159,9 @@ def compare_regression(
     label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(baseline.name): baseline.scores for baseline in baselines}
     constants = baselines or _base_rate(weighed_columns(predictions["validation"]), len(label))
-    compared = _compared(constants, regression_metrics, bootstrap.regression_statistics, (label, score, weight), seed)
+    compared = _compared(
+        constants, regression_metrics, bootstrap.regression_statistics, (label, score, weight), seed, on_progress
+    )
     figures = drawn(
         {
             "predicted_and_actual": lambda: predicted_and_actual(label, score, weight=weight, baseline=others),
@@ -172,6 +191,7 @@ def compare_multi_class(
     seed: int,
     curves: Figure | None,
     names: Sequence[str],
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
     *,
     is_ordinal: bool = False,
 ) -> BaselineComparison:
@@ -189,7 +209,7 @@ def compare_multi_class(
     measured = partial(multi_class_metrics, is_ordinal=is_ordinal)
     resampled = partial(bootstrap.multi_class_statistics, is_ordinal=is_ordinal)
     constants = baselines or _base_rate(classed_columns(predictions["validation"], classes), len(label))
-    compared = _compared(constants, measured, resampled, (label, scores, weight), seed)
+    compared = _compared(constants, measured, resampled, (label, scores, weight), seed, on_progress)
     best = scores.argmax(axis=1)
     figures = drawn(
         {
@@ -211,6 +231,7 @@ def compare_retrieval(
     k: int,
     curves: Figure | None,
     seconds: Mapping[str, float] = MappingProxyType({}),
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> BaselineComparison:
     """Compare a retrieval model with baselines, from its ``candidates`` and the held-back ``label`` per split.
 
@@ -223,6 +244,7 @@ def compare_retrieval(
         k: Length of the lists.
         curves: The learning curves.
         seconds: Times of their fits, as far as they are known.
+        on_progress: Gets the baseline whose lists are compared.
     """
     ranks = tuple(sorted({rank for rank in RANKING_KS if rank < k} | {k}))
     vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
@@ -249,7 +271,8 @@ def compare_retrieval(
     of_test = items["test"]
     # Users by query, in the order of the values.
     users = of_test.users[np.unique(of_test.queries, return_index=True)[1]]
-    for name, listed in baselines.items():
+    for place, (name, listed) in enumerate(baselines.items()):
+        on_progress(f"comparing with {in_words(name)}", place, len(baselines))
         # Missing and out-of-vocabulary items are in no list, so they are never a hit.
         baseline_values = ranking_values(listed, of_test.candidates, ranks, queries=of_test.queries, rows=of_test.rows)
         listed_positions = listed - kinds.FIRST_VOCABULARY_ID
@@ -342,14 +365,17 @@ def _compared(
     statistics: Callable[[np.ndarray, np.ndarray], bootstrap.Statistics],
     columns: tuple[np.ndarray, np.ndarray, np.ndarray],
     seed: int,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Return the ``baseline`` of a comparison; empty without any.
 
     ``columns`` are label, predictions and weight of the test rows.
     """
     label, score, weight = columns
-    return as_baseline(
-        [
+    compared = []
+    for place, baseline in enumerate(baselines):
+        on_progress(f"comparing with {in_words(baseline.name)}", place, len(baselines))
+        compared.append(
             {
                 "name": baseline.name,
                 "metrics": metrics(label, baseline.scores, weight),
@@ -359,9 +385,8 @@ def _compared(
             | ({"learnt_from": dict(baseline.learnt_from)} if baseline.learnt_from else {})
             | ({"left_out": baseline.left_out} if baseline.left_out else {})
             | ({} if baseline.seconds is None else {"seconds": baseline.seconds})
-            for baseline in baselines
-        ]
-    )
+        )
+    return as_baseline(compared)
 
 
 def _probability_figures(

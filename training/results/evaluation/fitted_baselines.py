@@ -20,6 +20,7 @@ from mirrorspark.training.results.evaluation.baselines import (
 )
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.linear import linear_model
+from mirrorspark.training.results.report import in_words
 
 # A baseline holds its rows in memory on the driver: at most this number of rows, and of numbers of all features.
 BASELINE_ROWS = 1_000_000
@@ -105,6 +106,16 @@ def fitted_baseline(
     if asked.name in STRENGTHS:
         return linear_model(rows, strengths=asked.options.get(STRENGTHS[asked.name]), on_progress=on_progress)
     return gradient_boosting(rows, seed=seed, library=asked.name, options=asked.options, on_progress=on_progress)
+
+
+def progress_of(asked: Sequence[RowBaseline], place: int, on_progress: OnProgress) -> OnProgress:
+    """Return the function that takes the progress of one of the baselines, and passes it on with its name."""
+    which = in_words(asked[place].label) + (f" ({place + 1} of {len(asked)})" if len(asked) > 1 else "")
+
+    def named(doing: str, done: int = 0, total: int = 0, /) -> None:
+        on_progress(f"{which}: {doing}", done, total)
+
+    return named
 
 
 def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str, step: int = 1) -> np.ndarray:

@@ -44,6 +44,9 @@ _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _INVERSE_STRENGTHS_OF_LABELS = (1.0, 5.0, 0.2, 30.0, 150.0)
 # A baseline need not be exact, so the optimiser stops before the last digits.
 _MAX_ITERATIONS = 200
+# Parts of a fit that might take longer than there is time, and rows by which its time is estimated.
+_PARTS = 8
+_TIMED_ROWS = 10_000
 # Weights of all classes; the optimiser holds some twenty times as many numbers.
 _MOST_WEIGHTS = 10_000_000
 # Validation rows of several labels whose losses are in memory together.
@@ -124,7 +127,10 @@ def linear_model(
         model.set_params(**({"alpha": 1 / inverse} if split.task == "regression" else {"C": inverse}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is on purpose
-            model.fit(matrix, train.wanted, sample_weight=train.weight)
+            if isinstance(model, LogisticRegression):
+                _fit_in_time(model, matrix, train, limit)
+            else:
+                model.fit(matrix, train.wanted, sample_weight=train.weight)
         least = min(errors.values(), default=np.inf)
         errors[inverse] = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, split.task)
         if best is None or errors[inverse] < least:
@@ -139,6 +145,34 @@ def linear_model(
     if unfinished := getattr(best, "unfinished_", 0):
         limit.left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")
     return replace(fitted, model=best, left_out=limit.in_words())
+
+
+def _fit_in_time(model: LogisticRegression, matrix: sparse.csr_matrix, train: Rows, limit: TimeLimit) -> None:
+    """Fit logistic regression, in parts that go on from each other where the whole might not end in time.
+
+    scikit-learn's solver cannot be stopped, and begins each part without the curvature that it knew.
+    """
+    of_iteration = _seconds_of_an_iteration(matrix, len(np.unique(train.wanted)))
+    each = int(limit.left / _PARTS / of_iteration)
+    each = _MAX_ITERATIONS if each * _PARTS >= _MAX_ITERATIONS else max(1, each)
+    model.set_params(max_iter=each)
+    done = 0
+    while True:
+        model.fit(matrix, train.wanted, sample_weight=train.weight)
+        done += each
+        if int(np.max(model.n_iter_)) < each or done >= _MAX_ITERATIONS:
+            return
+        if limit.left <= 0:
+            limit.left_out.append(f"the iterations after {done:,} of {_MAX_ITERATIONS:,}")
+            return
+
+
+def _seconds_of_an_iteration(matrix: sparse.csr_matrix, classes: int) -> float:
+    """Return the time of an iteration, estimated from some rows: it has about three products with the weights."""
+    some = matrix[:_TIMED_ROWS]
+    begin = time.monotonic()
+    some @ np.zeros((matrix.shape[1], 1 if classes <= 2 else classes))
+    return max(3 * (time.monotonic() - begin) * matrix.shape[0] / some.shape[0], 1e-9)
 
 
 def linear_of(fitted: FittedLinear, task: str, classes: int = 0) -> linear_model_graph.Linear:

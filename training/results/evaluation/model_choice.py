@@ -35,6 +35,7 @@ from mirrorspark.training.results.evaluation.fitted_baselines import (
     baseline_rows,
     baseline_scores,
     fitted_baseline,
+    progress_of,
     train_fraction,
     weighed_by_class,
 )
@@ -239,6 +240,7 @@ def challenge(
     reason = f"as {scores:,} scores of all models are more than {_MOST_SCORES:,}" if scores > _MOST_SCORES else ""
     rows = baseline_rows(dataset, task, class_weights, monotone)
     fitted, seconds = _fitted(() if reason else asked, rows, seed, on_progress)
+    on_progress("comparing the models on the validation rows")
     parts = {
         split: {NETWORK: scores_of(table)}
         | {name: baseline_scores(model, dataset, split).astype(np.float32) for name, model in fitted.items()}
@@ -305,9 +307,9 @@ def _fitted(
     """Return the fits that can be exported, and their seconds, by label."""
     fitted: dict[str, FittedBaseline] = {}
     seconds = {}
-    for one in asked:
+    for place, one in enumerate(asked):
         begin = time.monotonic()
-        model = fitted_baseline(one, rows, seed, on_progress)
+        model = fitted_baseline(one, rows, seed, progress_of(asked, place, on_progress))
         if isinstance(model, FittedLinear) and model.kept is not None:
             continue
         fitted[one.label], seconds[one.label] = model, time.monotonic() - begin
