@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.data_pipelines.features.kinds import Label, Numeric
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.results.report.baselines import as_baseline
@@ -50,7 +51,7 @@ def result(
     )
     dataset = SimpleNamespace(
         manifest=SimpleNamespace(content_hash=content),
-        spec=SimpleNamespace(label=label, keys=("row",)),
+        spec=FeatureSpec((Numeric("km"),), label, ("row",)),
         features=SimpleNamespace(class_names=classes, classes=len(classes)),
     )
     return FitResult(cast(Any, trained), cast(Any, dataset), cast(Any, None), cast(Any, None))
@@ -136,7 +137,7 @@ def test_a_result_is_a_few_lines_with_its_verdict_and_places(tmp_path: Path) -> 
     verdict = BaselineComparison(METRICS, as_baseline([BASELINE, *others]), {})
     rows = {"train": 244_737, "validation": 28_618, "test": 53_991}
     whole = replace(trained(tmp_path), registered_model="late", verdict=verdict, chosen="the better one", rows=rows)
-    spec = SimpleNamespace(label=LATE)
+    spec = FeatureSpec((Numeric("km"),), LATE, ("row",))
     text = repr(FitResult(whole, cast(Any, SimpleNamespace(spec=spec)), cast(Any, None), cast(Any, None)))
     lines = text.splitlines()
     assert lines[0] == "models:/late/3: probability that late is yes"
