@@ -166,7 +166,7 @@ def compiled(case: str) -> Any:
     first, last = (keras.initializers.GlorotUniform(seed) for seed in (3, 4))
     penalty = None if case == "of rows" else "l2"  # Keras adds up losses of one shape
     hidden = keras.layers.Dense(8, "relu", kernel_initializer=first, kernel_regularizer=penalty)(inputs)
-    outputs = keras.layers.Dense(1, "sigmoid", kernel_initializer=last)(hidden)
+    outputs = keras.layers.Dense(1, "sigmoid", kernel_initializer=last, name="last")(hidden)
     model = kind(inputs, [outputs, outputs] if case == "two outputs" else outputs)
     metrics = ["accuracy", OwnMetric()] if isinstance(loss, str | keras.losses.Loss) else None
     model.compile(optimizer(), loss, metrics=metrics, run_eagerly=case == "eagerly")
