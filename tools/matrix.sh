@@ -23,7 +23,7 @@ for name in "$@"; do
         .venv/bin/uv venv --quiet --clear --python "$python" "$environment"
         sed -n 's/^# override //p' "$file" >"$environment/overrides"
         .venv/bin/uv pip install --quiet --python "$environment/bin/python" --constraint "$file" \
-            --override "$environment/overrides" --editable ".[train,keras,fleet,serve,local,demo,dev]"
+            --override "$environment/overrides" --editable ".[train,keras,fleet,serve,local,demo,notebook,dev]"
         touch "$environment/made"
     fi
     echo "$name: $("$environment/bin/python" -c "

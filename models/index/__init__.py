@@ -9,9 +9,10 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.models.index import blended, ivf, row_sums, scann
-    from mirrorspark.models.index.exact import CANDIDATE_EMBEDDINGS, ExactTopK
+    from mirrorspark.models.index.exact import ExactTopK
     from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_filled, is_ranked_list
     from mirrorspark.models.index.search import (
+        CANDIDATE_EMBEDDINGS,
         GROUP,
         TILE_SCORES,
         Best,

@@ -6,16 +6,22 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models.index.search import GROUP, TILE_SCORES, Best, Queries, best_columns, in_tiles, without
+from mirrorspark.models.index.search import (
+    CANDIDATE_EMBEDDINGS,
+    GROUP,
+    TILE_SCORES,
+    Best,
+    Queries,
+    best_columns,
+    in_tiles,
+    without,
+)
 from mirrorspark.models.index.top_k import SearchTopK
 
 # Number of candidates per block of a larger catalogue. With it, and the scores of a tile, the best 20 of 100,000 take
 # 146 microseconds per query on one core, the best 100 take 193; with a quarter of both sizes 177 and 329. A matrix
 # product is efficient with many queries, and the search for the best restarts in each block.
 BLOCK_CANDIDATES = 1 << 17
-
-CANDIDATE_EMBEDDINGS = "candidate_embeddings"
-"""Name of the variable of an index that is saved."""
 
 
 class ExactTopK(SearchTopK):

@@ -9,6 +9,9 @@ import tensorflow as tf
 if TYPE_CHECKING:  # it needs TensorFlow Recommenders, which a model without an index does without
     from mirrorspark.models.index.exact import ExactTopK
 
+CANDIDATE_EMBEDDINGS = "candidate_embeddings"
+"""Name of the variable of an index that is saved."""
+
 # Number of scores in memory at a time.
 TILE_SCORES = 1 << 24
 # Scores of a row that are represented by their maximum in the first pass of a search for the best.

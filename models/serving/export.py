@@ -12,7 +12,7 @@ import tensorflow as tf
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.index import CANDIDATE_EMBEDDINGS, CANDIDATES, SCORES, UNFILLED, Index, Queries, recall
 from mirrorspark.models.layers.input import lists_of_any_length
-from mirrorspark.models.retrieval import SavedQueryTower, ids_in_pieces, rating_task
+from mirrorspark.models.retrieval import SavedQueryTower, rating_task
 from mirrorspark.models.serving.preprocessing import (
     GraphEncoder,
     GraphEncoders,
@@ -248,6 +248,9 @@ def recalls(indexes: Mapping[str, Index], k: int, sample: np.ndarray) -> dict[st
 
 def candidate_embeddings(model: Any, on_progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
     """Return float32 ``[ids, dim]``: the candidate tower's output for every id, reported by ``on_progress``."""
+    # It comes with TensorFlow Recommenders, which other models do without.
+    from mirrorspark.models.retrieval import ids_in_pieces
+
     tower = getattr(model, "own_candidates", None) or model.candidate_tower
     getattr(tower, "refresh", lambda: None)()
     return np.concatenate([tower(ids).numpy() for ids in ids_in_pieces(tower.input_dim, on_progress)])

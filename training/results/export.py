@@ -328,30 +328,19 @@ def _write_model(
     rule: decisions.Decisions | None,
     on_progress: OnProgress,
 ) -> None:
-    from mirrorspark.models.retrieval import BlendedRecommender, FittedRecommender, saved_towers
     from mirrorspark.models.serving import export as serving
 
-    folder, saved = Path(plan.folder), Path(plan.folder) / SAVED_MODEL_FOLDER
+    folder = Path(plan.folder)
     task: Any = catalog.architecture(plan.model).TASK
     save_features(dataset.features, folder)
     encoders = graph_encoders(folder, dataset.spec.query_features)
-    indexes: dict[str, float] = {}
+    indexes: Mapping[str, float] = {}
     catalogue: Mapping[str, Any] = {}
-    if isinstance(model, FittedRecommender | BlendedRecommender):
-        # Only vectors have approximate indexes.
-        indexes, exact = {signatures.EXACT: 1.0}, {signatures.EXACT: model.index}
-        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, exact, saved, encoders)
-    elif task == "retrieval":
-        sample = _sample_queries(architecture, model, dataset)
-        built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, on_progress=on_progress)
-        indexes = serving.recalls(built, plan.top_k, sample)
-        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
-        if saved_towers.has_item_tower(model):
-            saved_towers.save_towers(architecture, model, dataset.features, folder / TOWERS_FOLDER)
-            np.save(folder / SAMPLE_FILE, sample)
-            catalogue = dataclasses.asdict(Catalogue.of_training(dataset.features, plan.top_k, datetime.now(UTC)))
+    if task == "retrieval":
+        indexes, catalogue = _save_retrieval(plan, dataset, architecture, model, encoders, on_progress)
     else:
-        serving.save(serving.ScoringModule(architecture, model, dataset.features, encoders), saved)
+        module = serving.ScoringModule(architecture, model, dataset.features, encoders)
+        serving.save(module, folder / SAVED_MODEL_FOLDER)
     outputs = {**OUTPUTS[task], **(QUANTILES if getattr(model, "has_quantiles", False) else {})}
     if rule is not None:
         rule.save(folder)
@@ -369,6 +358,31 @@ def _write_model(
         indexes=indexes,
         catalogue=catalogue,
     ).with_columns(dataset.features, folder).save(folder)
+
+
+def _save_retrieval(
+    plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, encoders: Any, on_progress: OnProgress
+) -> tuple[Mapping[str, float], Mapping[str, Any]]:
+    """Write a retrieval model; return the recalls of its indexes, and its catalogue if it has a tower of items."""
+    # With TensorFlow Recommenders, which other models do without.
+    from mirrorspark.models.retrieval import BlendedRecommender, FittedRecommender, saved_towers
+    from mirrorspark.models.serving import export as serving
+
+    folder, saved = Path(plan.folder), Path(plan.folder) / SAVED_MODEL_FOLDER
+    if isinstance(model, FittedRecommender | BlendedRecommender):
+        # Only vectors have approximate indexes.
+        exact = {signatures.EXACT: model.index}
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, exact, saved, encoders)
+        return {signatures.EXACT: 1.0}, {}
+    sample = _sample_queries(architecture, model, dataset)
+    built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, on_progress=on_progress)
+    indexes = serving.recalls(built, plan.top_k, sample)
+    serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
+    if not saved_towers.has_item_tower(model):
+        return indexes, {}
+    saved_towers.save_towers(architecture, model, dataset.features, folder / TOWERS_FOLDER)
+    np.save(folder / SAMPLE_FILE, sample)
+    return indexes, dataclasses.asdict(Catalogue.of_training(dataset.features, plan.top_k, datetime.now(UTC)))
 
 
 def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarray:
