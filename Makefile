@@ -34,7 +34,7 @@ test: check  ## all checks and the usual tests, 15 to 35 minutes on two cores (A
 		if [ -n "$(TESTS)" ]; then exec $(bin)/pytest $(TESTS) $(ARGS); fi && \
 		tools/kernels.sh && $(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
 
-test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and properties on more examples, one to two hours
+test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and properties on more examples, three hours or more
 	@tools/browser.sh
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		tools/kernels.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
