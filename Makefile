@@ -32,22 +32,22 @@ test: check  ## all checks and the usual tests, 15 to 35 minutes on two cores (A
 	@tools/browser.sh
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		if [ -n "$(TESTS)" ]; then exec $(bin)/pytest $(TESTS) $(ARGS); fi && \
-		tools/kernels.sh && $(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
+		tools/caches.sh && $(bin)/pytest $(UNIT) $(ARGS) && exec $(bin)/pytest $(OTHERS) $(ARGS)
 
 test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and properties on more examples, three hours or more
 	@tools/browser.sh
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
-		tools/kernels.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
+		tools/caches.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
 
 test-matrix: setup  ## the core of the tests with other versions, in environments of tools/matrix, six to twelve minutes each (ARGS=lowest)
 	@tools/matrix.sh $(ARGS)
 
 unit: setup  ## the pure unit tests: no Java, no child processes, four to twelve minutes (ARGS="-k manifest")
-	@tools/kernels.sh
+	@tools/caches.sh
 	@exec $(bin)/pytest $(UNIT) $(ARGS)
 
 quick: setup  ## the unit tests nearest to what has changed since the last commit, 90 seconds at most (ARGS="--since main")
-	@tools/kernels.sh
+	@tools/caches.sh
 	@exec $(bin)/python tools/quick.py $(ARGS)
 
 check: setup  ## format, lint, types, import direction, known vulnerabilities of the locked packages

@@ -25,7 +25,7 @@ def compile_kernel(signature: Any) -> Callable[[_Kernel], _Kernel]:
     Numba looks for a writable cache folder: ``NUMBA_CACHE_DIR``, ``__pycache__`` next to the source, the user's cache
     folder. If there is none (a read-only installation run by a user without a home), or writing there fails, each
     process compiles the function again, and the log says so. Numba compiles a kernel again when its own file changes,
-    but not when a file changes whose kernels it calls; ``tools/kernels.sh`` therefore clears the cache when a file of
+    but not when a file changes whose kernels it calls; ``tools/caches.sh`` therefore clears the cache when a file of
     inner kernels changes.
 
     Args:

@@ -47,6 +47,18 @@ _LOOK_SECONDS, _MOMENT_SECONDS = 0.2, 0.005
 _LOGGER = logging.getLogger(__name__)
 
 
+def user_folder(name: str) -> Path:
+    """Return the folder for a kind of cached files of this user, which may not exist yet."""
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches).absolute() / "mirrorspark" / name
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # The user is not in the system's user database, as in many containers; their home is usually /.
+        home = Path("/")
+    return home / ".cache" / "mirrorspark" / name
+
+
 class HostCacheError(ClearError, OSError):
     """The cache folder cannot be written or locked; ``errno`` says why."""
 

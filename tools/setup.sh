@@ -131,7 +131,7 @@ say "installing the packages of requirements.lock (a few minutes when they must 
 # would compile again what it imports, and `import tensorflow` takes 5.1 s instead of 1.8 s.
 uv_pip sync --require-hashes --no-build-isolation --compile-bytecode requirements.lock
 uv_pip install --no-deps --no-build-isolation --editable .
-tools/kernels.sh
+tools/caches.sh
 
 rm -f "$unfinished"
 echo "$wanted" >"$stamp.new"

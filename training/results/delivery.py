@@ -143,7 +143,8 @@ class ExportAhead:
     """An export process that starts as the training ends, so that its imports overlap with the workers' end.
 
     It does not start earlier, since it takes 0.8 GB of memory, and its imports on the driver's machine would compete
-    with the training. A training of few rows, which ends soon, and leaves it a core, is the exception.
+    with the training. A training of few rows, which ends soon, and leaves it a core, is the exception: the process
+    imports its libraries while the workers import theirs.
     """
 
     def __init__(self, config: TrainingConfig, rows: int | None = None) -> None:
@@ -155,12 +156,13 @@ class ExportAhead:
         """
         self._config = config
         busy = config.worker_range.most * (config.threads_per_worker or 1)
-        is_short = rows is not None and rows <= _FEW_ROWS and busy < len(os.sched_getaffinity(0))
-        self._start = "train_begin" if is_short else "train_end"
+        self._is_short = rows is not None and rows <= _FEW_ROWS and busy < len(os.sched_getaffinity(0))
         self.process: ExportProcess | None = None
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return it; for a short training its process has started."""
+        if self._is_short:
+            self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,9 +171,12 @@ class ExportAhead:
             self.process.close()
 
     def on_event(self, event: Event) -> None:
-        """Start the process when the chief reports the end of its training, or the beginning of a short one."""
-        if self.process is None and event["event"] in (self._start, "train_end") and event.get("rank") == 0:
-            self.process = ExportProcess(_threads(self._config), verbose=self._config.verbose)
+        """Start the process, if it has not started, when the chief reports the end of its training."""
+        if self.process is None and event["event"] == "train_end" and event.get("rank") == 0:
+            self._start()
+
+    def _start(self) -> None:
+        self.process = ExportProcess(_threads(self._config), verbose=self._config.verbose)
 
 
 def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProcess | None = None) -> Trained:

@@ -4,7 +4,7 @@ There are two ways to read a message. :func:`next_field` reads any field of any 
 :func:`read_field`, :func:`read_entry` and :func:`read_list` read messages as TensorFlow's own writers lay them out,
 where the next field is known, and return a negative number for anything else.
 
-Source: https://protobuf.dev/programming-guides/encoding/. After a change here, ``tools/kernels.sh`` compiles the
+Source: https://protobuf.dev/programming-guides/encoding/. After a change here, ``tools/caches.sh`` compiles the
 kernels that call them again.
 """
 

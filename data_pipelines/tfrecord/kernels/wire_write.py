@@ -1,6 +1,6 @@
 """Inner kernels that write the wire format of protobuf messages and the frame of a record.
 
-After a change here, ``tools/kernels.sh`` compiles the kernels that call them again.
+After a change here, ``tools/caches.sh`` compiles the kernels that call them again.
 """
 
 from typing import Any

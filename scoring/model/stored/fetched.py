@@ -100,24 +100,14 @@ def is_offline_by_environment() -> bool:
     return said.lower() in ("1", "true")
 
 
-def _named_folder() -> Path | None:
-    """Return the folder that the environment names, or None."""
-    if named := os.environ.get(FOLDER_VARIABLE):
-        return Path(named).absolute()
-    if caches := os.environ.get("XDG_CACHE_HOME"):
-        return Path(caches).absolute() / "mirrorspark" / "models"
-    return None
+def _is_named() -> bool:
+    """Return whether the environment names the folder."""
+    return bool(os.environ.get(FOLDER_VARIABLE) or os.environ.get("XDG_CACHE_HOME"))
 
 
 def _default_folder() -> Path:
-    if named := _named_folder():
-        return named
-    try:
-        home = Path.home()
-    except RuntimeError:
-        # The user is not in the system's user database, as in many containers; their home is usually /.
-        home = Path("/")
-    return home / ".cache" / "mirrorspark" / "models"
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named).absolute() if named else host_cache.user_folder("models")
 
 
 @dataclass(frozen=True)
@@ -278,7 +268,7 @@ def models_to_fetch_into() -> FetchedModels:
     If the environment names no folder and the home folder cannot be used, the copies are private to this process.
     """
     models = FetchedModels()
-    return models if _named_folder() else FetchedModels(_folder_or_scratch(models.folder))
+    return models if _is_named() else FetchedModels(_folder_or_scratch(models.folder))
 
 
 @cache

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Compile the numba kernels (20 s; nothing when that is done), which are cached beside their source: else the first
-# conversion, every worker of the first job, and every process of the tests would each wait for them.
+# Fill the caches that the first call, every worker of its first job, and every process of the tests would else each
+# wait for (40 s; nothing when that is done): compiled numba kernels next to their source, and Java's archive of the
+# classes that it loads for Spark.
 set -eu
 cd "$(dirname "$0")/.."
 # Numba compiles a kernel again when its own file changes, but not when only a file changes whose kernels it calls.
@@ -15,4 +16,6 @@ import mirrorspark.data_pipelines.features.farmhash, mirrorspark.data_pipelines.
 import mirrorspark.data_pipelines.sources.hash_kernels
 import mirrorspark.fleet.counting, mirrorspark.fleet.kernels, mirrorspark.fleet.tree_kernels
 import mirrorspark.training.programs.recommenders.weight_kernel, mirrorspark.training.protocol.ring.row_sums
+from mirrorspark.spark_session import class_archive
+class_archive.write_archive()
 "
