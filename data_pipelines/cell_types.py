@@ -9,6 +9,8 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import DataType, IntegralType, NumericType, StringType
 
+from mirrorspark.spark_session import versions
+
 MISSING = (
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
     "NULL", "NaN", "None", "n/a", "nan", "null",
@@ -186,7 +188,7 @@ def typed_cell(
         F.lit("'; correct the cell, empty it, or give the column another type"),
     )
     refused = F.when(shown.isNotNull(), F.raise_error(message))
-    return F.coalesce(value.try_cast(kind), refused.cast(kind))
+    return F.coalesce(versions.try_cast(value, kind), refused.cast(kind))
 
 
 def _count(mask: pa.Array) -> int:

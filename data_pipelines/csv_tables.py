@@ -26,6 +26,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import map_batches
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
@@ -260,7 +261,7 @@ class CsvTable:
         for form, paths in self.files.items():
             if form.encoding.startswith("utf-8") and sum(path.size() for path in paths) > _ONE_TASK_BYTES:
                 lines = spark.read.text([literal_hadoop_uri(path, *self.given) for path in paths])
-                if not lines.where(~F.is_valid_utf8("value")).take(1):
+                if not lines.where(~versions.is_valid_utf8(F.col("value"))).take(1):
                     continue
             for path in paths:
                 _require_encoding(path, form.encoding, columns)
@@ -317,7 +318,7 @@ def _without_carriage_return(cell: Column) -> Column:
 def _long_row(row: Column, form: CsvForm) -> Column:
     """Return a row that does not fit if it has cells beyond the header, and null if it is short or they are empty."""
     between = re.escape(form.separator)
-    plain = F.rtrim(F.regexp_replace(row, _quoted_cells(between), "q"), F.lit(f"{form.separator}\r\n"))
+    plain = F.regexp_replace(F.regexp_replace(row, _quoted_cells(between), "q"), rf"[{between}\r\n]++\z", "")
     cells = F.length(plain) - F.length(F.replace(plain, F.lit(form.separator), F.lit(""))) + 1
     return F.when(cells > len(form.header), row)
 

@@ -21,7 +21,7 @@ from pyspark.sql.types import ArrayType, DataType, TimestampType
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.json_tables import Load
 from mirrorspark.data_pipelines.orc_footers import UTC, OrcError, OrcFooter, known_zone, read_footer
-from mirrorspark.spark_session import task_zone
+from mirrorspark.spark_session import task_zone, versions
 from mirrorspark.storage import StoragePath
 
 _FILES_AT_A_TIME = 16
@@ -146,22 +146,23 @@ def _any(times: Column, kind: pa.DataType, holds: Callable[[Column], Column]) ->
 def _wall_clock(moment: Column, zone: str) -> Column:
     """Return the time that clocks in ``zone`` show."""
     # By way of UTC and not of the session's zone, where an hour may be twice.
-    in_utc = F.timestamp_add("MICROSECOND", F.unix_micros(moment), F.lit(_EPOCH).cast("timestamp_ntz"))
+    in_utc = versions.timestamp_add("MICROSECOND", F.unix_micros(moment), F.lit(_EPOCH).cast("timestamp_ntz"))
     return F.convert_timezone(F.lit(UTC), F.lit(zone), in_utc)
 
 
 def _moment(wall_clock: Column, zone: str) -> Column:
     """Return the moment at which clocks in ``zone`` show a time."""
     in_utc = F.convert_timezone(F.lit(zone), F.lit(UTC), wall_clock)
-    return F.timestamp_micros(F.timestamp_diff("MICROSECOND", F.lit(_EPOCH).cast("timestamp_ntz"), in_utc))
+    return F.timestamp_micros(versions.microseconds_between(F.lit(_EPOCH).cast("timestamp_ntz"), in_utc))
 
 
 def _is_near_change(wall_clock: Column, zone: str) -> Column:
     """Return whether clocks in ``zone`` change within a day of a time."""
     before, after = (
-        F.convert_timezone(F.lit(zone), F.lit(UTC), F.timestamp_add("DAY", F.lit(days), wall_clock)) for days in (-1, 1)
+        F.convert_timezone(F.lit(zone), F.lit(UTC), versions.timestamp_add("DAY", F.lit(days), wall_clock))
+        for days in (-1, 1)
     )
-    return after != F.timestamp_add("DAY", F.lit(2), before)
+    return after != versions.timestamp_add("DAY", F.lit(2), before)
 
 
 def _require_clear_times(frame: DataFrame, files: Sequence[StoragePath], clock: _Clock, zone: str) -> None:

@@ -177,7 +177,7 @@ def _restored(column: Column, kind: pa.DataType) -> Column:
     microseconds = F.floor(whole / 1000).cast("bigint")
     if kind.tz is not None:
         return F.timestamp_micros(microseconds)
-    return F.timestamp_add("MICROSECOND", microseconds, F.lit(_EPOCH).cast("timestamp_ntz"))
+    return versions.timestamp_add("MICROSECOND", microseconds, F.lit(_EPOCH).cast("timestamp_ntz"))
 
 
 def _together(frames: Mapping[StoragePath, DataFrame], given: Sequence[str]) -> DataFrame:

@@ -129,7 +129,7 @@ def read_stored(
     try:
         return _by_folders(files, read)
     except AnalysisException as error:
-        if error.getCondition() != "COLUMN_ALREADY_EXISTS":
+        if versions.condition_of(error) != "COLUMN_ALREADY_EXISTS":
             raise
         twice = (error.getMessageParameters() or {}).get("columnName", "")
         raise TableError(
@@ -264,9 +264,9 @@ def _seen_by_spark(
     try:
         return reader.load(list(given))
     except AnalysisException as refused:
-        if refused.getCondition() == "UNABLE_TO_INFER_SCHEMA":
+        if versions.condition_of(refused) == "UNABLE_TO_INFER_SCHEMA":
             raise TableError(f"{shown} holds no file of format {kind}; give the folder or file of the table") from error
-        if refused.getCondition() != "PATH_NOT_FOUND":
+        if versions.condition_of(refused) != "PATH_NOT_FOUND":
             raise
         raise TableError(f"there is no file or folder {shown}") from error
 

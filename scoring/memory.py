@@ -166,5 +166,6 @@ def scored_by_tasks(
     while number in {*rows.column_names, *results}:
         number += "_"
     numbered = rows.append_column(number, pa.array(np.arange(rows.num_rows)))
-    found = by_tasks(any_table.read_table(session_to_score(spark), numbered), number).toArrow().sort_by(number)
+    scored = by_tasks(any_table.read_table(session_to_score(spark), numbered), number)
+    found = versions.arrow_table(scored).sort_by(number)
     return found.drop_columns([number]), found[number].to_numpy()

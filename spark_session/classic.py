@@ -13,6 +13,7 @@ from pyspark import AccumulatorParam, SparkContext, SparkFiles
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
+from mirrorspark.spark_session import versions
 from mirrorspark.spark_session.hadoop_look import HadoopLook
 from mirrorspark.spark_session.interfaces import interface_towards, is_every_interface
 from mirrorspark.spark_session.interpreter import is_local
@@ -128,9 +129,8 @@ class ClassicSession(Session):
                     context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
 
     def cancel_jobs(self, group: str) -> None:
-        """Cancel the jobs of a group, and those that join it later."""
-        # A private call, in Spark since 4.0: PySpark's own leaves out a job that is about to be submitted.
-        self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
+        """Cancel the jobs of a group."""
+        versions.cancel_group(self._context, group)
 
     def active_stages(self) -> Mapping[int, StageTasks]:
         """Return the stages of Spark's status tracker."""
@@ -173,7 +173,7 @@ class ClassicSession(Session):
 
     def table_of(self, rows: pa.Table) -> DataFrame:
         """Return the DataFrame of the rows."""
-        return self._spark.createDataFrame(rows)
+        return versions.table_of(self._spark, rows)
 
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the relation in Spark's optimized plan."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from mirrorspark.spark_session import versions
 from mirrorspark.spark_session.connect import ConnectSession
 from mirrorspark.spark_session.session import Session
 from mirrorspark.spark_session.stopped import require_running
@@ -27,6 +28,7 @@ def session_of(spark: SparkSession) -> Session:
         from mirrorspark.spark_session.classic import ClassicSession
 
         return ClassicSession(spark)
+    versions.require_connect()
     client: Any = spark
     with _CHOOSING:
         if client.session_id not in _OVER_CONNECT:

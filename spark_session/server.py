@@ -11,6 +11,7 @@ import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.spark_session import versions
 from mirrorspark.spark_session.errors import SESSION_ERRORS, SparkStartError, first_line
 from mirrorspark.storage import without_credentials
 
@@ -95,7 +96,9 @@ def connected(server: str, app_name: str, settings: Mapping[str, str]) -> SparkS
 
     Raises:
         SparkStartError: The server does not answer or gives no session, or packages are missing.
+        MissingCapabilityError: PySpark is older than 4.0.
     """
+    versions.require_connect()
     address = reached(server)
     if server.endswith(_HIDDEN_PARAMETERS):
         raise SparkStartError(f"the parameters of {address} were not saved with the run; give --remote with them again")

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pyspark
-from pyspark.logger import PySparkLogger
+
+from mirrorspark.spark_session.class_archive import with_archive
+from mirrorspark.spark_session.versions import hide_query_errors
 
 SILENT: Mapping[str, str] = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
 
@@ -49,13 +51,13 @@ class quiet_launch:  # noqa: N801 - reads as a statement
         self._java: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> None:
-        for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
-            PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
+        hide_query_errors()
         _gateway().Popen = self._start
 
     def _start(self, *arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
         # Only Java's: this process's own lines, and an error that ends it, may be written by another thread meanwhile.
-        self._java = subprocess.Popen(*arguments, **options | {"stderr": self._target})
+        archived = with_archive(options["env"]) if "env" in options else {}
+        self._java = subprocess.Popen(*arguments, **options | archived | {"stderr": self._target})
         return self._java
 
     def __exit__(self, error: object, *_: object) -> None:

@@ -4,29 +4,44 @@ Other modules call these functions and never ask for the version. An ability tha
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyspark
-from pyspark.sql import Row, datasource
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.pandas import functions, types
-from pyspark.sql.types import StructType
+from pyspark.sql.types import DataType, StructType
 
 from mirrorspark.spark_session.session import MissingCapabilityError
 
 HAS_ARROW_UDFS = hasattr(functions, "arrow_udf")
-"""False with PySpark 4.0."""
+"""False before PySpark 4.1."""
+
+HAS_PYTHON_SOURCES = find_spec("pyspark.sql.datasource") is not None
+"""False before PySpark 4.0."""
+
+Unit = Literal["MICROSECOND", "DAY"]
 
 _ROWS = 10_000
+_INTERVALS: dict[str, str] = {"MICROSECOND": "INTERVAL '0.000001' SECOND", "DAY": "INTERVAL '1' DAY"}
 
 _HAS_ZONE = "timezone" in inspect.signature(types.to_arrow_schema).parameters
 _IN_UTC: dict[str, Any] = {"timezone": "UTC"} if _HAS_ZONE else {}  # in UTC unasked before PySpark 4.2
 
 if TYPE_CHECKING:
+    from pyspark.sql import datasource
+
     StreamWriter = datasource.DataSourceStreamArrowWriter
-else:
+elif HAS_PYTHON_SOURCES:
+    from pyspark.sql import datasource
+
     # PySpark 4.0 hands rows to the writer of a stream, which passes them through arrow_batches.
     StreamWriter = getattr(datasource, "DataSourceStreamArrowWriter", datasource.DataSourceStreamWriter)
 
@@ -79,3 +94,132 @@ def arrow_batches(given: Iterable[pa.RecordBatch | Row], schema: StructType) -> 
             from pyspark.sql.conversion import LocalDataToArrowConversion  # as of 4.0
 
             yield from LocalDataToArrowConversion.convert(some, schema, use_large_var_types=False).to_batches()
+
+
+def require_python_sources() -> None:
+    """Refuse PySpark 3.5, which has no data sources in Python.
+
+    Raises:
+        MissingCapabilityError: PySpark is older than 4.0.
+    """
+    if not HAS_PYTHON_SOURCES:
+        raise MissingCapabilityError(
+            f"PySpark {pyspark.__version__}",
+            "formats in Python, such as tfrecord",
+            "use mirrorspark.write_tfrecords and mirrorspark.read_tfrecords, or Spark 4.0 or later",
+        )
+
+
+def require_connect() -> None:
+    """Refuse Spark Connect of PySpark 3.5, whose sessions and tables have classes apart from the classic ones.
+
+    Raises:
+        MissingCapabilityError: PySpark is older than 4.0.
+    """
+    if not HAS_PYTHON_SOURCES:
+        raise MissingCapabilityError(
+            f"PySpark {pyspark.__version__}",
+            "Spark Connect that we can use",
+            "use a classic session (a cluster of one's own, dedicated compute), or Spark 4.0 or later",
+        )
+
+
+def arrow_table(df: DataFrame) -> pa.Table:
+    """Return the rows of a DataFrame in this process's memory."""
+    if hasattr(DataFrame, "toArrow"):
+        return df.toArrow()
+    rows: Any = df
+    batches = rows._collect_as_arrow()
+    return pa.Table.from_batches(batches) if batches else to_arrow_schema(df.schema).empty_table()
+
+
+def table_of(spark: SparkSession, rows: pa.Table) -> DataFrame:
+    """Return a DataFrame of rows in this process's memory."""
+    if hasattr(DataFrame, "toArrow"):  # both came with PySpark 4.0
+        return spark.createDataFrame(rows)
+    from pyspark.sql.pandas.serializers import ArrowStreamSerializer
+
+    zone = spark.conf.get("spark.sql.session.timeZone")
+    for place, field in enumerate(rows.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz is None:
+            rows = rows.set_column(place, field.name, pc.assume_timezone(rows.column(place), zone))
+    schema = from_arrow_schema(rows.schema)
+    # PySpark 3.5 sends a table of pandas to its JVM like this.
+    jvm: Any = spark._jvm
+    batches = rows.cast(to_arrow_schema(schema)).combine_chunks().to_batches(max_chunksize=_ROWS)
+    sent = spark.sparkContext._serialize_to_jvm(
+        batches, ArrowStreamSerializer(), jvm.PythonSQLUtils.readArrowStreamFromFile, jvm.ArrowIteratorServer
+    )
+    made = jvm.PythonSQLUtils.toDataFrame(sent, schema.json(), spark._jsparkSession)
+    return DataFrame(made, spark)
+
+
+def merged_groups(parts: DataFrame, by: Sequence[str], merge: Callable[[pa.Table], pa.Table]) -> DataFrame:
+    """Return what ``merge`` makes of the rows of each group, in the columns that they have."""
+    groups, schema = parts.groupBy(*by), parts.schema
+    if hasattr(groups, "applyInArrow"):
+        return groups.applyInArrow(merge, schema)
+    sent = to_arrow_schema(schema)
+
+    def by_pandas(rows: Any) -> Any:
+        return merge(pa.Table.from_pandas(rows, sent, preserve_index=False)).to_pandas()
+
+    return groups.applyInPandas(by_pandas, schema)
+
+
+def condition_of(error: PySparkException) -> str | None:
+    """Return the name of an error's condition, such as ``PATH_NOT_FOUND``."""
+    return error.getCondition() if hasattr(error, "getCondition") else error.getErrorClass()
+
+
+def try_cast(column: Column, kind: DataType | str) -> Column:
+    """Return the values as another type; null where one is none."""
+    if hasattr(Column, "try_cast"):
+        return column.try_cast(kind)
+    # In PySpark 3.5 it is a word of SQL alone, which takes no column.
+    from pyspark import SparkContext
+
+    jvm: Any = SparkContext._active_spark_context._jvm  # type: ignore[union-attr]
+    expressions = jvm.org.apache.spark.sql.catalyst.expressions
+    target = jvm.org.apache.spark.sql.types.DataType.fromDDL(kind if isinstance(kind, str) else kind.simpleString())
+    of_jvm: Any = column
+    cast = expressions.Cast(of_jvm._jc.expr(), target, jvm.scala.Option.empty(), expressions.EvalMode.TRY())
+    return type(column)(jvm.org.apache.spark.sql.Column(cast))
+
+
+def timestamp_add(unit: Unit, quantity: Column, time: Column) -> Column:
+    """Return wall-clock times that are later by a number of units."""
+    if hasattr(F, "timestamp_add"):
+        return F.timestamp_add(unit, quantity, time)
+    return time + F.expr(_INTERVALS[unit]) * quantity
+
+
+def microseconds_between(start: Column, end: Column) -> Column:
+    """Return the microseconds from one wall-clock time to another."""
+    if hasattr(F, "timestamp_diff"):
+        return F.timestamp_diff("MICROSECOND", start, end)
+    return ((end - start).cast("interval second").cast("decimal(38,6)") * 1_000_000).cast("bigint")
+
+
+def is_valid_utf8(column: Column) -> Column:
+    """Return whether the bytes of a text are UTF-8."""
+    if hasattr(F, "is_valid_utf8"):
+        return F.is_valid_utf8(column)
+    return column == F.decode(column.cast("binary"), "UTF-8")
+
+
+def cancel_group(context: Any, group: str) -> None:
+    """Cancel the jobs of a group and, from Spark 4.0 on, those that join it later."""
+    jobs = context._jsc.sc()
+    # A private call: PySpark's own leaves out a job that is about to be submitted.
+    (jobs.cancelJobGroupAndFutureJobs if HAS_PYTHON_SOURCES else jobs.cancelJobGroup)(group)
+
+
+def hide_query_errors() -> None:
+    """Keep PySpark from printing each error of a query, a line of JSON with Java's stack: it is raised, too."""
+    if find_spec("pyspark.logger") is None:
+        return
+    from pyspark.logger import PySparkLogger
+
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)

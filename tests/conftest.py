@@ -297,7 +297,10 @@ def spark() -> Iterator["SparkSession"]:
 def connect_url(spark: "SparkSession") -> Iterator[str]:
     """Yield the address at which the session's cluster is served over Spark Connect, to processes of their own."""
     from benchmarks.connect_server import connect_server
+    from mirrorspark.spark_session import versions
 
+    if not versions.HAS_PYTHON_SOURCES:
+        pytest.skip("PySpark 3.5 has no Spark Connect that we can use")
     pytest.importorskip("grpc_status", reason="no client of Spark Connect: pip install 'pyspark[connect]'")
     with connect_server(spark) as url:
         yield url

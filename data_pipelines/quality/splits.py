@@ -38,7 +38,7 @@ from mirrorspark.data_pipelines.quality.split_rules import (
     require_label,
 )
 from mirrorspark.data_pipelines.sources import MemorySource
-from mirrorspark.spark_session import on_running_session
+from mirrorspark.spark_session import on_running_session, versions
 from mirrorspark.storage import meant
 
 Moment = date | datetime | str | int | float
@@ -83,7 +83,10 @@ def time_split(
     if not isinstance(kind, TimestampType | TimestampNTZType | DateType | NumericType | StringType):
         raise SplitError(f"column '{column}' of type {kind.simpleString()} has no order in time; cast it to timestamp")
     moments = df.sparkSession.range(1).select(
-        *(F.lit(moment).try_cast(kind).alias(name) for name, moment in ((VALIDATION, validation), (TEST, test)))
+        *(
+            versions.try_cast(F.lit(moment), kind).alias(name)
+            for name, moment in ((VALIDATION, validation), (TEST, test))
+        )
     )
     first = moments.first()
     assert first is not None  # noqa: S101 - range(1) has a row

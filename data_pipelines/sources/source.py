@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 import pyarrow as pa
-from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType, VariantType
+from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType
 
 from mirrorspark.data_pipelines.spark import BatchFunction
 from mirrorspark.storage import StoragePath
@@ -81,4 +81,5 @@ def _is_sortable(data_type: DataType) -> bool:
         return _is_sortable(data_type.elementType)
     if isinstance(data_type, StructType):
         return all(_is_sortable(part.dataType) for part in data_type)
-    return not isinstance(data_type, MapType | VariantType)
+    # A variant has no class before PySpark 4.0.
+    return not isinstance(data_type, MapType) and data_type.typeName() != "variant"

@@ -19,6 +19,7 @@ from mirrorspark.data_pipelines.sources.source import (
 )
 from mirrorspark.data_pipelines.sources.token_counts import ranked_by_spark
 from mirrorspark.data_pipelines.spark import BatchFunction, map_batches, numbered_partitions, progress_bar
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath
 
 
@@ -48,7 +49,7 @@ class SparkSource:
 
     def without_rows(self, columns: Sequence[str]) -> pa.Table:
         """Return an empty table of some columns; see :class:`data_pipelines.sources.Source`."""
-        return self.df.select(*map(quoted, columns)).limit(0).toArrow()
+        return versions.arrow_table(self.df.select(*map(quoted, columns)).limit(0))
 
     def in_shards(
         self, task: ShardTask, split_column: str, columns: Sequence[str], keys: Sequence[str], shards: int

@@ -7,16 +7,17 @@ from pyspark.sql import DataFrame
 from pyspark.sql.types import DataType, StructField, StructType, UserDefinedType
 
 from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.spark_session import versions
 
 
 def collected(df: DataFrame) -> pa.Table:
     """Return the rows of ``df`` in this process's memory; ML vectors are the structs that Spark has for them."""
     fields = df.schema.fields
     if not any(isinstance(field.dataType, UserDefinedType) for field in fields):
-        return df.toArrow()
+        return versions.arrow_table(df)
     # `toArrow` fails for a missing vector: it declares that the vector's parts are never null.
     plain = StructType([StructField(field.name, _nullable(field.dataType), nullable=True) for field in fields])
-    return map_batches(df, _unchanged, plain).toArrow()
+    return versions.arrow_table(map_batches(df, _unchanged, plain))
 
 
 def _unchanged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

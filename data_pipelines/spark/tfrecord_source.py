@@ -15,13 +15,6 @@ from typing import cast
 
 import psutil
 import pyarrow as pa
-from pyspark.sql.datasource import (
-    DataSource,
-    DataSourceArrowWriter,
-    DataSourceReader,
-    InputPartition,
-    WriterCommitMessage,
-)
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schema_of
@@ -31,6 +24,15 @@ from mirrorspark.data_pipelines.tfrecords import check_columns, check_readable, 
 from mirrorspark.spark_session import partition_id, task_property, versions
 from mirrorspark.storage import StoragePath, listing
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
+
+versions.require_python_sources()
+from pyspark.sql.datasource import (  # noqa: E402 - after the line that says what PySpark 3.5 lacks
+    DataSource,
+    DataSourceArrowWriter,
+    DataSourceReader,
+    InputPartition,
+    WriterCommitMessage,
+)
 
 SOURCE_NAME = "tfrecord"
 ALIAS = "tfrecords"

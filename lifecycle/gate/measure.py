@@ -22,6 +22,7 @@ from mirrorspark.lifecycle.gate.task_metrics import TaskMetrics
 from mirrorspark.scoring import score
 from mirrorspark.scoring.model.folder import ModelDirectory
 from mirrorspark.scoring.model.stored import PinnedModel
+from mirrorspark.spark_session import versions
 
 MOST_SLICES = 1000
 """The most slices of one slicing. Each takes up to half a megabyte in every task."""
@@ -93,7 +94,7 @@ def _of_slices(scored: DataFrame, models: int, metrics: TaskMetrics, spec: Measu
     task = MeasureTask(metrics, models, len(spec.slicings), tuple(one.values for one in spec.slicings))
     parts = map_batches(scored, task, _PARTS)
     # Tasks merge the parts of a slice, so that the driver's input does not grow with the table.
-    whole = parts.groupBy("slicing", "value").applyInArrow(_merge, _PARTS).toArrow()
+    whole = versions.arrow_table(versions.merged_groups(parts, ["slicing", "value"], _merge))
     by_slice: dict[tuple[int, str | None], dict[int, MetricSums]] = {}
     for row in whole.to_pylist():
         by_slice.setdefault((row["slicing"], row["value"]), {})[row["model"]] = MetricSums.from_bytes(row["sums"])
@@ -133,7 +134,7 @@ def _scored(table: DataFrame, models: Sequence[PinnedModel], spec: MeasurementSp
     return rows
 
 
-def _merge(key: tuple[Any, ...], parts: pa.Table) -> pa.Table:
+def _merge(parts: pa.Table) -> pa.Table:
     """Return the whole sums of each model of a slice."""
     found = []
     for model in sorted(set(parts["model"].to_pylist())):

@@ -22,6 +22,7 @@ from mirrorspark.scoring.input import ColumnInputs
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.stored import PinnedModel, model_files
 from mirrorspark.scoring.parity import ParityReport, parity_check
+from mirrorspark.spark_session import session_of, versions
 from mirrorspark.training.executor import Tail, child_process
 
 _ROW = "sample_row"
@@ -100,11 +101,10 @@ def score_single_rows(
         SingleRowsError: The process failed.
     """
     columns = [name for name in ModelDirectory.open(model.path).inputs.columns if name in table.columns]
-    sample = table.select(*map(quoted, columns)).limit(rows).toArrow()
+    sample = versions.arrow_table(table.select(*map(quoted, columns)).limit(rows))
     numbered = sample.append_column(_ROW, pa.array(range(sample.num_rows), pa.int64()))
-    of_table = score(
-        table.sparkSession.createDataFrame(numbered), model, keys=_ROW, outputs="columns", **scoring
-    ).toArrow()
+    given = session_of(table.sparkSession).table_of(numbered)
+    of_table = versions.arrow_table(score(given, model, keys=_ROW, outputs="columns", **scoring))
     with tempfile.TemporaryDirectory(prefix="mirrorspark-rows-") as folder:
         with ipc.new_file(str(Path(folder) / ROWS_FILE), sample.schema) as file:
             file.write_table(sample)

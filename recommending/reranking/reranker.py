@@ -12,7 +12,7 @@ from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.recommending.reranking.items import ItemAttributes
 from mirrorspark.recommending.reranking.rerank_task import RerankTask
 from mirrorspark.recommending.reranking.rules import Rules
-from mirrorspark.spark_session import on_running_session
+from mirrorspark.spark_session import on_running_session, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,5 +83,5 @@ def rerank(
 def arrow_items(items: "DataFrame | pa.Table | pd.DataFrame", columns: Iterable[str]) -> pa.Table:
     """Return a table of items in Arrow: of a Spark table the named columns, as it has them."""
     if isinstance(items, DataFrame):
-        return items.select(*(quoted(name) for name in columns if name in items.columns)).toArrow()
+        return versions.arrow_table(items.select(*(quoted(name) for name in columns if name in items.columns)))
     return items if isinstance(items, pa.Table) else pa.Table.from_pandas(items, preserve_index=False)

@@ -39,7 +39,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROWS = 3_000
 NO_ARROW_UDFS = "PySpark 4.0 has no UDFs on Arrow arrays"
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not versions.HAS_PYTHON_SOURCES, reason="PySpark 3.5 has no Spark Connect that we can use"),
+]
 
 
 def write_inputs(folder: Path) -> Path:

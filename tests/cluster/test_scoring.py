@@ -286,7 +286,7 @@ def test_scores_stay_with_their_keys_through_a_shuffle(spark: "SparkSession", mo
             "distance": generator.normal(900, 400, 2_000),
         }
     )
-    frame = spark.createDataFrame(table).repartition(7, "distance").orderBy("distance")
+    frame = versions.table_of(spark, table).repartition(7, "distance").orderBy("distance")
     scored = score(frame, models.first, keys="flight_id", batch_size=64).repartition(5, "score")
     assert scores_by_key(scored) == pytest.approx(direct_scores(models.first, table), rel=0, abs=1e-6)
 
@@ -485,14 +485,14 @@ def test_a_table_in_memory_or_in_files_is_scored_as_its_dataframe_is(
     rows = rows.combine_chunks().take(pa.array(np.random.default_rng(1).permutation(rows.num_rows)))
 
     def of(scored: "DataFrame") -> np.ndarray:
-        return scored.toArrow().sort_by("id")["score"].to_numpy()
+        return versions.arrow_table(scored).sort_by("id")["score"].to_numpy()
 
-    frame = spark.createDataFrame(rows)
+    frame = versions.table_of(spark, rows)
     here = score(rows, model, keys="id")
     assert here["id"].equals(rows["id"])
     in_order = here.sort_by("id")["score"].to_numpy()
     np.testing.assert_array_equal(of(score(frame.coalesce(1), model, keys="id")), in_order)
-    assert score(frame, model, keys="id").toArrow().schema.equals(here.schema)
+    assert versions.arrow_table(score(frame, model, keys="id")).schema.equals(here.schema)
     of_pandas = score(rows.to_pandas().set_index("joined", drop=False), model, keys="id")
     np.testing.assert_array_equal(of_pandas["score"].to_numpy(), here["score"].to_numpy())
     pq.write_table(rows, tmp_path / "rows.parquet")
@@ -503,5 +503,5 @@ def test_a_table_in_memory_or_in_files_is_scored_as_its_dataframe_is(
     monkeypatch.undo()
     # Times without a zone are those of the session's.
     zoneless = rows.set_column(rows.column_names.index("when"), "when", rows["when"].cast(pa.timestamp("us")))
-    wanted = of(score(spark.createDataFrame(zoneless), model, keys="id"))
+    wanted = of(score(versions.table_of(spark, zoneless), model, keys="id"))
     np.testing.assert_allclose(score(zoneless, model, keys="id").sort_by("id")["score"].to_numpy(), wanted, atol=1e-7)

@@ -13,11 +13,15 @@ import pytest
 from pyspark.sql.types import FloatType, IntegerType, LongType, StringType, StructField, StructType
 
 from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
+from mirrorspark.spark_session import versions
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not versions.HAS_PYTHON_SOURCES, reason="PySpark 3.5 has no data sources in Python"),
+]
 
 SCHEMA = StructType(
     [

@@ -23,6 +23,7 @@ from mirrorspark.data_pipelines.features import (
 )
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
 from mirrorspark.data_pipelines.spark import collected
+from mirrorspark.spark_session import versions
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -261,7 +262,7 @@ def _type_in_words(kind: DataType) -> str:
 
 def _met(df: DataFrame, item: str, in_memory: pa.Table | None) -> pa.Array:
     """Return the tokens of the items that users met, each once."""
-    found = df.select(quoted(item)).distinct().toArrow() if in_memory is None else in_memory
+    found = versions.arrow_table(df.select(quoted(item)).distinct()) if in_memory is None else in_memory
     tokens = pc.list_flatten(found[item]) if raw_columns.is_list(found[item].type) else found[item]
     return pc.unique(tokens.drop_null().cast(pa.string()))
 

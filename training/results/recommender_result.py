@@ -14,6 +14,7 @@ from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.scoring import ScoringError, score
 from mirrorspark.scoring.output import VERSION_COLUMN
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import Location
 from mirrorspark.training.results.fit_result import FitResult
 
@@ -74,7 +75,7 @@ class RecommenderResult(FitResult):
         shown = self._shown(lists, k or most)
         if not table_forms.is_table(self.form):
             return shown
-        return table_forms.in_form_of(shown.toArrow().sort_by(self.columns.user), self.form)
+        return table_forms.in_form_of(versions.arrow_table(shown).sort_by(self.columns.user), self.form)
 
     def score(self, table: Any, **options: Any) -> Any:
         """Return the lists of rows with the columns of the training; see :meth:`FitResult.score`.

@@ -12,7 +12,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring import score
 from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
-from mirrorspark.spark_session import task_message
+from mirrorspark.spark_session import task_message, versions
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.job import TrainingJob
 from mirrorspark.training.results.delivery import Trained, name_version
@@ -58,7 +58,7 @@ def _scored(spark: SparkSession, table: DataFrame, trained: Trained, dataset: Da
         scored.write.mode("overwrite").parquet(str(target))
     except PySparkException as error:
         raise ScoringFailedError(f"scoring failed: {task_message(error)}") from error
-    return spark.read.parquet(str(target)).toArrow()
+    return versions.arrow_table(spark.read.parquet(str(target)))
 
 
 def _parity(task: str, dataset: Dataset, reference: pa.Table, scores: pa.Table) -> ParityReport:

@@ -216,7 +216,7 @@ def test_a_tensorflow_that_does_not_work_here_is_named(
 @pytest.mark.parametrize(
     ("package", "number", "passed", "message"),
     [
-        ("pyspark", "3.5.8", False, "pyspark 3.5.8 is older than 4.0; install a later one"),
+        ("pyspark", "3.4.4", False, "pyspark 3.4.4 is older than 3.5; install a later one"),
         (
             "pyspark",
             "4.0.1.dev3",

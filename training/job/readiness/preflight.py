@@ -70,8 +70,12 @@ DEFAULT_MINOR = "2.20"
 TENSORFLOW_MINORS = ("2.19", "2.20", "2.21")
 
 # Ends of the ranges in setup.cfg, which an installation next to the packages of a platform does not check.
-OLDEST = {"pyspark": "4.0", "mlflow": "3.0"}
-_LIMITS = {("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed"}
+OLDEST = {"pyspark": "3.5", "mlflow": "3.0"}
+_LIMITS = {
+    ("pyspark", "3.5"): "there is no Spark Connect, no format tfrecord (write_tfrecords and read_tfrecords are there), "
+    "and a model cannot be a function in SQL, for which Spark 4.1 is needed",
+    ("pyspark", "4.0"): "a model cannot be a function in SQL, for which Spark 4.1 is needed",
+}
 # The extra that training needs with all that it brings, and the modules of it without which nothing trains.
 _TRAINING = ("data", "train")
 _NEEDED = ("numba", "pandas", "spark_tensorflow_distributor")
