@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import ArrayType, DataType, StringType, StructType
+from pyspark.sql.types import ArrayType, StringType, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import map_batches
+from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing
 
 _HEAD_BYTES = 1 << 16
@@ -106,7 +107,7 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
 def _without_nan(texts: DataFrame) -> DataFrame:
     """Return the rows of JSON texts in which NaN is null: to Spark it is a text in a column without numbers."""
     plain = map_batches(texts, nan_as_null, texts.schema)
-    schema = texts.sparkSession.read.json(plain.select("value")).schema
+    schema = versions.json_columns(plain.select("value"))
     rows = plain.select(
         F.explode(F.from_json("value", ArrayType(schema))).alias("row"),
         *(quoted(name) for name in texts.columns if name != "value"),
@@ -294,7 +295,7 @@ def _document(path: StoragePath) -> Any:
 def _inferred(spark: SparkSession, rows: list[Any], path: StoragePath) -> StructType:
     """Return the columns that Spark infers for some objects."""
     first = spark.range(1).select(F.schema_of_json(F.lit(json.dumps(rows)))).first()
-    found = DataType.fromDDL(first[0]) if first else None
+    found = versions.type_of_ddl(first[0]) if first else None
     if not isinstance(found, ArrayType) or not isinstance(found.elementType, StructType):
         raise JsonError(_without_columns(path, has_rows=bool(rows)))
     return found.elementType

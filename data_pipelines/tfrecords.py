@@ -43,6 +43,7 @@ from mirrorspark.spark_session import (
     partition_id,
     session_of,
     task_message,
+    versions,
 )
 from mirrorspark.storage import Location, StoragePath, listing, meant
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob
@@ -300,7 +301,7 @@ def read_tfrecords(
     if schema is None:
         full = spark_schema_of(_inferred(spark, files, options))
     else:
-        full = schema if isinstance(schema, StructType) else StructType.fromDDL(schema)  # type: ignore[assignment]
+        full = schema if isinstance(schema, StructType) else versions.type_of_ddl(schema)  # type: ignore[assignment]
     wanted = _selected(with_partition_columns(full, files), columns)
     task = tfrecord_tasks.ReadTask(arrow_schema_of(wanted), options, damaged)
     check_readable(task.schema, files, options)

@@ -16,6 +16,7 @@ import pyspark
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql import types as types_of_spark
 from pyspark.sql.pandas import functions, types
 from pyspark.sql.types import DataType, StructType
 
@@ -165,6 +166,24 @@ def merged_groups(parts: DataFrame, by: Sequence[str], merge: Callable[[pa.Table
         return merge(pa.Table.from_pandas(rows, sent, preserve_index=False)).to_pandas()
 
     return groups.applyInPandas(by_pandas, schema)
+
+
+def type_of_ddl(text: str) -> DataType:
+    """Return the type, or the columns, that a text names in the language of SQL."""
+    if hasattr(DataType, "fromDDL"):
+        return DataType.fromDDL(text)
+    return types_of_spark._parse_datatype_string(text)
+
+
+def json_columns(texts: DataFrame) -> StructType:
+    """Return the columns that Spark infers for JSON objects, one in each row of a column of texts."""
+    if hasattr(DataFrame, "toArrow"):  # both came with PySpark 4.0
+        return texts.sparkSession.read.json(texts).schema
+    return texts.sparkSession.read.json(texts.rdd.map(_only_value)).schema
+
+
+def _only_value(row: Row) -> Any:
+    return row[0]
 
 
 def condition_of(error: PySparkException) -> str | None:

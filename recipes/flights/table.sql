@@ -16,7 +16,7 @@ scheduled AS (
          sched_arr_time DIV 100 * 60 + sched_arr_time % 100 AS arrival_minute
   FROM flights
 )
-SELECT * EXCEPT (took_place) FROM (
+SELECT * FROM (
 SELECT
   concat_ws('-', date_format(s.flight_date, 'yyyyMMdd'), s.carrier, s.flight, s.origin) AS flight_id,
   s.carrier,
@@ -43,8 +43,7 @@ SELECT
   a.lon AS dest_longitude,
   a.alt AS dest_altitude,
   w.temp, w.dewp, w.humid, w.wind_dir, w.wind_speed, w.wind_gust, w.precip, w.pressure, w.visib,
-  CASE WHEN s.arr_delay > 15 THEN 1 ELSE 0 END AS late,
-  s.arr_delay IS NOT NULL AS took_place,
+  CASE WHEN s.arr_delay > 15 THEN 1 WHEN s.arr_delay IS NOT NULL THEN 0 END AS late,
   CASE WHEN s.month <= 9 THEN 'train' WHEN s.month = 10 THEN 'validation' ELSE 'test' END AS split
 FROM scheduled s
 LEFT JOIN planes p ON s.tailnum = p.tailnum
@@ -58,4 +57,4 @@ WINDOW
   same_hour AS (PARTITION BY s.origin, s.time_hour)
 )
 -- A cancelled flight has no outcome to learn, but it counts in the schedule above.
-WHERE took_place
+WHERE late IS NOT NULL

@@ -25,6 +25,7 @@ from mirrorspark.data_pipelines import csv_tables
 from mirrorspark.data_pipelines.any_table import read_table
 from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.stored_tables import declared_csv
+from mirrorspark.spark_session import versions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -447,7 +448,7 @@ def test_parquet_columns_that_spark_does_not_read_are_converted_or_left_out_and_
                 "at": "timestamp_ntz", "zoned": "timestamp", "x": "bigint", "took": "interval day to second",
             }  # fmt: skip
             moment = datetime(2024, 2, 29, 3, 4, 5, 1)
-            first, second = found.toArrow().to_pylist()
+            first, second = versions.arrow_table(found).to_pylist()
             assert (first["at"], first["zoned"].replace(tzinfo=None), first["took"]) == (moment, moment, timedelta())
             assert (second["at"], second["x"], second["took"]) == (None, 2, None)
     said = [one for one in caplog.messages if "left out" in one]
