@@ -10,7 +10,7 @@ from typing import Any
 
 import pyspark
 
-from mirrorspark.spark_session.class_archive import with_archive
+from mirrorspark.spark_session.class_archive import Launch, launch_of
 from mirrorspark.spark_session.versions import hide_query_errors
 
 SILENT: Mapping[str, str] = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
@@ -49,6 +49,7 @@ class quiet_launch:  # noqa: N801 - reads as a statement
         """Take the file descriptor that gets the lines; by default they are lost."""
         self._target = subprocess.DEVNULL if target is None else target
         self._java: subprocess.Popen[bytes] | None = None
+        self.archive: Path | None = None
 
     def __enter__(self) -> None:
         hide_query_errors()
@@ -56,8 +57,9 @@ class quiet_launch:  # noqa: N801 - reads as a statement
 
     def _start(self, *arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
         # Only Java's: this process's own lines, and an error that ends it, may be written by another thread meanwhile.
-        archived = with_archive(options["env"]) if "env" in options else {}
-        self._java = subprocess.Popen(*arguments, **options | archived | {"stderr": self._target})
+        launch = launch_of(options["env"]) if "env" in options else Launch({})
+        self.archive = launch.archive
+        self._java = subprocess.Popen(*arguments, **options | launch.options | {"stderr": self._target})
         return self._java
 
     def __exit__(self, error: object, *_: object) -> None:

@@ -145,13 +145,18 @@ def starts_java(master: str | None) -> bool:
 
 def _started(builder: Any, *, verbose: bool) -> SparkSession:
     hide_interrupts()
+    launch = quiet_launch()
     try:
-        with nullcontext() if verbose else quiet_launch():
+        with nullcontext() if verbose else launch:
             session: SparkSession = builder.getOrCreate()
             return session
     except (*SESSION_ERRORS, OSError) as error:
         if terminal_text.is_interrupt(error):
             raise KeyboardInterrupt from error
+        if launch.archive is not None and "JAVA_GATEWAY_EXITED" in str(error):
+            # Java ends at once with an archive that the disk has spoilt.
+            launch.archive.unlink(missing_ok=True)
+            return _started(builder, verbose=verbose)
         raise SparkStartError(start_failure(error, lambda: _said_at_start(builder))) from error
 
 

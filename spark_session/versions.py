@@ -156,7 +156,7 @@ def table_of(spark: SparkSession, rows: pa.Table) -> DataFrame:
 
 
 def merged_groups(parts: DataFrame, by: Sequence[str], merge: Callable[[pa.Table], pa.Table]) -> DataFrame:
-    """Return what ``merge`` makes of the rows of each group, in the columns that they have."""
+    """Return the rows that ``merge`` makes of those of each group, in the same columns."""
     groups, schema = parts.groupBy(*by), parts.schema
     if hasattr(groups, "applyInArrow"):
         return groups.applyInArrow(merge, schema)
