@@ -22,7 +22,7 @@ from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:  # seconds of imports, for which the parent of the drivers need not wait
-    from mirrorspark.training.results.delivery import Trained
+    from mirrorspark.training.results.trained import Trained
 
 Result = TypeVar("Result")
 Event = Mapping[str, Any]

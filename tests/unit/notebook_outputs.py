@@ -14,11 +14,11 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.job_tasks import Tasks
 from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.scoring.parity.report import ParityReport, WorstRow
-from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import Explanation
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.results.report.shown import RunComparison
+from mirrorspark.training.results.trained import Trained
 from mirrorspark.training.run_records.live.notebook import page
 from mirrorspark.training.run_records.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
 from mirrorspark.training.run_records.live.state import Position, RankState, TrainingState

@@ -9,20 +9,15 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.results import delivery
-    from mirrorspark.training.results.delivery import (
-        ExportAhead,
-        Trained,
-        deliver,
-        keep_delivery,
-        keep_report,
-        name_version,
-        recall_delivery,
-        recall_summary,
-    )
+    from mirrorspark.training.results.alias import name_version
+    from mirrorspark.training.results.delivery import deliver, keep_report
     from mirrorspark.training.results.export import ExportProcess, has_scann
+    from mirrorspark.training.results.export_ahead import ExportAhead
     from mirrorspark.training.results.fit_result import FitResult
+    from mirrorspark.training.results.kept_result import keep_delivery, recall_delivery, recall_summary
     from mirrorspark.training.results.recommender_result import RecommenderResult
     from mirrorspark.training.results.scored import score_and_compare
+    from mirrorspark.training.results.trained import Trained
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

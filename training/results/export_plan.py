@@ -1,12 +1,17 @@
-"""The plan of an export, and its result."""
+"""The plan of an export, made from its job, and its result."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirrorspark.models import own_model
 from mirrorspark.storage import clean
+
+if TYPE_CHECKING:  # Spark and MLflow, which the process of the export does without
+    from mirrorspark.training.configuration import TrainingConfig
+    from mirrorspark.training.job import LearntModel, TrainingJob
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,50 @@ class ExportResult:
 
     model_uri: str
     model_version: str
+
+
+def plan_export(job: "TrainingJob", best: "LearntModel") -> ExportPlan:
+    """Return the plan of the export of a job's best epoch."""
+    config = job.config
+    return ExportPlan(
+        dataset=str(job.dataset.path),
+        checkpoint=str(best.path),
+        model=config.model["name"],
+        model_options=config.model_options,
+        seed=config.seed,
+        top_k=config.top_k,
+        folder=str(job.folder.model),
+        predictions=str(job.folder.predictions),
+        tracking_uri=job.tracked.uri,
+        registry_uri=job.tracked.registry_uri,
+        mlflow_run_id=job.tracked.require_run_id(),
+        # MLflow allows no dots in it.
+        model_name=job.folder.path.name.replace(".", "_"),
+        registered_model=config.registry_name,
+        model_tags=_model_tags(job),
+        threads=export_threads(config),
+        monitor=config.monitor,
+        register=config.register,
+        candidates=[{"name": asked.name, **asked.options} for asked in config.registrable],
+        calibration=config.calibration,
+        explain=config.explain,
+        class_weights=list(job.class_factors),
+        costs=list(map(list, job.costs)),
+        monotone=config.monotone,
+    )
+
+
+def _model_tags(job: "TrainingJob") -> dict[str, str]:
+    spec = job.dataset.spec
+    return {
+        "run": job.folder.path.name,
+        "recipe": job.config.name,
+        "dataset": job.dataset.path.name,
+        "label": spec.label.name,
+        "architecture": str(job.config.model["name"]),
+    }
+
+
+def export_threads(config: "TrainingConfig") -> int:
+    """Return the number of TensorFlow threads of an export, which runs on the driver's machine."""
+    return config.threads_per_worker or os.cpu_count() or 1

@@ -23,7 +23,6 @@ from mirrorspark.scoring.model.loading import LoadedModel
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.spark_session import require_running
 from mirrorspark.training.configuration import TrainingConfig
-from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation import (
     REPEATS,
     SAMPLE_ROWS,
@@ -43,6 +42,7 @@ from mirrorspark.training.results.report import (
     trained_text,
     write_report,
 )
+from mirrorspark.training.results.trained import Trained
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,10 +1,12 @@
 """The training framework's own predictions of the evaluated splits, which the scores from Spark must equal."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mirrorspark.data_pipelines.dataset import block_format
 from mirrorspark.data_pipelines.features import Encoder, FeatureSpec, FittedFeatures, RaggedIds, kinds
@@ -17,6 +19,11 @@ from mirrorspark.training.results.evaluation import best_candidates, evaluate_ru
 _ROWS_PER_CALL = 512
 
 EVALUATED_SPLITS = ("validation", "test")
+
+
+def read_predictions(folder: Path) -> dict[str, pa.Table]:
+    """Return the predictions of each evaluated split, which the export has written to ``folder``."""
+    return {split: pq.read_table(folder / f"{split}.parquet") for split in EVALUATED_SPLITS}
 
 
 def traced(architecture: Any, model: Any) -> Callable[[Any], Any]:

@@ -15,7 +15,8 @@ from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranki
 from mirrorspark.spark_session import task_message, versions
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.job import TrainingJob
-from mirrorspark.training.results.delivery import Trained, name_version
+from mirrorspark.training.results.alias import name_version
+from mirrorspark.training.results.trained import Trained
 
 SCORED_TABLE = "scores.parquet"
 

@@ -20,11 +20,9 @@ from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.configuration.tasks import DEFAULT_BOOSTING as BASELINE
 from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.training_job import TrainingJob
-from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.outcomes.cause import Attempt
-from mirrorspark.training.results import delivery
+from mirrorspark.training.results import alias, delivery, kept_result
 from mirrorspark.training.results import export as export_module
-from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK, OTHERS_FOLDER, Choice
@@ -167,13 +165,13 @@ def test_a_model_below_its_baseline_or_the_base_rate_gets_an_alias_only_if_asked
     trained = delivery.deliver(job, ATTEMPTS)
     aliases: list[tuple[str, ...]] = []
     cast(Any, job.tracked).name_version = lambda *named: aliases.append(named)
-    delivery.name_version(job, trained)
+    alias.name_version(job, trained)
     assert aliases == ([("rides", "1", "challenger")] if has_alias else [])
     assert ("--register always" in lines[-1]) is not has_alias
     better = "popularity" if baseline else "the base rate"
     assert has_alias or f"no alias, because {better} is better in AUC: improve" in lines[-1]
-    delivery.keep_delivery(trained, job.folder)
-    recalled = delivery.recall_delivery(job.folder, "store")
+    kept_result.keep_delivery(trained, job.folder)
+    recalled = kept_result.recall_delivery(job.folder, "store")
     assert (recalled.withheld, recalled.verdict.compared) == (trained.withheld, compared)
 
 
@@ -293,8 +291,8 @@ def test_a_better_rival_is_judged_in_the_networks_place_and_next_to_it(
     assert tracked.metrics[f"{difference}_auc"] == 0.5
     assert tracked.metrics[f"{difference}_auc_low"] <= 0.5 <= tracked.metrics[f"{difference}_auc_high"]
     kept = delivery.keep_report(job, trained)
-    delivery.keep_delivery(kept, job.folder)
-    assert delivery.recall_delivery(job.folder, FakeTracked.uri).leaderboard == list(trained.leaderboard)
+    kept_result.keep_delivery(kept, job.folder)
+    assert kept_result.recall_delivery(job.folder, FakeTracked.uri).leaderboard == list(trained.leaderboard)
     assert next(row["model"] for row in trained.leaderboard) == registered
     assert "Leaderboard" in tracked.texts["report.html"]
 
@@ -318,8 +316,8 @@ def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
     assert trained.explanation is not None
     assert (exports[0].explain, exports[0].calibration) == (True, "temperature")
     trained = delivery.keep_report(job, trained)
-    delivery.keep_delivery(trained, job.folder)
-    again = delivery.recall_delivery(job.folder, FakeTracked.uri)
+    kept_result.keep_delivery(trained, job.folder)
+    again = kept_result.recall_delivery(job.folder, FakeTracked.uri)
     assert set(again.verdict.figures) == {"roc", "lift"}
     assert again.cost == trained.cost
     assert again.cost is not None
@@ -347,54 +345,6 @@ def test_a_delivery_that_was_cut_off_goes_on_with_the_version_it_has_registered(
     assert len(exports) == 1
 
 
-class FakeProcess:
-    """Counts what is started and ended."""
-
-    def __init__(self, threads: int, *, verbose: bool = False) -> None:
-        self.threads = threads
-        self.is_closed = False
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-def test_the_export_gets_ready_when_the_chief_has_trained(
-    new_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(delivery, "ExportProcess", FakeProcess)
-    end: Event = {"event": "train_end", "rank": 0}
-    with ExportAhead(new_config(threads_per_worker=3)) as ahead:
-        for event in ({"event": "epoch_end", "rank": 0, "epoch": 1}, {"event": "waiting"}, end | {"rank": 1}):
-            ahead.on_event(event)
-        assert ahead.process is None
-        ahead.on_event(end)
-        process = cast(Any, ahead.process)
-        assert (process.threads, process.is_closed) == (3, False)
-        # A training function that fits twice, or a restart, reports the same again.
-        ahead.on_event(end)
-        assert ahead.process is process
-    assert process.is_closed
-
-
-@pytest.mark.parametrize(
-    ("rows", "cores", "is_ready"), [(1_000, 2, True), (1_000, 1, False), (1_000_000, 2, False), (None, 2, False)]
-)
-def test_the_export_of_few_rows_gets_ready_while_they_train_if_a_core_is_free(
-    new_config: Callable[..., RunConfig],
-    monkeypatch: pytest.MonkeyPatch,
-    rows: int | None,
-    cores: int,
-    is_ready: bool,
-) -> None:
-    monkeypatch.setattr(delivery, "ExportProcess", FakeProcess)
-    monkeypatch.setattr(delivery.os, "sched_getaffinity", lambda _: set(range(cores)))
-    with ExportAhead(new_config(workers=1), rows) as ahead:
-        ahead.on_event({"event": "train_begin", "rank": 0})
-        assert (ahead.process is not None) == is_ready
-        ahead.on_event({"event": "train_end", "rank": 0})
-        assert ahead.process is not None
-
-
 def test_the_process_that_is_ready_gets_the_plan(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +356,6 @@ def test_the_process_that_is_ready_gets_the_plan(
 
     monkeypatch.setattr(delivery, "export_once", export_once)
     monkeypatch.setattr(delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({}, {}, {}))
-    process = cast(Any, FakeProcess(1))
+    process = cast(Any, object())
     delivery.deliver(job, ATTEMPTS, process)
     assert given == [process]

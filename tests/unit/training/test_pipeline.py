@@ -25,10 +25,10 @@ from mirrorspark.training.job.warm_start import WarmStart
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.results import delivery, scored
-from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import ParityFailedError, require_parity
+from mirrorspark.training.results.trained import Trained
 from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.tracking import Tracking
 

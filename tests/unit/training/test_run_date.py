@@ -34,11 +34,12 @@ from mirrorspark.training.job import source_tables
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.protocol.names import STATE_FILE, SUMMARY_FILE
 from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
-from mirrorspark.training.results import delivery
-from mirrorspark.training.results.delivery import ResultLostError, Trained
+from mirrorspark.training.results import kept_result
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
+from mirrorspark.training.results.kept_result import ResultLostError
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.results.trained import Trained
 from mirrorspark.training.run_records.find_run import find_finished, hold_run_folder
 from mirrorspark.training.run_records.opened_run import open_run
 from mirrorspark.training.run_records.run_folder import RunFolder
@@ -295,7 +296,7 @@ def delivered(folder: RunFolder) -> Trained:
 def test_a_notebook_gets_again_what_it_got(config: RunConfig, said: list[str]) -> None:
     folder = left(config, "finished")
     trained = delivered(folder)
-    delivery.keep_delivery(trained, folder)
+    kept_result.keep_delivery(trained, folder)
     again = train(DATASET, dataclasses.replace(config, tracking_uri="the store"))
     assert again == trained
     assert again.version_uri == "models:/rides/3"
@@ -317,7 +318,7 @@ def test_a_day_that_was_done_while_this_command_got_ready_is_not_done_twice(
         folder = left(config, "finished")
         folders.append(folder)
         Summary("finished", run_id="run-1").save(folder.path / SUMMARY_FILE)
-        delivery.keep_delivery(delivered(folder), folder)
+        kept_result.keep_delivery(delivered(folder), folder)
         return SimpleNamespace(dataset=DATASET)
 
     for module in (pipeline, train_module):
@@ -334,7 +335,7 @@ def test_a_day_that_was_done_while_this_command_got_ready_is_not_done_twice(
 @pytest.mark.parametrize("lost", ["trained.json", "predictions/test.parquet"])
 def test_a_lost_delivery_is_reported_with_the_remedy(config: RunConfig, said: list[str], lost: str) -> None:
     folder = left(config, "finished")
-    delivery.keep_delivery(delivered(folder), folder)
+    kept_result.keep_delivery(delivered(folder), folder)
     (folder.path / lost).unlink()
     with pytest.raises(ResultLostError, match=r"its results cannot be read .*; resume=False trains anew"):
         train(DATASET, config)

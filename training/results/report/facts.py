@@ -11,7 +11,7 @@ from mirrorspark.training.results.evaluation import Explanation
 from mirrorspark.training.results.report.report import ReportFacts, rates_of
 
 if TYPE_CHECKING:
-    from mirrorspark.training.results.delivery import Trained
+    from mirrorspark.training.results.trained import Trained
 
 
 def report_facts(

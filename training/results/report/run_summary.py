@@ -8,10 +8,10 @@ from mirrorspark.data_pipelines.quality import PAGE_FILE
 from mirrorspark.scoring.parity import ParityReport
 from mirrorspark.training.job import TrainingJob
 from mirrorspark.training.protocol.outcomes import Attempt
-from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.report.report import verdict_sentences
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import SCORED_TABLE
+from mirrorspark.training.results.trained import Trained
 from mirrorspark.training.run_records import run_history
 
 

@@ -34,7 +34,7 @@ from mirrorspark.training.run_records import run_history
 
 if TYPE_CHECKING:
     from mirrorspark.training.entry_points import Launched
-    from mirrorspark.training.results.delivery import Trained
+    from mirrorspark.training.results.trained import Trained
 
 _RESULT_CHARACTERS = 300
 _BASELINES_IN_TEXT = 2
