@@ -32,7 +32,7 @@ from mirrorspark.training.configuration import (
     check_values,
 )
 from mirrorspark.training.driver import Launcher
-from mirrorspark.training.job import Cluster, Job, Program, epochs_in_words, open_checked_session
+from mirrorspark.training.job import Cluster, Program, epochs_in_words, open_checked_session, supervisor_of
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.programs.user_functions import FunctionPlan, FunctionStrategy, TrainFn
 from mirrorspark.training.programs.user_functions import plan as function_plan
@@ -339,7 +339,7 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None, no
         cluster = Cluster(spark, slots, preflight.events_by_files(config.events, checks))
         launcher = FunctionLauncher(cluster.launcher(program))
         with view.stage(config.name) as stage:
-            attempts = Job(program, cluster, run, launcher).train()
+            attempts = run.run_to_end(supervisor_of(program, cluster, run, launch=launcher), program.plan)
             stage.note = epochs_in_words(attempts)
     return Launched(
         result=launcher.returned(config.function),

@@ -1,4 +1,4 @@
-"""A job and its parts: a prepared run, its sources and warm start, and the checks of its cluster.
+"""The job of a training: the run is prepared, with its sources and checks, and opened; its program trains.
 
 The driver resolves stores, models and settings once, before the training starts.
 """
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
     from mirrorspark.training.job.prepared_run import (
         PreparedRun,
         dry_run,
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
         prepare,
         prepare_training,
     )
+    from mirrorspark.training.job.program import Cluster, Program, epochs_in_words, supervisor_of
     from mirrorspark.training.job.source_tables import SourceTables, recipe_table, source_files
     from mirrorspark.training.job.training_job import LearntModel, TrainingJob, open_job
     from mirrorspark.training.job.warm_start import resolve_warm_start
@@ -24,7 +24,6 @@ else:
 
 __all__ = [
     "Cluster",
-    "Job",
     "LearntModel",
     "PreparedRun",
     "Program",
@@ -39,4 +38,5 @@ __all__ = [
     "recipe_table",
     "resolve_warm_start",
     "source_files",
+    "supervisor_of",
 ]

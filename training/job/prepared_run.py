@@ -1,4 +1,7 @@
-"""The preparation of a run: everything is resolved and checked once, on the driver, before it trains."""
+"""The preparation of a run: its session, cluster, stores and dataset are resolved and checked once, also for a sweep.
+
+The settings of each training are checked by the dataset when its job is opened (:func:`training.job.open_job`).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +66,7 @@ class SessionSettings(Protocol):
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that is ready to train: resolved, checked, and read-only.
+    """A run whose place is resolved and checked, with the dataset that it trains on; read-only.
 
     Attributes:
         tracking: Its place in MLflow.
@@ -91,7 +94,7 @@ def prepare(
     slots: int | None = None,
     sources: SourceTables | None = None,
 ) -> PreparedRun:
-    """Check everything, open the session, and convert the recipe's table or reuse an earlier run's dataset.
+    """Check driver and cluster, open the session, and convert the recipe's table or reuse an earlier run's dataset.
 
     Args:
         config: The run.
@@ -120,8 +123,8 @@ def prepare(
 def prepare_training(
     dataset: Dataset, config: TrainingConfig, tracking: Tracking, spark: SparkSession | None = None
 ) -> PreparedRun:
-    """Check everything and open a session, for a training from Python on an existing dataset."""
-    config.require_features(dataset.spec)  # before a session is started
+    """Check driver and cluster, and open a session, for a training from Python on an existing dataset."""
+    config.require_features(dataset.spec)  # as open_job does, but before a session is started, which may take minutes
     spark, warm_start, checks = _checked(config, tracking, spark)
     fitted = config.fitted_to(dataset.manifest.rows("train"))
     by_files = preflight.events_by_files(config.events, checks)

@@ -25,8 +25,8 @@ from mirrorspark.training.configuration import (
     few_updates,
 )
 from mirrorspark.training.driver import StoreReader
-from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.program import Cluster, Program, epochs_in_words, supervisor_of
 from mirrorspark.training.job.warm_start import WarmStart, resolve_warm_start
 from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.protocol import PROGRESS_STATE, Budgets, PhaseLimits, TrainingPlan
@@ -57,7 +57,7 @@ def open_job(
     listener: Callable[[Event], None] | None = None,
     title: Sequence[str] = (),
 ) -> Iterator["TrainingJob"]:
-    """Open the run's folder and its MLflow run, and mark both as finished, stopped or failed at the end.
+    """Check the settings by the dataset, open the run's folder and its MLflow run, and mark both as ended at the end.
 
     Args:
         prepared: The run.
@@ -75,20 +75,10 @@ def open_job(
         RunFinishedError: The run of that date has finished.
     """
     config, dataset = prepared.config, prepared.dataset
-    config.require_features(dataset.spec)
-    if config.calibration == "centroids":
-        sparse_features(dataset.spec, dataset.features.classes)
-    interaction_graph.check(config)
-    if config.task == "retrieval":
-        check_candidates(dataset.features, config.top_k)
-        classical.check_recommenders(config.recommenders, dataset.features)
-        if config.is_fitted:
-            classical.check_recommenders([config.as_recommender], dataset.features)
+    _check_settings(config, dataset)
     factors, costs = class_factors(config.class_weights, dataset), cost_matrix(config.costs, dataset)
-    config.require_steps(dataset.steps("train", config.global_batch_size))
-    content = dataset.manifest.content_hash
     with open_run(
-        *(config, content, prepared.tracking, view),
+        *(config, dataset.manifest.content_hash, prepared.tracking, view),
         folder=folder,
         listener=listener,
         only_once=config.only_once,
@@ -104,6 +94,20 @@ def open_job(
         run.recall(job.remember)
         view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
         yield job
+
+
+def _check_settings(config: TrainingConfig, dataset: Dataset) -> None:
+    """Check the settings by the dataset. Each trial of a sweep has settings of its own, so they are checked here."""
+    config.require_features(dataset.spec)
+    if config.calibration == "centroids":
+        sparse_features(dataset.spec, dataset.features.classes)
+    interaction_graph.check(config)
+    if config.task == "retrieval":
+        check_candidates(dataset.features, config.top_k)
+        classical.check_recommenders(config.recommenders, dataset.features)
+        if config.is_fitted:
+            classical.check_recommenders([config.as_recommender], dataset.features)
+    config.require_steps(dataset.steps("train", config.global_batch_size))
 
 
 @dataclass(frozen=True)
@@ -191,8 +195,9 @@ class TrainingJob:
         if self.config.is_fitted:
             return self._fit()
         with self.view.stage("train") as stage:
-            job = Job(self.program(), self.cluster, self.run, on_event=self.on_event, stop=self._signal)
-            attempts = job.train()
+            program = self.program()
+            supervisor = supervisor_of(program, self.cluster, self.run, on_event=self.on_event, stop=self._signal)
+            attempts = self.run.run_to_end(supervisor, program.plan)
             if self.config.profile:
                 self.tracked.log_folder(self.folder.profile, "profile")
             stage.note = epochs_in_words(attempts, self._best_in_words(attempts[-1].epochs))

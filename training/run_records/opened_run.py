@@ -80,8 +80,8 @@ class OpenRun:
         for event in self.folder.past_events():
             keep(event)
 
-    def supervise(self, supervisor: Supervisor, plan: AttemptPlan) -> tuple[Attempt, ...]:
-        """Run ``plan`` to its end. It is stopped by a signal, or by another driver that takes over the run.
+    def run_to_end(self, supervisor: Supervisor, plan: AttemptPlan) -> tuple[Attempt, ...]:
+        """Run ``plan`` to its end under supervision. It is stopped by a signal, or by a driver that takes over the run.
 
         Raises:
             TrainingFailedError: A fault of the user's code, or a spent budget.

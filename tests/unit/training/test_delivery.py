@@ -18,7 +18,7 @@ from mlflow.tracking import fluent
 from mirrorspark.models.calibration import Calibration
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.configuration.tasks import DEFAULT_BOOSTING as BASELINE
-from mirrorspark.training.job.job import Cluster
+from mirrorspark.training.job.program import Cluster
 from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.protocol.outcomes.cause import Attempt
 from mirrorspark.training.results import alias, delivery, kept_result

@@ -10,7 +10,7 @@ import yaml
 from mirrorspark.training.configuration.fields import ConfigError
 from mirrorspark.training.entry_points import launch
 from mirrorspark.training.entry_points.launch import FunctionLauncher, LaunchConfig, program_of, run_train_fn
-from mirrorspark.training.job.job import Cluster, Job
+from mirrorspark.training.job.program import Cluster
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
 from mirrorspark.training.protocol.messages.events import EventAddress
 from mirrorspark.training.run_records.run_folder import RunFolder
@@ -166,13 +166,13 @@ def test_a_run_that_goes_on_with_changed_code_says_so(
 ) -> None:
     """H9: its checkpoints are those of the code before."""
 
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch.preflight, "check_driver", lambda *_: [])
     monkeypatch.setattr(launch, "open_checked_session", lambda config, spark, **_: (spark, []))
     monkeypatch.setattr(Cluster, "launcher", lambda *_: None)
-    monkeypatch.setattr(Job, "train", interrupt)
+    monkeypatch.setattr(launch, "supervisor_of", interrupt)
 
     def lines_of(factor: int, *, resume: bool = True) -> list[str]:
         with pytest.raises(KeyboardInterrupt):

@@ -18,8 +18,8 @@ from mirrorspark.scoring.parity import parity
 from mirrorspark.training import pipeline
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.program import Cluster
 from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.job.warm_start import WarmStart
 from mirrorspark.training.protocol.names import SUMMARY_FILE

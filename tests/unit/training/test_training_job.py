@@ -14,8 +14,8 @@ from mirrorspark.models.classical import Recommender
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
 from mirrorspark.training.entry_points.launch import Launched
-from mirrorspark.training.job.job import Cluster, Job
 from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.program import Cluster, supervisor_of
 from mirrorspark.training.job.training_job import TrainingJob, open_job
 from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.programs.recommenders import fitting
@@ -166,7 +166,7 @@ def test_the_supervisor_has_the_budgets_and_limits_of_the_configuration(new_conf
     run = SimpleNamespace(folder=folder, on_event=None)
     cluster, records = Cluster(cast(Any, spark), lambda: 3), cast(Any, run)
     program = TrainingJob(cast(Any, SimpleNamespace(path="dataset")), config, cluster, records).program()
-    supervisor = Job(program, cluster, records).supervisor()
+    supervisor = supervisor_of(program, cluster, records)
     budgets, limits = supervisor.budgets, supervisor.limits
     assert (budgets.max_restarts, budgets.max_preemptions, budgets.max_start_failures) == (5, 6, 7)
     assert (limits.start_seconds, limits.first_step_seconds, limits.step_seconds) == (11.0, 12.0, 13.0)
@@ -182,7 +182,7 @@ def test_a_cluster_whose_workers_cannot_reach_the_driver_gets_a_channel_of_files
     spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(master="spark://host:7077"))
     program: Any = SimpleNamespace(elastic=None, budgets=None, limits=None, may_grow=None)
     cluster = Cluster(spark, lambda: 2, events_by_files=True)
-    supervisor = Job(program, cluster, records, launch=cast(Any, len)).supervisor()
+    supervisor = supervisor_of(program, cluster, records, launch=cast(Any, len))
     with supervisor.open_server(supervisor.host, lambda _: None, supervisor.advertised) as server:
         assert str(server.address.folder).startswith(f"{folder.channel}/")
     assert not folder.channel.exists()

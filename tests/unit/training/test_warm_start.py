@@ -25,8 +25,8 @@ from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.watchdog import Watch
 from mirrorspark.training.executor.training_hook import TrainingHook
 from mirrorspark.training.job import training_job, warm_start
-from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.program import Cluster
 from mirrorspark.training.job.training_job import TrainingJob, open_job
 from mirrorspark.training.job.warm_start import WarmStart, find_model, resolve_warm_start
 from mirrorspark.training.protocol.limits import PhaseLimits

@@ -1,4 +1,4 @@
-"""A job: a program on a cluster, with the records of its run. Models and users' functions are trained by jobs alike."""
+"""A program of ranks, its cluster and its supervisor. Models and users' functions are trained by them alike."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -73,53 +73,43 @@ class Cluster:
         )
 
 
-@dataclass(frozen=True)
-class Job:
-    """A program on a cluster, with the records of its run.
+def supervisor_of(
+    program: Program,
+    cluster: Cluster,
+    run: OpenRun,
+    *,
+    launch: Launcher | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    stop: StopSignal | None = None,
+) -> Supervisor:
+    """Return the supervisor of a program on a cluster, by which :meth:`OpenRun.run_to_end` runs it.
 
-    Attributes:
+    Args:
+        program: The program.
+        cluster: The session that it runs on.
+        run: The records of the run.
         launch: Runs one attempt; by default the cluster's launcher does.
         on_event: Gets every event of the ranks and of the supervisor; by default the records do.
         stop: Request that the run stop.
     """
-
-    program: Program
-    cluster: Cluster
-    records: OpenRun
-    launch: Launcher | None = None
-    on_event: Callable[[Event], None] | None = None
-    stop: StopSignal = field(default_factory=StopSignal)
-
-    def train(self) -> tuple[Attempt, ...]:
-        """Run the program to its end under supervision, and return the attempts.
-
-        Raises:
-            TrainingFailedError: A fault of the user's code, or a spent budget.
-            TrainingStoppedError: The run was asked to stop.
-            NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
-        """
-        return self.records.supervise(self.supervisor(), self.program.plan)
-
-    def supervisor(self) -> Supervisor:
-        """Return the supervisor of the job."""
-        program, cluster, session = self.program, self.cluster, session_of(self.cluster.spark)
-        channel = self.records.folder.channel if cluster.events_by_files else None
-        if channel is not None:
-            self.records.view.log(f"the workers' events reach this program by files in {channel}, about a second late")
-        return Supervisor(
-            launch=self.launch or cluster.launcher(program),
-            host=session.bind_address() if channel is None else "",
-            advertised=session.driver_address if channel is None else "",
-            open_server=EventServer if channel is None else _server_by_files(channel),
-            elastic=program.elastic,
-            slots=cluster.slots,
-            on_event=self.on_event or self.records.on_event,
-            budgets=program.budgets,
-            limits=program.limits,
-            has_begun=self.records.folder.has_begun,
-            may_grow=program.may_grow,
-            stop=self.stop,
-        )
+    session = session_of(cluster.spark)
+    channel = run.folder.channel if cluster.events_by_files else None
+    if channel is not None:
+        run.view.log(f"the workers' events reach this program by files in {channel}, about a second late")
+    return Supervisor(
+        launch=launch or cluster.launcher(program),
+        host=session.bind_address() if channel is None else "",
+        advertised=session.driver_address if channel is None else "",
+        open_server=EventServer if channel is None else _server_by_files(channel),
+        elastic=program.elastic,
+        slots=cluster.slots,
+        on_event=on_event or run.on_event,
+        budgets=program.budgets,
+        limits=program.limits,
+        has_begun=run.folder.has_begun,
+        may_grow=program.may_grow,
+        stop=stop or StopSignal(),
+    )
 
 
 def _server_by_files(channel: Path) -> OpenServer:
