@@ -37,7 +37,7 @@ from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.results.calibrate import Fit, measure
-from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.row_baselines import baseline_scores, fit_baseline, read_baseline_data
 
 _COLUMNS = [
     "age",
@@ -147,7 +147,7 @@ def read_flights() -> Read:
             blocks = list(dataset.blocks(split))
             inputs = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
             rows[split] = Rows(inputs, np.concatenate([np.asarray(block.label) for block in blocks]))
-        trees = fitted_baseline(RowBaseline("hist_gradient_boosting"), baseline_rows(dataset, "binary"), 1)
+        trees = fit_baseline(RowBaseline("hist_gradient_boosting"), read_baseline_data(dataset, "binary"), 1)
         boosting = {
             split: binary_metrics(rows[split].labels, baseline_scores(trees, dataset, split)) for split in SPLITS[1:]
         }

@@ -26,8 +26,8 @@ from mirrorspark.models.decisions import Decisions
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.configuration.config import ConfigError
 from mirrorspark.training.configuration.tasks import RowBaseline
-from mirrorspark.training.results.evaluation.fitted_baselines import baseline_rows, baseline_scores, fitted_baseline
 from mirrorspark.training.results.evaluation.model_choice import Choice
+from mirrorspark.training.results.evaluation.row_baselines import baseline_scores, fit_baseline, read_baseline_data
 from mirrorspark.training.results.export import export
 from mirrorspark.training.results.export_plan import ExportPlan
 
@@ -142,7 +142,7 @@ def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as
     assert version.tags["architecture"] == "hist_gradient_boosting"
 
     baseline = baseline_scores(
-        fitted_baseline(RowBaseline("hist_gradient_boosting"), baseline_rows(dataset, "binary"), config.seed),
+        fit_baseline(RowBaseline("hist_gradient_boosting"), read_baseline_data(dataset, "binary"), config.seed),
         dataset,
         "test",
     )

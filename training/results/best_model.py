@@ -33,7 +33,7 @@ def best_model(
 
     (architecture, model), task = scorer, scorer[0].TASK
     asked = [RowBaseline.parse(given) for given in plan.candidates]
-    found = model_choice.challenge(
+    found = model_choice.choose_model(
         *(dataset, task, plan.monitor, plan.seed, asked, tables, Path(plan.predictions), on_progress),
         *(plan.class_weights, plan.monotone),
     )

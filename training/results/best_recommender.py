@@ -23,7 +23,7 @@ def best_recommender(
     from mirrorspark.training.results.evaluation import recommender_choice
 
     asked = [classical.Recommender.parse(given) for given in plan.candidates]
-    found = recommender_choice.challenge(
+    found = recommender_choice.choose_recommender(
         *(dataset, architecture, model, traced(architecture, model), asked),
         monitor=plan.monitor,
         k=plan.top_k,

@@ -17,9 +17,9 @@ from mirrorspark.training.results.evaluation import (
     OTHERS_FOLDER,
     Choice,
     evaluate_run,
-    fitted_baselines,
     read_lists,
     read_scores,
+    row_baselines,
 )
 from mirrorspark.training.results.report import each_baseline
 
@@ -84,37 +84,37 @@ def log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, mode
             job.tracked.log_figure(figure, job.folder.plots / f"{name}.png")
 
 
-def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress) -> list[evaluate_run.Baseline]:
+def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress) -> list[evaluate_run.ComparedModel]:
     """Return the models to compare the model with: the one that was not registered, and the baselines, fitted here."""
     config, dataset, asked_for = job.config, job.dataset, job.config.row_baselines
-    rows, rows_of_test = None, dataset.manifest.rows("test")
+    data, rows_of_test = None, dataset.manifest.rows("test")
     step = evaluate_run.evaluated_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
     baselines = [] if choice is None else _others(choice, job.folder.predictions, step)
     for place, asked in enumerate(asked_for):
         if choice is not None and asked.label in choice.values:
             continue
         if asked.name == POPULARITY:
-            rates = fitted_baselines.label_rates(dataset)
+            rates = row_baselines.label_rates(dataset)
             baselines.append(
-                evaluate_run.Baseline(asked.name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates))))
+                evaluate_run.ComparedModel(asked.name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates))))
             )
             continue
-        progress = fitted_baselines.progress_of(asked_for, place, on_progress)
-        rows = rows or fitted_baselines.baseline_rows(dataset, config.task, job.class_factors, config.monotone)
+        progress = row_baselines.progress_of(asked_for, place, on_progress)
+        data = data or row_baselines.read_baseline_data(dataset, config.task, job.class_factors, config.monotone)
         begin = time.monotonic()
-        fitted = fitted_baselines.fitted_baseline(asked, rows, config.seed, progress)
+        fitted = row_baselines.fit_baseline(asked, data, config.seed, progress)
         seconds = time.monotonic() - begin
-        part = fitted_baselines.train_fraction(rows, dataset.manifest.rows("train"))
+        part = row_baselines.train_fraction(data, dataset.manifest.rows("train"))
         progress("scores of the test rows")
-        scores = fitted_baselines.baseline_scores(fitted, dataset, "test", step)
-        baselines.append(evaluate_run.Baseline(asked.label, scores, part, fitted.left_out, seconds))
+        scores = row_baselines.baseline_scores(fitted, dataset, "test", step)
+        baselines.append(evaluate_run.ComparedModel(asked.label, scores, part, fitted.left_out, seconds))
     return baselines
 
 
-def _others(choice: Choice, predictions: Path, step: int) -> list[evaluate_run.Baseline]:
+def _others(choice: Choice, predictions: Path, step: int) -> list[evaluate_run.ComparedModel]:
     """Return the models that a choice has not registered, with their scores of every ``step``-th test row."""
     return [
-        evaluate_run.Baseline(
+        evaluate_run.ComparedModel(
             name,
             read_scores(predictions / OTHERS_FOLDER / name / "test.parquet")[::step],
             choice.learnt_from if name in choice.seconds else {},

@@ -13,11 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.training.configuration.tasks import BOOSTING, RowBaseline
-from mirrorspark.training.results.evaluation import baselines, boosting, linear
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, split_rows
+from mirrorspark.training.results.evaluation import baseline_fit, boosting, linear
+from mirrorspark.training.results.evaluation.baseline_fit import BaselineFeature, FittedBaseline, baseline_data
 from mirrorspark.training.results.evaluation.boosting import MAX_ITERATIONS, FittedBoosting, gradient_boosting
-from mirrorspark.training.results.evaluation.fitted_baselines import progress_of
 from mirrorspark.training.results.evaluation.linear import linear_model
+from mirrorspark.training.results.evaluation.row_baselines import progress_of
 
 FEATURES = (
     BaselineFeature("distance", "value"),
@@ -43,11 +43,11 @@ def hist_gradient_boosting(
     train: Any, validation: Any, features: Any, label: str, *, seed: int, on_progress: Any = None, **options: Any
 ) -> FittedBoosting:
     options_of_fit = {} if on_progress is None else {"on_progress": on_progress}
-    return gradient_boosting(split_rows(train, validation, features, label, **options), seed=seed, **options_of_fit)
+    return gradient_boosting(baseline_data(train, validation, features, label, **options), seed=seed, **options_of_fit)
 
 
 def fit(name: str, train: Any, validation: Any, features: Any, label: str, **options: Any) -> FittedBaseline:
-    rows = split_rows(train, validation, features, label, **options)
+    rows = baseline_data(train, validation, features, label, **options)
     return linear_model(rows) if name == "linear" else gradient_boosting(rows, seed=0, library=name)
 
 
@@ -146,11 +146,11 @@ def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_boosting_ends_in_time_and_says_what_it_left_out(
     monkeypatch: pytest.MonkeyPatch, library: str, *, has_validation: bool
 ) -> None:
-    split = split_rows(columns(600, 1), columns(200, 2), FEATURES, "late")
-    split = split if has_validation else replace(split, held_back=None)
-    assert gradient_boosting(split, seed=0, library=library).left_out == ""
-    monkeypatch.setattr(baselines, "SECONDS", 0.0)
-    fitted = gradient_boosting(split, seed=0, library=library)
+    data = baseline_data(columns(600, 1), columns(200, 2), FEATURES, "late")
+    data = data if has_validation else replace(data, held_back=None)
+    assert gradient_boosting(data, seed=0, library=library).left_out == ""
+    monkeypatch.setattr(baseline_fit, "SECONDS", 0.0)
+    fitted = gradient_boosting(data, seed=0, library=library)
     most = "1,000" if has_validation else "300"
     assert fitted.left_out == f"It had 0 seconds, which left out the iterations after 1 of {most}"
     assert np.isfinite(fitted.predict(columns(50, 3))).all()
@@ -241,7 +241,7 @@ def several_labels(rows: int = 800) -> Any:
         numbers = generator.normal(size=(rows, 6))
         labels = np.stack([numbers[:, 0] > 0, numbers[:, 1] + numbers[:, 2] > 1, np.zeros(rows, bool)], axis=1)
         parts.append({"numbers": numbers, "labels": csc_matrix(labels)})
-    return split_rows(*parts, (BaselineFeature("numbers", "vector", 6),), "labels", task="multi_label"), parts[1]
+    return baseline_data(*parts, (BaselineFeature("numbers", "vector", 6),), "labels", task="multi_label"), parts[1]
 
 
 def test_several_labels_are_learnt_as_scikit_learn_learns_each_with_a_bar() -> None:
@@ -267,11 +267,11 @@ def test_a_linear_model_ends_in_time_and_says_what_it_left_out(monkeypatch: pyte
     train, validation = columns(600, 1), columns(200, 2)
     for part in (train, validation):
         part["class"] = part["carrier"] % classes
-    split = split_rows(train, validation, FEATURES, "class", task="multi_class")
-    whole = linear_model(split)
+    data = baseline_data(train, validation, FEATURES, "class", task="multi_class")
+    whole = linear_model(data)
     assert whole.left_out == ""
-    monkeypatch.setattr(baselines, "SECONDS", 0.0)
-    cut = linear_model(split)
+    monkeypatch.setattr(baseline_fit, "SECONDS", 0.0)
+    cut = linear_model(data)
     assert cut.left_out == (
         "It had 0 seconds, which left out the iterations after 1 of 200 and the strengths C = 0.001, 0.01, 0.1, 1, 10 "
         "of the regularisation"
@@ -280,10 +280,10 @@ def test_a_linear_model_ends_in_time_and_says_what_it_left_out(monkeypatch: pyte
 
 
 def test_the_parts_of_a_slow_linear_fit_end_where_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    split = split_rows(columns(600, 1), columns(200, 2), FEATURES, "late")
-    whole = linear_model(split, strengths=1.0)
+    data = baseline_data(columns(600, 1), columns(200, 2), FEATURES, "late")
+    whole = linear_model(data, strengths=1.0)
     monkeypatch.setattr(linear, "_seconds_of_an_iteration", lambda *_: 1.0)
-    in_parts = linear_model(split, strengths=1.0)
+    in_parts = linear_model(data, strengths=1.0)
     assert (whole.left_out, in_parts.left_out) == ("", "")
     assert whole.model.max_iter == 200
     assert in_parts.model.max_iter == 14
@@ -302,7 +302,7 @@ def test_a_linear_model_of_several_labels_ends_in_time_and_says_what_it_left_out
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """574 s next to 31 s of training."""
-    monkeypatch.setattr(baselines, "SECONDS", 0.0)
+    monkeypatch.setattr(baseline_fit, "SECONDS", 0.0)
     rows, validation = several_labels()
     fitted = linear_model(rows)
     assert fitted.left_out == (

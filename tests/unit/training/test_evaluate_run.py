@@ -21,10 +21,10 @@ from mirrorspark.models.classical import Recommender
 from mirrorspark.training.configuration.tasks import RowBaseline
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.programs.recommenders.lists import recommended
-from mirrorspark.training.results.evaluation import baselines, boosting, evaluate_run, fitted_baselines
+from mirrorspark.training.results.evaluation import baseline_fit, boosting, evaluate_run, row_baselines
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
-    Baseline,
+    ComparedModel,
     compare_binary,
     compare_multi_class,
     compare_multi_label,
@@ -32,11 +32,11 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     compare_retrieval,
     curves_of,
 )
-from mirrorspark.training.results.evaluation.fitted_baselines import (
-    baseline_rows,
+from mirrorspark.training.results.evaluation.row_baselines import (
     baseline_scores,
-    fitted_baseline,
+    fit_baseline,
     label_rates,
+    read_baseline_data,
     train_fraction,
 )
 from mirrorspark.training.results.evaluation.segments import held_back_items
@@ -121,7 +121,7 @@ def predictions(label: list[float], score: list[float]) -> pa.Table:
 @pytest.fixture
 def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Rides in three splits, and a baseline that is quick: more threads than free cores wait for each other."""
-    monkeypatch.setattr(baselines, "MAX_THREADS", 1)
+    monkeypatch.setattr(baseline_fit, "MAX_THREADS", 1)
     monkeypatch.setattr(boosting, "MAX_ITERATIONS", 20)
     test = [rides(40, 3), rides(60, 4)]
     return HandmadeDataset(
@@ -129,9 +129,10 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
-def baseline_of(dataset: Any, name: str = "hist_gradient_boosting") -> Baseline:
-    return Baseline(
-        name, baseline_scores(fitted_baseline(RowBaseline(name), baseline_rows(dataset, "binary"), 1), dataset, "test")
+def baseline_of(dataset: Any, name: str = "hist_gradient_boosting") -> ComparedModel:
+    return ComparedModel(
+        name,
+        baseline_scores(fit_baseline(RowBaseline(name), read_baseline_data(dataset, "binary"), 1), dataset, "test"),
     )
 
 
@@ -244,14 +245,14 @@ def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
         learnt_from.extend(len(values) for values in rows.train.columns.values())
         return gradient_boosting(rows, **options)
 
-    monkeypatch.setattr(fitted_baselines, "gradient_boosting", spy)
-    monkeypatch.setattr(fitted_baselines, "BASELINE_ROWS", 300)
+    monkeypatch.setattr(row_baselines, "gradient_boosting", spy)
+    monkeypatch.setattr(row_baselines, "BASELINE_ROWS", 300)
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
     comparison = compare_binary(table, [baseline_of(binary)], seed=1, curves=None)
     assert set(learnt_from) == {300}  # of 600
-    assert train_fraction(baseline_rows(binary, "binary"), 600) == {"rows": 300, "of": 600}
-    assert train_fraction(baseline_rows(binary, "binary"), 300) == {}
+    assert train_fraction(read_baseline_data(binary, "binary"), 600) == {"rows": 300, "of": 600}
+    assert train_fraction(read_baseline_data(binary, "binary"), 300) == {}
     assert comparison.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
     assert any("boosting" in text.get_text() for text in comparison.figures["roc"].axes[0].get_legend().get_texts())
 
@@ -291,7 +292,7 @@ def label_scores(labels: list[list[int]], scores: list[list[float]]) -> pa.Table
 def test_a_multi_label_model_is_measured_beside_what_labels_are_frequent(tags: Any) -> None:
     """F7: a row that has no label counts, too."""
     table = label_scores([[1, 2], [], [0]], [[0.1, 0.9, 0.8], [0.2, 0.3, 0.1], [0.7, 0.1, 0.2]])
-    popular = Baseline("popularity", np.broadcast_to(label_rates(tags), (3, 3)))
+    popular = ComparedModel("popularity", np.broadcast_to(label_rates(tags), (3, 3)))
     comparison = compare_multi_label({"validation": table, "test": table}, [popular], 1, None, classes=3)
     assert comparison.metrics["validation"] == comparison.metrics["test"]
     assert comparison.metrics["test"]["auc"] == 1.0
@@ -316,11 +317,11 @@ def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.Mon
     labels = [[0] if of > 0.5 else [1] if of < 0 else [] for of in size]
     rows = dataclasses.replace(tagged(labels, [1.0] * 40), features={"size": size})
     dataset: Any = HandmadeDataset(TAGS_SPEC, {"train": [rows, rows], "validation": [rows], "test": [rows]})
-    fitted = fitted_baseline(RowBaseline("logistic_regression"), baseline_rows(dataset, "multi_label"), seed=1)
+    fitted = fit_baseline(RowBaseline("logistic_regression"), read_baseline_data(dataset, "multi_label"), seed=1)
     scores = baseline_scores(fitted, dataset, "test")
     table = label_scores(labels, [[0.5, 0.5, 0.1]] * 40)
     comparison = compare_multi_label(
-        {"test": table}, [Baseline("logistic_regression", scores)], 1, None, classes=TAGS_SPEC.label.classes or 0
+        {"test": table}, [ComparedModel("logistic_regression", scores)], 1, None, classes=TAGS_SPEC.label.classes or 0
     )
     assert comparison.baseline["metrics"]["precision_at_1"] == pytest.approx(np.mean([bool(of) for of in labels]))
     assert scores[:, 2].max() < 0.02
@@ -334,9 +335,11 @@ def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.Mon
     assert intervals["micro_f1"]["high"] < 0 < intervals["log_loss"]["low"]
     assert "learnt_from" not in comparison.baseline
     # 40 rows of three labels are as it takes, of 80.
-    monkeypatch.setattr(fitted_baselines, "BASELINE_PAIRS", 120)
-    part = train_fraction(baseline_rows(dataset, "multi_label"), 80)
-    sampled = compare_multi_label({"test": table}, [Baseline("logistic_regression", scores, part)], 1, None, classes=3)
+    monkeypatch.setattr(row_baselines, "BASELINE_PAIRS", 120)
+    part = train_fraction(read_baseline_data(dataset, "multi_label"), 80)
+    sampled = compare_multi_label(
+        {"test": table}, [ComparedModel("logistic_regression", scores, part)], 1, None, classes=3
+    )
     assert sampled.baseline["learnt_from"] == {"rows": 40, "of": 80}
     (sentence,) = verdict_sentences(sampled.metrics, sampled.baseline)
     assert sentence.endswith(". Logistic regression learnt from the first 40 of the 80 training rows.")
@@ -347,7 +350,7 @@ def test_rows_of_weight_0_teach_a_label_nothing_and_a_step_leaves_out_scores() -
     size = np.array([1, -1, 1, 0, -1, 1, 0], np.float32)
     rows = dataclasses.replace(tagged(labels, weights), features={"size": size})
     dataset: Any = HandmadeDataset(TAGS_SPEC, {"train": [rows], "validation": [rows], "test": [rows, rows, rows]})
-    fitted = fitted_baseline(RowBaseline("logistic_regression"), baseline_rows(dataset, "multi_label"), seed=1)
+    fitted = fit_baseline(RowBaseline("logistic_regression"), read_baseline_data(dataset, "multi_label"), seed=1)
     scores = baseline_scores(fitted, dataset, "test")
     assert scores[:, 2].max() < 0.2
     np.testing.assert_array_equal(baseline_scores(fitted, dataset, "test", 4), scores[::4])

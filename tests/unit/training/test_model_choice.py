@@ -23,24 +23,24 @@ from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.training.configuration import BOOSTING, ConfigError, RowBaseline, class_factors
 from mirrorspark.training.configuration.tasks import DEFAULT_BOOSTING as BASELINE
 from mirrorspark.training.results.evaluation import boosting
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
+from mirrorspark.training.results.evaluation.baseline_fit import BaselineFeature, baseline_data
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison, list_column
-from mirrorspark.training.results.evaluation.fitted_baselines import weighed_by_class
 from mirrorspark.training.results.evaluation.linear import linear_model as linear_model_of
 from mirrorspark.training.results.evaluation.model_choice import (
     BLEND,
     NETWORK,
     OTHERS_FOLDER,
     Choice,
+    best_by_metric,
     best_weights,
-    challenge,
-    choose,
+    choose_model,
     classes_of,
     graph_of,
     read_scores,
     trees_of,
 )
+from mirrorspark.training.results.evaluation.row_baselines import weighed_by_class
 from mirrorspark.training.results.report.leaderboard import leaderboard_html, leaderboard_rows, leaderboard_table
 
 FEATURES = (
@@ -73,7 +73,7 @@ def test_the_best_one_by_the_monitored_metric_is_registered_and_the_simpler_one_
     registered: str,
     metric: str,
 ) -> None:
-    found = choose(task, monitor, {NETWORK: network, BASELINE: baseline, BLEND: blend})
+    found = best_by_metric(task, monitor, {NETWORK: network, BASELINE: baseline, BLEND: blend})
     assert found[:2] == (registered, metric)
 
 
@@ -180,7 +180,7 @@ def rides(rows: int, seed: int, *, planes: int = 600) -> dict[str, np.ndarray]:
 
 
 def fitted(label: str, task: str) -> FittedBoosting:
-    return gradient_boosting(split_rows(rides(6_000, 1), rides(1_000, 2), FEATURES, label, task=task), seed=0)
+    return gradient_boosting(baseline_data(rides(6_000, 1), rides(1_000, 2), FEATURES, label, task=task), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_graph_of_a_linear_model_scores_as_scikit_learn_does(task: str) -> N
         tags = csc_matrix(np.stack([found["late"] > 0, random.random(number) < 0.2, np.zeros(number)], 1).astype(bool))
         return found | {"place": random.normal(size=(number, 2)).astype(np.float32), "words": words, "tags": tags}
 
-    fit = linear_model_of(split_rows(rows(2_000, 1), rows(500, 2), (*FEATURES, *rest), label, task=task))
+    fit = linear_model_of(baseline_data(rows(2_000, 1), rows(500, 2), (*FEATURES, *rest), label, task=task))
     classes = {"multi_class": 5, "multi_label": 3}.get(task, 0)
     given = rows(300, 3, planes=5_000)
     expected = fit.predict(given)
@@ -264,7 +264,7 @@ def test_predictions_along_a_grid_hold_a_monotone_constraint_also_in_the_exporte
     splits = [rides(3_000, 1), rides(500, 2)]
     for rows in splits:  # a wave
         rows["minutes"] = np.sin(2 * rows["distance"]) + 0.1 * (rows["carrier"] % 2)
-    model = gradient_boosting(split_rows(*splits, of_trees, "minutes", task="regression"), seed=0, library=library)
+    model = gradient_boosting(baseline_data(*splits, of_trees, "minutes", task="regression"), seed=0, library=library)
     grid = np.linspace(-3, 3, 200).astype(np.float32)
     for carrier in (0, 1):
         columns = {"distance": grid, "carrier": np.full(200, carrier)}
@@ -291,7 +291,7 @@ def test_a_blend_is_the_mean_of_its_parts_and_is_saved_with_the_variables_of_bot
     statistics = {"distance": NumericStatistics(0.0, 1.0, -3.0, 3.0, 0)}
     fitted_features = FittedFeatures(spec, {}, statistics)
     of_trees = tuple(feature for feature in FEATURES if feature.name in ("distance", "carrier"))
-    fit = gradient_boosting(split_rows(rides(3_000, 1), rides(500, 2), of_trees, "late"), seed=0)
+    fit = gradient_boosting(baseline_data(rides(3_000, 1), rides(500, 2), of_trees, "late"), seed=0)
     trees = boosted_trees.BoostedTrees(trees_of(fit))
     network = multi_field.build(multi_field.Settings(hidden_units=(8,)), fitted_features, seed=1)
     rows = rides(100, 3)
@@ -330,7 +330,7 @@ def test_a_network_that_has_learnt_nothing_is_beaten_and_kept_for_the_comparison
         scores = list_column(same) if task == "multi_class" else pa.array(same[:, 0])
         tables[split] = pa.table({column: scores, "label": labels, "weight": np.ones(len(labels))})
     told: list[str] = []
-    found = challenge(
+    found = choose_model(
         *(dataset, task, "val_loss", 1, [RowBaseline(BASELINE)], tables, tmp_path),
         lambda doing, done=0, total=0: told.append(doing),
     )
@@ -428,7 +428,7 @@ def test_gradient_boosting_learns_by_class_weights_and_is_judged_without_them(la
         )
     means, values = [], []
     for weights in ((), class_factors("balanced", late)):
-        choice = challenge(
+        choice = choose_model(
             late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path, class_weights=weights
         )
         scores = choice.tables["test"]["score"].to_numpy()
@@ -447,9 +447,10 @@ def test_with_monotone_constraints_gradient_boosting_is_registered_though_the_ne
         scores = pa.array((0.8 * label + 0.1).astype(np.float32))
         tables[split] = pa.table({"score": scores, "label": label, "weight": np.ones(len(label))})
     assert (
-        challenge(late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path).choice.registered != BASELINE
+        choose_model(late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path).choice.registered
+        != BASELINE
     )
-    found = challenge(
+    found = choose_model(
         late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path, monotone={"distance": "decreasing"}
     )
     assert (found.choice.registered, found.choice.monotone) == (BASELINE, [BASELINE])

@@ -21,9 +21,9 @@ from mirrorspark.training.results.evaluation import recommender_choice
 from mirrorspark.training.results.evaluation.evaluate_run import compare_retrieval
 from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK
 from mirrorspark.training.results.evaluation.recommender_choice import (
-    RecommenderChallenge,
+    ChosenRecommender,
     RecommenderChoice,
-    challenge,
+    choose_recommender,
     read_lists,
 )
 from mirrorspark.training.results.predictions import reference_predictions, traced
@@ -101,11 +101,11 @@ ARCHITECTURE = SimpleNamespace(predict=predict, TASK="retrieval")
 
 def challenged(
     folder: Path, quality: float, asked: list[Any], monitor: str = "val_loss", dataset: Any = None
-) -> RecommenderChallenge:
+) -> ChosenRecommender:
     dataset = dataset or walks()
     network: Any = network_of(dataset, quality)
     recommenders = [Recommender.parse(one) for one in asked]
-    return challenge(
+    return choose_recommender(
         *(dataset, ARCHITECTURE, network, traced(ARCHITECTURE, network), recommenders),
         monitor=monitor,
         k=K,

@@ -10,11 +10,10 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.results.evaluation import (
         evaluate_run,
-        fitted_baselines,
         model_choice,
         recommender_choice,
+        row_baselines,
     )
-    from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
     from mirrorspark.training.results.evaluation.explanation import (
         EXPLANATION_FILE,
         REPEATS,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
         Choice,
         read_scores,
     )
+    from mirrorspark.training.results.evaluation.paired_comparison import Tested, paired_differences
     from mirrorspark.training.results.evaluation.ranking import best_candidates
     from mirrorspark.training.results.evaluation.recommender_choice import RecommenderChoice, read_lists
 else:
@@ -50,10 +50,10 @@ __all__ = [
     "evaluate_run",
     "explain",
     "explain_on_kept_rows",
-    "fitted_baselines",
     "model_choice",
     "paired_differences",
     "read_lists",
     "read_scores",
     "recommender_choice",
+    "row_baselines",
 ]

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from mirrorspark.training.configuration import BOOSTING
 from mirrorspark.training.executor import OnProgress
-from mirrorspark.training.results.evaluation.baselines import (
+from mirrorspark.training.results.evaluation.baseline_fit import (
+    BaselineData,
     BaselineFeature,
     Columns,
     FittedBaseline,
     Rows,
-    Split,
     TimeLimit,
     feature_columns,
     free_threads,
@@ -107,7 +107,7 @@ class _Fit:
 
 
 def gradient_boosting(
-    split: Split,
+    data: BaselineData,
     *,
     seed: int,
     library: str = "hist_gradient_boosting",
@@ -120,7 +120,7 @@ def gradient_boosting(
     ordered by frequency, as its ids are; smaller ones are split as categories. CatBoost takes them all as categories.
 
     Args:
-        split: rows to learn from, and rows that decide when to stop (with scikit-learn before 1.7, a random tenth of
+        data: rows to learn from, and rows that decide when to stop (with scikit-learn before 1.7, a random tenth of
             the training rows).
         seed: fixes the sampling inside the fit.
         library: ``hist_gradient_boosting`` (scikit-learn), ``xgboost``, ``lightgbm`` or ``catboost``.
@@ -131,25 +131,25 @@ def gradient_boosting(
         ValueError: a column is missing or mis-shaped.
         ImportError: the library is not installed.
     """
-    matrix, given = _matrix(split.train.columns, split.features), options or {}
+    matrix, given = _matrix(data.train.columns, data.features), options or {}
     most = min(_MAX_CATEGORIES, int(given.get("max_bins", _MAX_CATEGORIES)))
     native = tuple(
         bool(is_id and (library == "catboost" or np.unique(matrix[:, position]).size <= most))
-        for position, is_id in enumerate(_id_columns(split.features))
+        for position, is_id in enumerate(_id_columns(data.features))
     )
 
     def inputs(rows: Rows, matrix: NDArray[np.float32]) -> _Inputs:
-        return _Inputs(_ordinals_missing_as_nan(matrix, split.features, native), rows.wanted, rows.weight)
+        return _Inputs(_ordinals_missing_as_nan(matrix, data.features, native), rows.wanted, rows.weight)
 
-    rest = split.held_back
-    held_back = None if rest is None else inputs(rest, _matrix(rest.columns, split.features))
+    rest = data.held_back
+    held_back = None if rest is None else inputs(rest, _matrix(rest.columns, data.features))
     with free_threads() as threads:
-        limit, is_regression = TimeLimit(), split.task == "regression"
+        limit, is_regression = TimeLimit(), data.task == "regression"
         fit = _Fit(
-            train=inputs(split.train, matrix),
+            train=inputs(data.train, matrix),
             held_back=held_back,
             native_categorical=native,
-            monotone=_monotone(split.features),
+            monotone=_monotone(data.features),
             is_regression=is_regression,
             seed=seed,
             threads=threads,
@@ -159,7 +159,7 @@ def gradient_boosting(
             options=given,
         )
         model = _LIBRARIES[library](fit)
-    return FittedBoosting(model, split.features, split.class_numbers, native, library, left_out=limit.in_words())
+    return FittedBoosting(model, data.features, data.class_numbers, native, library, left_out=limit.in_words())
 
 
 def _hist_gradient_boosting(fit: _Fit) -> Any:

@@ -73,7 +73,7 @@ class BaselineComparison:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class ComparedModel:
     """A model that the trained one is compared with.
 
     Attributes:
@@ -94,7 +94,7 @@ class Baseline:
 
 def compare_binary(
     predictions: Mapping[str, pa.Table],
-    baselines: Sequence[Baseline],
+    baselines: Sequence[ComparedModel],
     seed: int,
     curves: Figure | None,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
@@ -121,7 +121,7 @@ def compare_binary(
 
 def compare_multi_label(
     predictions: Mapping[str, pa.Table],
-    baselines: Sequence[Baseline],
+    baselines: Sequence[ComparedModel],
     seed: int,
     curves: Figure | None,
     classes: int,
@@ -146,7 +146,7 @@ def compare_multi_label(
 
 def compare_regression(
     predictions: Mapping[str, pa.Table],
-    baselines: Sequence[Baseline],
+    baselines: Sequence[ComparedModel],
     seed: int,
     curves: Figure | None,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
@@ -187,7 +187,7 @@ def _interval_metrics(table: pa.Table) -> dict[str, float]:
 
 def compare_multi_class(
     predictions: Mapping[str, pa.Table],
-    baselines: Sequence[Baseline],
+    baselines: Sequence[ComparedModel],
     seed: int,
     curves: Figure | None,
     names: Sequence[str],
@@ -304,7 +304,7 @@ def _comparison(
     return BaselineComparison(metrics, compared, figures)
 
 
-def _base_rate(validation: tuple[np.ndarray, np.ndarray, np.ndarray], rows: int) -> "list[Baseline]":
+def _base_rate(validation: tuple[np.ndarray, np.ndarray, np.ndarray], rows: int) -> "list[ComparedModel]":
     """Return the prediction that is the same for all ``rows``, from label, scores and weight of the validation rows.
 
     It is the mean label, or the share of each class, with one row more of each. None without validation rows.
@@ -317,7 +317,7 @@ def _base_rate(validation: tuple[np.ndarray, np.ndarray, np.ndarray], rows: int)
     else:  # a class per row, of several
         counts = np.bincount(label.astype(np.int64), weight, scores.shape[1]) + 1.0
         mean = counts / counts.sum()
-    return [Baseline(BASE_RATE, np.broadcast_to(mean, (rows, *np.shape(mean))))]
+    return [ComparedModel(BASE_RATE, np.broadcast_to(mean, (rows, *np.shape(mean))))]
 
 
 def _rating_metrics(table: pa.Table, split: str) -> dict[str, float]:
@@ -360,7 +360,7 @@ def curves_of(
 
 
 def _compared(
-    baselines: Sequence[Baseline],
+    baselines: Sequence[ComparedModel],
     metrics: Callable[..., dict[str, float]],
     statistics: Callable[[np.ndarray, np.ndarray], bootstrap.Statistics],
     columns: tuple[np.ndarray, np.ndarray, np.ndarray],

@@ -25,12 +25,12 @@ from sklearn.metrics import log_loss, mean_squared_error
 from mirrorspark.data_pipelines.features import SparseRows
 from mirrorspark.evaluation import bootstrap
 from mirrorspark.training.executor import OnProgress
-from mirrorspark.training.results.evaluation.baselines import (
+from mirrorspark.training.results.evaluation.baseline_fit import (
+    BaselineData,
     BaselineFeature,
     Columns,
     FittedBaseline,
     Rows,
-    Split,
     TimeLimit,
     feature_columns,
 )
@@ -86,7 +86,7 @@ class FittedLinear(FittedBaseline):
 
 
 def linear_model(
-    split: Split,
+    data: BaselineData,
     *,
     strengths: float | Sequence[float] | None = None,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
@@ -98,33 +98,33 @@ def linear_model(
     is scikit-learn's default. Where ids, columns and classes are too many, the most frequent columns are read.
 
     Args:
-        split: rows to learn from, and rows that choose.
+        data: rows to learn from, and rows that choose.
         strengths: scikit-learn's ``C``, or its ``alpha`` of ridge regression: one, or several to choose from.
         on_progress: gets the number of strengths that were tried.
 
     Raises:
         ValueError: a column is missing or mis-shaped.
     """
-    train, held_back = split.train, split.held_back
-    scalings = tuple(map(_scaling, split.features, feature_columns(train.columns, split.features)))
-    matrix = _design(train.columns, split.features, scalings)
-    kept = _most_frequent(matrix, 1 if split.class_numbers is None else len(split.class_numbers))
-    fitted = FittedLinear(None, split.features, split.class_numbers, scalings, kept)
+    train, held_back = data.train, data.held_back
+    scalings = tuple(map(_scaling, data.features, feature_columns(train.columns, data.features)))
+    matrix = _design(train.columns, data.features, scalings)
+    kept = _most_frequent(matrix, 1 if data.class_numbers is None else len(data.class_numbers))
+    fitted = FittedLinear(None, data.features, data.class_numbers, scalings, kept)
     matrix = matrix if kept is None else matrix[:, kept]
     rest = None if held_back is None else fitted.inputs(held_back.columns)
-    model = _MODELS[split.task]()
+    model = _MODELS[data.task]()
     best, limit = None, TimeLimit()
-    tried = _tried(split, strengths)
+    tried = _tried(data, strengths)
     errors: dict[float, float] = {}
     for place, inverse in enumerate(tried):
-        if strengths is None and split.task == "multi_label" and not _may_be_best(inverse, errors):
+        if strengths is None and data.task == "multi_label" and not _may_be_best(inverse, errors):
             continue
         before = limit.left
         on_progress("strengths of the regularisation", place, len(tried))
         if isinstance(model, _OneVsRest):
-            model.seconds, labels = before, split.train.wanted.shape[1]
+            model.seconds, labels = before, data.train.wanted.shape[1]
             model.on_label = partial(_report_label, on_progress, place * labels, len(tried) * labels)
-        model.set_params(**({"alpha": 1 / inverse} if split.task == "regression" else {"C": inverse}))
+        model.set_params(**({"alpha": 1 / inverse} if data.task == "regression" else {"C": inverse}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is on purpose
             if isinstance(model, LogisticRegression):
@@ -132,18 +132,18 @@ def linear_model(
             else:
                 model.fit(matrix, train.wanted, sample_weight=train.weight)
         least = min(errors.values(), default=np.inf)
-        errors[inverse] = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, split.task)
+        errors[inverse] = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, data.task)
         if best is None or errors[inverse] < least:
             best = copy.copy(model) if isinstance(model, _OneVsRest) else copy.deepcopy(model)
         # Another strength is tried only if the last one took less than what is left.
         if (rest_of := tried[place + 1 :]) and before - limit.left > limit.left:
-            is_ridge = split.task == "regression"
+            is_ridge = data.task == "regression"
             untried = ", ".join(f"{1 / one if is_ridge else one:g}" for one in rest_of)
             name = "alpha" if is_ridge else "C"
             limit.left_out.append(f"the strengths {name} = {untried} of the regularisation")
             break
     if unfinished := getattr(best, "unfinished_", 0):
-        limit.left_out.append(f"the last updates of {unfinished} of its {split.train.wanted.shape[1]} labels")
+        limit.left_out.append(f"the last updates of {unfinished} of its {data.train.wanted.shape[1]} labels")
     return replace(fitted, model=best, left_out=limit.in_words())
 
 
@@ -211,14 +211,14 @@ def linear_of(fitted: FittedLinear, task: str, classes: int = 0) -> linear_model
     return graph.Linear(tuple(inputs), bias, links[task], numbers, classes)
 
 
-def _tried(split: Split, given: float | Sequence[float] | None) -> Sequence[float]:
+def _tried(data: BaselineData, given: float | Sequence[float] | None) -> Sequence[float]:
     """Return the inverse strengths of the regularisation to try, given those that the user wants."""
     if given is None:
-        several = _INVERSE_STRENGTHS_OF_LABELS if split.task == "multi_label" else _INVERSE_STRENGTHS
-        return several if split.held_back else (1.0,)
+        several = _INVERSE_STRENGTHS_OF_LABELS if data.task == "multi_label" else _INVERSE_STRENGTHS
+        return several if data.held_back else (1.0,)
     wanted = given if isinstance(given, Sequence) else (given,)
-    inverse = [1 / one for one in wanted] if split.task == "regression" else list(wanted)
-    return inverse if split.held_back else inverse[:1]
+    inverse = [1 / one for one in wanted] if data.task == "regression" else list(wanted)
+    return inverse if data.held_back else inverse[:1]
 
 
 def _may_be_best(inverse: float, errors: Mapping[float, float]) -> bool:

@@ -21,7 +21,7 @@ from mirrorspark.models import catalog
 from mirrorspark.storage import atomic_file
 from mirrorspark.training.configuration import RowBaseline
 from mirrorspark.training.executor import OnProgress
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, Split
+from mirrorspark.training.results.evaluation.baseline_fit import BaselineData, BaselineFeature, FittedBaseline
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
     classed_columns,
@@ -31,15 +31,15 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     metrics_of,
     weighed_columns,
 )
-from mirrorspark.training.results.evaluation.fitted_baselines import (
-    baseline_rows,
+from mirrorspark.training.results.evaluation.linear import FittedLinear, linear_of
+from mirrorspark.training.results.evaluation.row_baselines import (
     baseline_scores,
-    fitted_baseline,
+    fit_baseline,
     progress_of,
+    read_baseline_data,
     train_fraction,
     weighed_by_class,
 )
-from mirrorspark.training.results.evaluation.linear import FittedLinear, linear_of
 from mirrorspark.training.results.report import in_words
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class Choice:
         return cls(**json.loads((folder / CHOICE_FILE).read_text(encoding="utf-8")))
 
 
-def choose(task: str, monitor: str, metrics: Mapping[str, Mapping[str, float]]) -> tuple[str, str, dict[str, float]]:
+def best_by_metric(
+    task: str, monitor: str, metrics: Mapping[str, Mapping[str, float]]
+) -> tuple[str, str, dict[str, float]]:
     """Return the best one by the monitored metric and the first of equal ones, the metric, and its values.
 
     Args:
@@ -195,8 +197,8 @@ def best_weights(
 
 
 @dataclass(frozen=True)
-class Challenge:
-    """The outcome of a comparison.
+class ChosenModel:
+    """The model that was chosen for the export, and what it was chosen from.
 
     Attributes:
         choice: The choice.
@@ -209,7 +211,7 @@ class Challenge:
     tables: Mapping[str, pa.Table] = field(repr=False)
 
 
-def challenge(
+def choose_model(
     dataset: Dataset,
     task: str,
     monitor: str,
@@ -220,7 +222,7 @@ def challenge(
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
     class_weights: Sequence[float] = (),
     monotone: Mapping[str, str] | None = None,
-) -> Challenge:
+) -> ChosenModel:
     """Fit the baselines, choose the best model, and keep the choice and the others' predictions.
 
     Args:
@@ -238,8 +240,8 @@ def challenge(
     classes = classes_of(dataset, task)
     scores = sum(table.num_rows for table in tables.values()) * max(classes, 1) * (len(asked) + 2)
     reason = f"as {scores:,} scores of all models are more than {_MOST_SCORES:,}" if scores > _MOST_SCORES else ""
-    rows = baseline_rows(dataset, task, class_weights, monotone)
-    fitted, seconds = _fitted(() if reason else asked, rows, seed, on_progress)
+    data = read_baseline_data(dataset, task, class_weights, monotone)
+    fitted, seconds = _fit_all(() if reason else asked, data, seed, on_progress)
     on_progress("comparing the models on the validation rows")
     parts = {
         split: {NETWORK: scores_of(table)}
@@ -263,19 +265,19 @@ def challenge(
         name: metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
         for name, of in found.items()
     }
-    _, metric, values = choose(task, monitor, metrics)
-    best, _, _ = choose(task, f"val_{metric}", {name: of for name, of in metrics.items() if name in allowed})
+    _, metric, values = best_by_metric(task, monitor, metrics)
+    best, _, _ = best_by_metric(task, f"val_{metric}", {name: of for name, of in metrics.items() if name in allowed})
     choice = Choice(
         *(best, metric, values),
         weights=weights,
         seconds=seconds,
         left_out={name: model.left_out for name, model in fitted.items()},
-        learnt_from=train_fraction(rows, dataset.manifest.rows("train")),
+        learnt_from=train_fraction(data, dataset.manifest.rows("train")),
         monotone=allowed if monotone else None,
         reason=reason or "as the linear model has too many weights to be exported",
     )
     _keep(choice, found, folder)
-    return Challenge(choice, fitted, found[choice.registered])
+    return ChosenModel(choice, fitted, found[choice.registered])
 
 
 def _predictions(
@@ -301,15 +303,15 @@ def _keep(choice: Choice, predictions: Mapping[str, Mapping[str, pa.Table]], fol
     choice.save(folder)
 
 
-def _fitted(
-    asked: Sequence[RowBaseline], rows: Split, seed: int, on_progress: OnProgress
+def _fit_all(
+    asked: Sequence[RowBaseline], data: BaselineData, seed: int, on_progress: OnProgress
 ) -> tuple[dict[str, FittedBaseline], dict[str, float]]:
-    """Return the fits that can be exported, and their seconds, by label."""
+    """Fit the baselines; return the fits that can be exported, and their seconds, by label."""
     fitted: dict[str, FittedBaseline] = {}
     seconds = {}
     for place, one in enumerate(asked):
         begin = time.monotonic()
-        model = fitted_baseline(one, rows, seed, progress_of(asked, place, on_progress))
+        model = fit_baseline(one, data, seed, progress_of(asked, place, on_progress))
         if isinstance(model, FittedLinear) and model.kept is not None:
             continue
         fitted[one.label], seconds[one.label] = model, time.monotonic() - begin
@@ -353,7 +355,7 @@ def graph_of(fitted: FittedBaseline, task: str, classes: int) -> tuple[Any, Any]
     """Return the architecture of a fit, and the fit as its model.
 
     Args:
-        fitted: One of :attr:`Challenge.fitted`.
+        fitted: One of :attr:`ChosenModel.fitted`.
         task: Its task.
         classes: Number of classes, or of labels.
     """

@@ -203,15 +203,15 @@ def _rows_scored(scores: Any, histories: Any, rows: slice) -> npt.NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class RecommenderChallenge:
-    """The outcome of a comparison: the choice, and the architecture and the model of the registered one."""
+class ChosenRecommender:
+    """The recommender that was chosen for the export: the choice, its architecture and its model."""
 
     choice: RecommenderChoice
     architecture: Any
     model: Any = field(repr=False)
 
 
-def challenge(
+def choose_recommender(
     dataset: Dataset,
     architecture: Any,
     network: Any,
@@ -223,7 +223,7 @@ def challenge(
     seed: int,
     folder: Path,
     on_progress: OnProgress = lambda doing, done=0, total=0: None,
-) -> RecommenderChallenge:
+) -> ChosenRecommender:
     """Fit classical recommenders, choose the best one or a blend, and keep the choice and the others' test lists.
 
     The monitored recall or NDCG decides, else the recall of the lists. The other of the two breaks ties, then the
@@ -281,7 +281,7 @@ def challenge(
     for name in choice.others:
         np.save(folder / OTHERS_FOLDER / f"{name}.npy", lists[name])
     choice.save(folder)
-    return RecommenderChallenge(choice, *_registered(models, choice))
+    return ChosenRecommender(choice, *_registered(models, choice))
 
 
 def _loss(registered: str, asked: Sequence[classical.Recommender]) -> str:

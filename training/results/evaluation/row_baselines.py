@@ -1,4 +1,4 @@
-"""Baselines of a run: the rows of the dataset that they are fitted from, and their scores."""
+"""The baselines of a model that scores rows: read from its dataset, fitted by library, and scored."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from mirrorspark.data_pipelines.features import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.training.configuration import MONOTONE, STRENGTHS, RowBaseline
 from mirrorspark.training.executor import OnProgress
-from mirrorspark.training.results.evaluation.baselines import (
+from mirrorspark.training.results.evaluation.baseline_fit import (
+    BaselineData,
     BaselineFeature,
     FittedBaseline,
-    Split,
+    baseline_data,
     free_threads,
-    split_rows,
 )
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.linear import linear_model
@@ -45,10 +45,10 @@ def label_rates(dataset: Dataset) -> np.ndarray:
     return counts / rows
 
 
-def baseline_rows(
+def read_baseline_data(
     dataset: Dataset, task: str, class_weights: Sequence[float] = (), monotone: Mapping[str, str] | None = None
-) -> Split:
-    """Return the rows that baselines of a model that scores rows are fitted from.
+) -> BaselineData:
+    """Read the rows that baselines of a model that scores rows are fitted from.
 
     Args:
         dataset: The dataset.
@@ -72,7 +72,7 @@ def baseline_rows(
     weight = _WEIGHT if dataset.spec.weight or class_weights else None
     for columns in (train, validation):
         columns[_WEIGHT] = weighed_by_class(columns[_WEIGHT], columns[_LABEL], class_weights)
-    return split_rows(train, validation, features, _LABEL, weight=weight, task=task)
+    return baseline_data(train, validation, features, _LABEL, weight=weight, task=task)
 
 
 def weighed_by_class(weight: np.ndarray, label: Any, class_weights: Sequence[float]) -> np.ndarray:
@@ -87,25 +87,25 @@ def weighed_by_class(weight: np.ndarray, label: Any, class_weights: Sequence[flo
     return weighed if weighed.any() else weight
 
 
-def train_fraction(rows: Split, all_rows: int) -> dict[str, int]:
+def train_fraction(data: BaselineData, all_rows: int) -> dict[str, int]:
     """Return the number of ``rows`` that baselines learn from, ``of`` all training rows; empty if it is all."""
-    return {"rows": rows.train.count, "of": all_rows} if rows.train.count < all_rows else {}
+    return {"rows": data.train.count, "of": all_rows} if data.train.count < all_rows else {}
 
 
-def fitted_baseline(
-    asked: RowBaseline, rows: Split, seed: int, on_progress: OnProgress = lambda doing, done=0, total=0: None
+def fit_baseline(
+    asked: RowBaseline, data: BaselineData, seed: int, on_progress: OnProgress = lambda doing, done=0, total=0: None
 ) -> FittedBaseline:
-    """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
+    """Fit a baseline on the training rows; the validation rows stop it or choose its regularisation.
 
     Args:
         asked: One of the task's baselines (:mod:`training.configuration.tasks`).
-        rows: The result of :func:`baseline_rows`.
+        data: The result of :func:`read_baseline_data`.
         seed: Fixes the sampling inside the fit.
         on_progress: Gets its progress.
     """
     if asked.name in STRENGTHS:
-        return linear_model(rows, strengths=asked.options.get(STRENGTHS[asked.name]), on_progress=on_progress)
-    return gradient_boosting(rows, seed=seed, library=asked.name, options=asked.options, on_progress=on_progress)
+        return linear_model(data, strengths=asked.options.get(STRENGTHS[asked.name]), on_progress=on_progress)
+    return gradient_boosting(data, seed=seed, library=asked.name, options=asked.options, on_progress=on_progress)
 
 
 def progress_of(asked: Sequence[RowBaseline], place: int, on_progress: OnProgress) -> OnProgress:

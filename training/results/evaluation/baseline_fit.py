@@ -1,7 +1,7 @@
-"""The baselines of models that score rows: their training data and their predictions.
+"""The parts of every fit of a baseline: its rows, its time and threads, and the fitted model.
 
-Which ones there are is in :mod:`training.configuration.tasks`; :mod:`training.results.evaluation.boosting` and
-:mod:`training.results.evaluation.linear` fit them.
+:mod:`training.results.evaluation.boosting` and :mod:`training.results.evaluation.linear` fit from them, and
+:mod:`training.results.evaluation.row_baselines` orders the fits of a run.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Data for fitting the baselines.
+class BaselineData:
+    """The training and validation rows that baselines are fitted from.
 
     Attributes:
         train: The training rows.
@@ -142,7 +142,7 @@ class FittedBaseline(ABC):
         return probabilities[:, 1] if self.class_numbers is None else probabilities
 
 
-def split_rows(
+def baseline_data(
     train: Columns,
     validation: Columns,
     features: Sequence[BaselineFeature],
@@ -150,8 +150,8 @@ def split_rows(
     *,
     weight: str | None = None,
     task: str = "binary",
-) -> Split:
-    """Check the rows that a baseline is fitted from.
+) -> BaselineData:
+    """Return the rows that a baseline is fitted from, which are checked.
 
     Args:
         train: feature, label and weight columns by name.
@@ -182,7 +182,7 @@ def split_rows(
     kept = {feature.name: _taken(column(validation, feature.name), usable) for feature in features}
     weights[1] = None if weights[1] is None else weights[1][usable]
     rest = Rows(kept, held_back, weights[1]) if usable.any() else None
-    return Split(tuple(features), task, Rows(train, wanted, weights[0]), rest, numbers)
+    return BaselineData(tuple(features), task, Rows(train, wanted, weights[0]), rest, numbers)
 
 
 def column(columns: Columns, name: str) -> Any:
