@@ -36,9 +36,9 @@ class BarrierJobError(ClearError, RuntimeError):
 
 
 class EarlyRunner(MirroredStrategyRunner):
-    """The runner, except that workers which need no addresses of its tasks start before these exchange them.
+    """The runner, whose tasks may start their workers ahead and restore their environment.
 
-    And it leaves the environment of Spark's Python workers as it was.
+    The steps of a task are in :mod:`training.executor.task`.
     """
 
     def _get_spark_task_program(self, train_fn: WorkerTask, **kwargs: Any) -> Callable[[Any], list[Any]]:

@@ -8,9 +8,18 @@ obeys the driver (stacks, stop, abort), and ends the worker when the driver has 
 A task does not fail when its worker does. All tasks exchange the outcomes and succeed, so that Spark keeps its Python
 workers, whose fork servers make the next attempt start at once.
 
-An exchange between the tasks of a stage takes a second: Spark's BarrierTaskContext sleeps that long before it looks for
-an answer. MirroredStrategyRunner makes one before it calls us, to distribute addresses. A worker that does not need the
-runner's settings begins before that (:func:`run_program`), and meets the others through the driver.
+The order of an attempt in a task:
+
+1. The launcher's barrier job calls :func:`run_program` with the runner's program and the :class:`WorkerTask`.
+2. A worker that needs none of the runner's settings, since it meets the others through the driver
+   (``meets_through_driver`` of its plan), starts now, ahead of the next step.
+3. The runner's program exchanges the tasks' addresses. That takes a second: Spark's BarrierTaskContext sleeps that long
+   before it looks for an answer. Then it sets ``TF_CONFIG`` and ``CUDA_VISIBLE_DEVICES``, and calls the task.
+4. The task waits for its worker's end; a worker that has not started in step 2 starts first, with these settings.
+5. The tasks exchange the outcomes, and each returns them all.
+6. The worker is ended, and the variables that the runner has set are restored.
+
+In local mode the runner calls the task on the driver, where only step 4 remains.
 """
 
 import contextlib
@@ -60,14 +69,14 @@ class WorkerTask:
     _started: "StartedWorker | None" = field(default=None, init=False, repr=False)
 
     def __call__(self) -> list[Outcome]:
-        """Start the worker, unless it is running, and return the outcomes of all ranks, in rank order."""
-        if self._started is not None:  # by `run_program`, before the runner called
+        """Start the worker, unless it was started ahead, and return the outcomes of all ranks, in rank order."""
+        if self._started is not None:
             return self._started.wait()
-        with self.started() as worker:
+        with self.start_worker() as worker:
             return worker.wait()
 
     @contextlib.contextmanager
-    def started(self) -> Iterator["StartedWorker"]:
+    def start_worker(self) -> Iterator["StartedWorker"]:
         """Start the worker, and obey the driver's commands meanwhile; leaving the block ends the worker."""
         barrier, rank = barrier_task(), partition_id()
         environment = self._environment()
@@ -113,7 +122,7 @@ class WorkerTask:
         threads = self.plan.threads or task_cores() or 1
         environment = tensorflow_environment(threads, verbose=self.plan.verbose)
         if self.plan.meets_through_driver:
-            # The runner sets these later, and such a worker needs neither; the present values are the executor's own.
+            # Started ahead: the present values are those of the executor.
             environment.pop("TF_CONFIG", None)
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return environment
@@ -161,11 +170,8 @@ class StartedWorker:
 
 
 def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition: Any) -> list[Any]:
-    """Run the runner's ``program``, which exchanges addresses and calls ``task``.
-
-    A worker that meets the others through the driver starts before the exchange.
-    """
-    with _environment_kept(), task.started() if task.plan.meets_through_driver else contextlib.nullcontext():
+    """Run the runner's ``program`` for ``task``, whose worker starts ahead of it where it can: steps 2 to 6 above."""
+    with _environment_kept(), task.start_worker() if task.plan.meets_through_driver else contextlib.nullcontext():
         return program(partition)
 
 

@@ -418,7 +418,7 @@ def test_a_rank_that_begins_early_meets_the_others_through_the_driver(driver: Dr
 
 
 def test_a_rank_is_followed_while_its_task_waits_for_the_runner(driver: Driver) -> None:
-    with task(driver.server.address, "train_until_stopped").started() as worker:
+    with task(driver.server.address, "train_until_stopped").start_worker() as worker:
         driver.next("phase", phase="training")
         driver.server.command({"command": "stacks"})
         assert "train_until_stopped" in driver.next("stacks")["text"]
@@ -428,7 +428,7 @@ def test_a_rank_is_followed_while_its_task_waits_for_the_runner(driver: Driver) 
 
 
 def test_the_death_of_a_rank_is_reported_while_its_task_waits_for_the_runner(driver: Driver) -> None:
-    with task(driver.server.address, "kill_itself").started() as worker:
+    with task(driver.server.address, "kill_itself").start_worker() as worker:
         error = driver.next("error")
         assert (error["cause"], error["message"]) == ("lost", "killed by signal SIGKILL")
         assert worker.wait()[0]["cause"] == "lost"
@@ -444,7 +444,7 @@ def test_a_notice_of_preemption_is_passed_on_while_the_task_waits_for_the_runner
         driver.next("phase", phase="ending")
         runners.sendall(b"all are here")
 
-    with ours, runners, task(driver.server.address, "train_until_stopped").started() as worker:
+    with ours, runners, task(driver.server.address, "train_until_stopped").start_worker() as worker:
         notice = threading.Thread(target=preempt)
         notice.start()
         assert ours.recv(100) == b"all are here"
@@ -458,7 +458,7 @@ def test_a_rank_ends_without_a_word_of_its_own_when_the_runner_fails(driver: Dri
     processes: list[psutil.Process] = []
 
     def fail() -> None:
-        with task(driver.server.address, "hang").started():
+        with task(driver.server.address, "hang").start_worker():
             processes.append(psutil.Process(driver.next("phase", phase="training")["process"]))
             raise ConnectionError("the barrier is broken")
 
@@ -473,7 +473,7 @@ def test_a_rank_ends_without_a_word_of_its_own_when_the_runner_fails(driver: Dri
 
 def test_the_lease_of_a_rank_ends_while_its_task_waits_for_the_runner() -> None:
     nobody = EventAddress("127.0.0.1", 9, "token")
-    with task(nobody, "hang", lease_seconds=0.2).started() as worker:
+    with task(nobody, "hang", lease_seconds=0.2).start_worker() as worker:
         deadline = time.monotonic() + SECONDS
         while ranks():
             assert time.monotonic() < deadline
