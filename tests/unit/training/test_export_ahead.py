@@ -53,7 +53,7 @@ def test_the_export_of_few_rows_gets_ready_while_they_train_if_a_core_is_free(
     monkeypatch.setattr(export_ahead, "ExportProcess", FakeProcess)
     monkeypatch.setattr(export_ahead.os, "sched_getaffinity", lambda _: set(range(cores)))
     with ExportAhead(new_config(workers=1), rows) as ahead:
-        ahead.on_event({"event": "train_begin", "rank": 0})
+        ahead.on_event({"event": "attempt"})
         assert (ahead.process is not None) == is_ready
         ahead.on_event({"event": "train_end", "rank": 0})
         assert ahead.process is not None
