@@ -90,6 +90,7 @@ def recommend(  # noqa: D417 - the others are those of score
             of a router would use the index; ``k`` is below 1 or above the number of candidates; no candidate is
             available; or for a reason of :func:`scoring.score`.
         ColumnError: As in :func:`scoring.score`, and for the tables of candidates.
+        TableError: A table of candidates lacks the column of the candidate's name.
     """
     options = ScoringOptions.of(AS_COLUMNS, batch_size, with_columns, nulls, bad_rows, other_versions)
     plan = ScoringPlan.of(model, keys, options, tracking_uri, reader, trust=trust)
@@ -259,12 +260,6 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
     if isinstance(given, str | bytes):
         raise ScoringError(f"the {what} candidates are {given!r}, one text; give a list of tokens, or a table")
     if isinstance(given, DataFrame) or table_forms.is_table(given):
-        names = given.columns if isinstance(given, DataFrame) else table_forms.column_names(given)
-        if candidate.name not in names:
-            raise ScoringError(
-                f"the table of {what} candidates has the columns {list(names)}; name the one that holds them "
-                f"'{candidate.name}'"
-            )
         table = any_table.as_arrow(given, [candidate.name], f"the table of {what} candidates")
     else:
         try:

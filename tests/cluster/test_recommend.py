@@ -16,6 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.models import classical
 from mirrorspark.recommending.candidate_types import candidate_type, common_type
 from mirrorspark.recommending.recommendations import recommend, unavailable_ids
@@ -150,10 +151,6 @@ def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
         ({"available": [1, "m7"]}, "the available candidates are of several types"),
         ({"available": ["new"]}, "none of the model's 40 candidates is available"),
         ({"unavailable": MOVIES}, "none of the model's 40 candidates is available"),
-        (
-            {"unavailable": pd.DataFrame({"id": MOVIES})},
-            r"has the columns \['id'\]; name the one that holds them 'movie'",
-        ),
         ({"unavailable": "m7"}, "the unavailable candidates are 'm7', one text; give a list of tokens"),
         ({"keys": "id"}, r"key columns \['id'\] are missing"),
     ],
@@ -168,8 +165,11 @@ def test_invalid_arguments_of_recommend_are_refused_before_a_task_starts(
 def test_candidates_of_another_type_or_column_are_refused(
     spark: "SparkSession", rows: "DataFrame", movies: Path
 ) -> None:
-    with pytest.raises(ScoringError, match=r"has the columns \['id'\]; name the one that holds them 'movie'"):
-        recommend(rows, movies, keys="row", k=3, unavailable=spark.range(3))
+    for others in (spark.range(3), pd.DataFrame({"id": MOVIES})):
+        with pytest.raises(
+            TableError, match=r"of unavailable candidates lacks the columns \['movie'\]; it has \['id'\]"
+        ):
+            recommend(rows, movies, keys="row", k=3, unavailable=others)
     with pytest.raises(ColumnError, match="column 'movie'"):
         recommend(rows, movies, keys="row", k=3, available=spark.createDataFrame([(1.5,)], "movie double"))
 

@@ -148,7 +148,7 @@ def test_a_leaderboard_has_the_best_one_first_with_what_is_known_of_each() -> No
     shown = leaderboard_html(rows)
     assert "blend</span><small>registered</small>" in shown
     assert "+0.0200<small>+0.0100 to +0.0300</small>" in shown
-    constrained = dataclasses.replace(choice, registered=BASELINE, monotone=[BASELINE, BLEND])
+    constrained = dataclasses.replace(choice, registered=BASELINE, monotone=True)
     marked = leaderboard_table(leaderboard_rows(verdict, constrained, name="", monitor="val_auc", seconds=20.0))
     assert marked["monotone"].to_dict() == {BLEND: True, BASELINE: True, NETWORK: False, "lightgbm": True}
     alone = BaselineComparison({"validation": {"rmse": 2.0, "mae": 1.0}, "test": {"rmse": 2.5, "mae": 1.5}}, {}, {})
@@ -453,7 +453,7 @@ def test_with_monotone_constraints_gradient_boosting_is_registered_though_the_ne
     found = choose_model(
         late, "binary", "val_auc", 1, [RowBaseline(BASELINE)], tables, tmp_path, monotone={"distance": "decreasing"}
     )
-    assert (found.choice.registered, found.choice.monotone) == (BASELINE, [BASELINE])
+    assert (found.choice.registered, found.choice.monotone) == (BASELINE, True)
     assert "the best that holds the monotone constraints, compared with the network" in found.choice.in_words()
     by_distance = np.argsort(np.concatenate([block.features["distance"] for block in late.blocks("test")]))
     assert (np.diff(found.tables["test"]["score"].to_numpy()[by_distance]) <= 1e-6).all()

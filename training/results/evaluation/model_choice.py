@@ -80,7 +80,7 @@ class Choice:
         seconds: Time of the fit of each baseline.
         left_out: Parts of each fit that were left out to end in time, in words; empty for a whole one.
         learnt_from: Number of ``rows`` that the baselines learnt from, ``of`` all training rows; empty for all.
-        monotone: The models that hold the given monotone constraints; None without constraints.
+        monotone: True if the registered one has to hold monotone constraints.
         reason: Why nothing else was compared; empty otherwise.
     """
 
@@ -91,7 +91,7 @@ class Choice:
     seconds: Mapping[str, float]
     left_out: Mapping[str, str] = field(default_factory=dict)
     learnt_from: Mapping[str, int] = field(default_factory=dict)
-    monotone: Sequence[str] | None = None
+    monotone: bool = False
     reason: str = ""
 
     @property
@@ -273,7 +273,7 @@ def choose_model(
         seconds=seconds,
         left_out={name: model.left_out for name, model in fitted.items()},
         learnt_from=train_fraction(data, dataset.manifest.rows("train")),
-        monotone=allowed if monotone else None,
+        monotone=bool(monotone),
         reason=reason or "as the linear model has too many weights to be exported",
     )
     _keep(choice, found, folder)

@@ -75,10 +75,10 @@ def leaderboard_rows(
         }
 
     def holds_constraints(model: str) -> bool | None:
-        if choice is None or choice.monotone is None:
+        if choice is None or not choice.monotone:
             return None
-        # Boosting that was only fitted for the comparison has the constraints, too.
-        return model in choice.monotone or model.startswith(tuple(BOOSTING))
+        # All gradient boosting does, and a blend, which then has no other parts.
+        return model.startswith((*BOOSTING, catalog.BLEND))
 
     def place(model: str) -> tuple[bool, float]:
         value = values.get(model)
