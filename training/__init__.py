@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.training import pipeline, run
+    from mirrorspark.training import commands, pipeline, run
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "commands",
     "pipeline",
     "run",
 ]

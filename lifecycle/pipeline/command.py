@@ -14,7 +14,7 @@ from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, StageFailedError,
 from mirrorspark.models import ModelSettingsError
 from mirrorspark.scoring import fail
 from mirrorspark.storage import one_line, terminal_text
-from mirrorspark.training import run as main_job
+from mirrorspark.training import commands as training_commands
 from mirrorspark.training.configuration import ConfigError, RunConfig, parse
 
 EXIT_FINISHED = 0
@@ -87,7 +87,7 @@ def _dry_run(config: RunConfig, settings: PipelineSettings, again_from: str | No
     """Show the configuration, the preflight's checks and the stages; start nothing but a Spark session."""
     from mirrorspark.lifecycle.pipeline.run import planned
 
-    status = main_job.dry_run(config)
+    status = training_commands.dry_run(config)
     print("\n".join(planned(config, settings, again_from)))
     return status
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models import ModelSettingsError
 from mirrorspark.storage import one_line, read_text, terminal_text
+from mirrorspark.training.commands import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, begin, end, explain, show
 from mirrorspark.training.configuration import ConfigError, RunConfig, parse, summary_file
-from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, begin, end, explain, show
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
 from mirrorspark.training.sweep.report import SweepSummary
 from mirrorspark.training.sweep.run import SweepStoppedError, run

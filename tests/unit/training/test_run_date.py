@@ -21,7 +21,7 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.storage import terminal_text
-from mirrorspark.training import pipeline
+from mirrorspark.training import commands, pipeline
 from mirrorspark.training import run as command
 from mirrorspark.training.configuration.command_line import parse
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
@@ -145,7 +145,7 @@ def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
 @pytest.fixture(autouse=True)
 def no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs here have no source tables, for which the command looks first."""
-    monkeypatch.setattr(command, "_require_data", lambda config: None)
+    monkeypatch.setattr(commands, "require_data", lambda config: None)
 
 
 @pytest.fixture

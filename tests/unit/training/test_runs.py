@@ -63,7 +63,7 @@ def new_run(new_config: Callable[..., RunConfig], tmp_path: Path) -> NewRun:
 @pytest.fixture(autouse=True)
 def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run begin without source tables: no test here comes to read them."""
-    monkeypatch.setattr("mirrorspark.training.run._require_data", lambda config: None)
+    monkeypatch.setattr("mirrorspark.training.commands.require_data", lambda config: None)
 
 
 @pytest.fixture

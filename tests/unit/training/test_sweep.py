@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
+from mirrorspark.training.commands import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
 from mirrorspark.training.sweep.command import _build_parser, main, read_options
 from tests.unit.training.test_sweep_run import FakeEngine
 
@@ -174,7 +174,7 @@ def test_a_sweep_whose_output_is_closed_ends_well(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     """L9: its reader may be `| head`."""
-    monkeypatch.setattr("mirrorspark.training.run.dry_run", lambda config: EXIT_FINISHED)
+    monkeypatch.setattr("mirrorspark.training.commands.dry_run", lambda config: EXIT_FINISHED)
     read, write = os.pipe()
     os.close(read)
     given = ["--recipe", str(recipe), *SEARCH, "--trials=2", "--output=out", "--summary=sum.json", *arguments]
