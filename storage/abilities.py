@@ -3,10 +3,11 @@
 import errno
 import fcntl
 import os
+import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -102,8 +103,17 @@ def _has(folder: Path, trial: Callable[[Path], None]) -> bool:
     return True
 
 
-def _scratch_in(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(dir=folder, prefix=".abilities-test-", ignore_cleanup_errors=True)
+@contextmanager
+def _scratch_in(folder: Path) -> Iterator[str]:
+    scratch = tempfile.mkdtemp(dir=folder, prefix=".abilities-test-")
+    try:
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        # Ctrl-C may have come while it was removed.
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _append(place: Path) -> None:
