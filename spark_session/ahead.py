@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from pyspark.sql import SparkSession
 
+from mirrorspark.spark_session import versions
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.server import server_of
 from mirrorspark.spark_session.start import open_session
@@ -54,7 +55,7 @@ class SessionAhead:
                 self.known = open_session(None, self._workers, verbose=self._verbose)
             else:
                 self.known = self._starting.result()
-                _make_active(self.known)
+                versions.make_active(self.known)
                 _cancel_jobs_on_interrupt()
         return self.known
 
@@ -63,11 +64,6 @@ class SessionAhead:
             starting.set_result(open_session(None, self._workers, verbose=self._verbose))
         except BaseException as error:
             starting.set_exception(error)
-
-
-def _make_active(spark: SparkSession) -> None:
-    """Make a classic session the active one of this thread, as PySpark does in the thread that starts it."""
-    SparkSession._get_j_spark_session_class(spark._jvm).setActiveSession(spark._jsparkSession)
 
 
 def _cancel_jobs_on_interrupt() -> None:

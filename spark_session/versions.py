@@ -66,7 +66,17 @@ def from_arrow_schema(schema: pa.Schema, *, prefer_timestamp_ntz: bool = True) -
     Raises:
         PySparkException: A column has a type that Spark has not.
     """
-    return types.from_arrow_schema(schema, prefer_timestamp_ntz)
+    plain = pa.schema([one.with_type(_of_plain_lists(one.type)) for one in schema], schema.metadata)
+    return types.from_arrow_schema(plain, prefer_timestamp_ntz)
+
+
+def _of_plain_lists(kind: pa.DataType) -> pa.DataType:
+    """Return a type without large lists, which Polars has and PySpark 3.5 does not know."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(kind.value_field.with_type(_of_plain_lists(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([one.with_type(_of_plain_lists(one.type)) for one in kind])
+    return kind
 
 
 def arrow_udf(body: Any, results: StructType) -> Any:
@@ -130,8 +140,9 @@ def arrow_table(df: DataFrame) -> pa.Table:
     if hasattr(DataFrame, "toArrow"):
         return df.toArrow()
     rows: Any = df
-    batches = rows._collect_as_arrow()
-    return pa.Table.from_batches(batches) if batches else to_arrow_schema(df.schema).empty_table()
+    batches, schema = rows._collect_as_arrow(), to_arrow_schema(df.schema)
+    # The batches have moments in the zone of the session.
+    return pa.Table.from_batches(batches).cast(schema) if batches else schema.empty_table()
 
 
 def table_of(spark: SparkSession, rows: pa.Table) -> DataFrame:
@@ -232,6 +243,14 @@ def cancel_group(context: Any, group: str) -> None:
     jobs = context._jsc.sc()
     # A private call: PySpark's own leaves out a job that is about to be submitted.
     (jobs.cancelJobGroupAndFutureJobs if HAS_PYTHON_SOURCES else jobs.cancelJobGroup)(group)
+
+
+def make_active(spark: SparkSession) -> None:
+    """Make a classic session the active one of this thread, as PySpark does in the thread that starts it."""
+    jvm: Any = spark._jvm
+    has_kinds = hasattr(SparkSession, "_get_j_spark_session_class")
+    of_jvm = SparkSession._get_j_spark_session_class(jvm) if has_kinds else jvm.SparkSession
+    of_jvm.setActiveSession(spark._jsparkSession)
 
 
 def hide_query_errors() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session import ahead
+from mirrorspark.spark_session import ahead, versions
 from mirrorspark.spark_session.ahead import SessionAhead
 from mirrorspark.spark_session.errors import SparkStartError
 
@@ -24,7 +24,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
         return SimpleNamespace(workers=workers)
 
     monkeypatch.setattr(ahead, "open_session", open_session)
-    monkeypatch.setattr(ahead, "_make_active", lambda spark: None)
+    monkeypatch.setattr(versions, "make_active", lambda spark: None)
     monkeypatch.setattr(ahead, "_cancel_jobs_on_interrupt", lambda: None)
     monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
     return calls
