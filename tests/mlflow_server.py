@@ -22,6 +22,8 @@ import pytest
 from tests.conftest import PATIENCE
 
 START_SECONDS = 90
+# Uvicorn's line or, with MLflow 3.0, that of gunicorn.
+_ADDRESS = re.compile(r"(?:running on|Listening at:) http://127\.0\.0\.1:(\d+)")
 
 
 @contextlib.contextmanager
@@ -53,7 +55,7 @@ def mlflow_server(
         )
     try:
         deadline = time.monotonic() + START_SECONDS
-        while (found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())) is None:
+        while (found := _ADDRESS.search(log.read_text())) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
