@@ -85,12 +85,17 @@ def write_archive() -> None:
         return
     from pyspark import SparkContext
 
+    from mirrorspark.spark_session.errors import SparkStartError
     from mirrorspark.spark_session.start import open_session
 
-    open_session(None, 1).range(1).count()
-    gateway: Any = SparkContext._gateway
-    gateway.proc.stdin.close()
-    gateway.proc.wait(_MOST_SECONDS)
+    try:
+        open_session(None, 1).range(1).count()
+        gateway: Any = SparkContext._gateway
+        gateway.proc.stdin.close()
+        gateway.proc.wait(_MOST_SECONDS)
+    except (SparkStartError, subprocess.TimeoutExpired) as error:
+        # All works without it, and the call that needs Spark says what is wrong.
+        _LOGGER.warning("no archive of Java's classes: %s", error)
     launch_of(os.environ)  # gives the part its name
 
 
