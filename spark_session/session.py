@@ -197,7 +197,7 @@ class Session:
         self._refuse("job groups")
 
     def cancel_jobs(self, group: str) -> None:
-        """Cancel all jobs of a group, including those that are yet to be submitted; call it from another thread."""
+        """Cancel all jobs of a group, from Spark 4.0 on also those to be submitted; call it from another thread."""
         self._refuse("job groups")
 
     def active_stages(self) -> Mapping[int, StageTasks]:
