@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -86,8 +86,7 @@ def arrow_udf(body: Any, results: StructType) -> Any:
         MissingCapabilityError: PySpark is older than 4.1.
     """
     if not HAS_ARROW_UDFS:
-        raise MissingCapabilityError(
-            f"PySpark {pyspark.__version__}",
+        _refuse(
             "UDFs on Arrow arrays, such as a model's function in SQL",
             "use mirrorspark.score, or Spark 4.1 or later",
         )
@@ -114,8 +113,7 @@ def require_python_sources() -> None:
         MissingCapabilityError: PySpark is older than 4.0.
     """
     if not HAS_PYTHON_SOURCES:
-        raise MissingCapabilityError(
-            f"PySpark {pyspark.__version__}",
+        _refuse(
             "formats in Python, such as tfrecord",
             "use mirrorspark.write_tfrecords and mirrorspark.read_tfrecords, or Spark 4.0 or later",
         )
@@ -128,11 +126,14 @@ def require_connect() -> None:
         MissingCapabilityError: PySpark is older than 4.0.
     """
     if not HAS_PYTHON_SOURCES:
-        raise MissingCapabilityError(
-            f"PySpark {pyspark.__version__}",
+        _refuse(
             "Spark Connect that we can use",
             "use a classic session (a cluster of one's own, dedicated compute), or Spark 4.0 or later",
         )
+
+
+def _refuse(capability: str, remedy: str) -> NoReturn:
+    raise MissingCapabilityError(f"PySpark {pyspark.__version__}", capability, remedy)
 
 
 def arrow_table(df: DataFrame) -> pa.Table:
