@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     )
     from mirrorspark.spark_session.silence import user_settings
     from mirrorspark.spark_session.start import (
-        MINIMUM_JAVA,
         MOST_LOCAL_SLOTS,
         java_major_version,
         local_slots,
@@ -69,7 +68,6 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "MINIMUM_JAVA",
     "MOST_LOCAL_SLOTS",
     "SESSION_ERRORS",
     "SPARK_ERRORS",

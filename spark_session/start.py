@@ -20,7 +20,6 @@ from mirrorspark.spark_session.server import AnotherSessionError, connected, is_
 from mirrorspark.spark_session.silence import SILENT, hide_interrupts, quiet_launch, user_settings
 from mirrorspark.storage import terminal_text, without_credentials
 
-MINIMUM_JAVA = 17
 # Settings that our code relies on.
 REQUIRED = {"spark.sql.session.timeZone": "UTC", "spark.sql.execution.arrow.pyspark.enabled": "true"}
 

@@ -28,6 +28,9 @@ HAS_ARROW_UDFS = hasattr(functions, "arrow_udf")
 HAS_PYTHON_SOURCES = find_spec("pyspark.sql.datasource") is not None
 """False before PySpark 4.0."""
 
+OLDEST_JAVA = 17 if HAS_PYTHON_SOURCES else 8
+"""The oldest Java that Spark takes: platforms have Spark 3.5 on Java 8 and 11."""
+
 Unit = Literal["MICROSECOND", "DAY"]
 
 _ROWS = 10_000

@@ -15,10 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyspark
 import pytest
 from pyspark.sql import SparkSession
 
 from mirrorspark import extras
+from mirrorspark.spark_session import versions
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage import abilities
 from mirrorspark.storage.paths import StoragePath
@@ -99,15 +101,22 @@ def test_all_failed_checks_are_reported_in_one_line() -> None:
         ('openjdk version "21-ea" 2023-09-19', True, "21"),
         ('java version "25" 2025-09-16 LTS', True, "25"),
         ('Picked up JAVA_TOOL_OPTIONS: -Da="b"\nopenjdk version "17.0.9"', True, "17"),
-        ('openjdk version "11.0.21" 2023-10-17', False, "found 11; Spark 4 needs 17 or later: set JAVA_HOME to one"),
-        ('java version "1.8.0_392"', False, "found 8; Spark 4 needs 17 or later: set JAVA_HOME to one"),
+        ('openjdk version "11.0.21" 2023-10-17', False, "found 11; PySpark {} needs 17 or later: set JAVA_HOME to one"),
+        ('java version "1.8.0_392"', False, "found 8; PySpark {} needs 17 or later: set JAVA_HOME to one"),
     ],
 )
 def test_the_version_of_java_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, passed: bool, detail: str
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "jdk", said)))
-    assert checked(tmp_path, "java") == Check("java", passed, detail)
+    assert checked(tmp_path, "java") == Check("java", passed, detail.format(pyspark.__version__))
+
+
+def test_spark_3_5_takes_the_java_of_its_platforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """#53: Dataproc has Java 11, Databricks' runtimes before 16 have 8."""
+    monkeypatch.setattr(versions, "OLDEST_JAVA", 8)
+    monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "jdk", 'openjdk version "11.0.21"')))
+    assert checked(tmp_path, "java") == Check("java", True, "11")
 
 
 def test_no_java_at_all_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

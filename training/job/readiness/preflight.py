@@ -14,13 +14,13 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.distributions import distribution_of, library_version
 from mirrorspark.extras import EXTRAS, install_line, keras_line
 from mirrorspark.spark_session import (
-    MINIMUM_JAVA,
     AnotherSessionError,
     MissingCapabilityError,
     Session,
@@ -32,6 +32,7 @@ from mirrorspark.spark_session import (
     session_of,
     starts_java,
     user_settings,
+    versions,
     why_unreachable,
 )
 from mirrorspark.storage import StorageError, StoragePath, lakes, without_credentials
@@ -208,9 +209,12 @@ def _java() -> Check:
     if found is None:
         home = os.environ.get("JAVA_HOME")
         where = f"JAVA_HOME is {home}, where none starts" if home else "there is none on PATH"
-        return failure("java", f"{where}; install Java {MINIMUM_JAVA} or later and set JAVA_HOME to it")
-    if found < MINIMUM_JAVA:
-        return failure("java", f"found {found}; Spark 4 needs {MINIMUM_JAVA} or later: set JAVA_HOME to one")
+        return failure("java", f"{where}; install Java 17 or later and set JAVA_HOME to it")
+    if found < versions.OLDEST_JAVA:
+        return failure(
+            "java",
+            f"found {found}; PySpark {pyspark.__version__} needs {versions.OLDEST_JAVA} or later: set JAVA_HOME to one",
+        )
     return Check("java", True, str(found))
 
 
