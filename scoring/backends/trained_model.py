@@ -1,5 +1,6 @@
 """Backend for models that were trained here, with only the signatures that scoring calls."""
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class TrainedGraph:
         self._folder = folder
         self._meta_graph = _meta_graph(folder)
         self._session = _restored(tf, folder, self._meta_graph, session_config(tf, threads))
+        # Where Python ends first, TensorFlow's destructors of open sessions fail, which is printed.
+        weakref.finalize(self, self._session.close)
 
     def signature_def(self, signature: str) -> Any:
         """Return the definition of a signature in the SavedModel.
