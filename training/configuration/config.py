@@ -19,7 +19,14 @@ from mirrorspark.storage import StorageError, StoragePath, atomic_file, clean
 from mirrorspark.training.configuration import class_weights, costs
 from mirrorspark.training.configuration import rules as config_rules
 from mirrorspark.training.configuration.classes import Classes
-from mirrorspark.training.configuration.defaults import OPTIMIZER, PATIENCE, default_batch_size, defaults_of_label
+from mirrorspark.training.configuration.defaults import (
+    EPOCHS,
+    EPOCHS_IN_TIME,
+    OPTIMIZER,
+    PATIENCE,
+    default_batch_size,
+    defaults_of_label,
+)
 from mirrorspark.training.configuration.fields import (
     CheckpointSettings,
     CommandSettings,
@@ -59,7 +66,9 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, UpdateSe
     """Settings of a training on a dataset. Its fields are listed by subject in :mod:`training.configuration.fields`."""
 
     def __post_init__(self) -> None:
-        self._fill_in({"model": self.model or {"name": "multi_field"}, "patience": PATIENCE, "optimizer": OPTIMIZER})
+        epochs = EPOCHS if self.time_limit is None else EPOCHS_IN_TIME
+        model = self.model or {"name": "multi_field"}
+        self._fill_in({"model": model, "epochs": epochs, "patience": PATIENCE, "optimizer": OPTIMIZER})
         self._take_paths("output", "checkpoints", "warm_start")
         self._check_run_date()
         object.__setattr__(self, "class_weights", class_weights.with_class_texts(self.class_weights))

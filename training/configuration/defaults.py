@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ROWS_PER_WORKER = 20_000
 
 # Of a model that is named, or of a label without an ensemble.
+EPOCHS = 40
 PATIENCE = 15
 OPTIMIZER = "adam"
 
@@ -38,7 +39,11 @@ _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, 
 _MANY_NUMBERS = 16
 # Members that have two halves of two.
 _FEWEST_OF_HALVES = 4
-_OF_ENSEMBLE: Mapping[str, Any] = {"patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
+# Its patience usually ends it before the fortieth epoch.
+_OF_ENSEMBLE: Mapping[str, Any] = {"epochs": 200, "patience": 5, "optimizer": "adamw", "weight_decay": 0.01}
+
+EPOCHS_IN_TIME = 1_000
+"""The most epochs within a time limit."""
 
 Presets = Literal["fast", "good", "best"]
 """How much a training of a table tries: ``good`` and ``best`` take several times as long as ``fast``."""
@@ -77,10 +82,6 @@ _MOST_STEPPED_ITEMS = 10_000
 # BSPM takes 100 seconds for 40,000 items, and as many times longer as there are pairs of items.
 _MOST_FILTERED_ITEMS = 50_000
 
-# Most epochs of a table's default model, whose patience usually ends it before the fortieth, and within a time limit.
-_EPOCHS_OF_ENSEMBLE = 200
-_EPOCHS_IN_TIME = 1_000
-
 # With fewer updates a network hardly leaves its initial weights.
 _FEWEST_UPDATES_OF_AN_EPOCH = 20
 _FEWEST_UPDATES = 100
@@ -112,7 +113,7 @@ def default_model(kind: str, spec: FeatureSpec | None = None, given: Mapping[str
 
 
 def defaults_of_label(kind: str, given: Mapping[str, Any], spec: FeatureSpec | None = None) -> dict[str, Any]:
-    """Return the model of a kind of label with its optimizer and patience, as far as ``given`` is silent.
+    """Return the model of a kind of label with its epochs, optimizer and patience, as far as ``given`` is silent.
 
     A model that is named has its own defaults. Settings of a model without its name are those of the default one.
     """
@@ -120,8 +121,10 @@ def defaults_of_label(kind: str, given: Mapping[str, Any], spec: FeatureSpec | N
     if "name" in model:
         return {}
     of_training = dict(_OF_ENSEMBLE) if kind in _TABLES else {}
-    if given.get("optimizer") is not None:  # The decay is the optimizer's: another one has its own.
-        of_training = {"patience": _OF_ENSEMBLE["patience"]} if of_training else {}
+    if given.get("optimizer") is not None:
+        of_training.pop("weight_decay", None)  # that of the default optimizer
+    if given.get("time_limit") is not None:
+        of_training.pop("epochs", None)
     silent = {name: value for name, value in of_training.items() if given.get(name) is None}
     return {"model": default_model(kind, spec, model), **silent}
 
@@ -168,15 +171,6 @@ def _ask_for_sequences(settings: Mapping[str, Any] | None) -> bool:
 
 def _are_of(architecture: str, settings: Mapping[str, Any] | None) -> bool:
     return set(settings or ()) <= catalog.setting_names(architecture)
-
-
-def default_epochs(kind: str, given: Mapping[str, Any]) -> dict[str, int]:
-    """Return the most epochs, unless they are given or those of every training."""
-    if given.get("epochs") is not None:
-        return {}
-    if given.get("time_limit") is not None:
-        return {"epochs": _EPOCHS_IN_TIME}
-    return {} if "name" in (given.get("model") or {}) or kind not in _TABLES else {"epochs": _EPOCHS_OF_ENSEMBLE}
 
 
 def check_presets(presets: Any) -> None:

@@ -95,13 +95,13 @@ class FitSettings:
     model: Annotated[
         dict[str, Any], doc("Architecture, by default as fits the label, and its settings: --model.embedding_dim 16")
     ] = field(default_factory=dict)
-    epochs: Annotated[int, Ge(1), doc("Most passes over the training split")] = 40
+    # This one and those below that are None are set when built, so that readers always find a value.
+    epochs: Annotated[int, Ge(1), doc("Most passes over the training split")] = None  # type: ignore[assignment]
     time_limit: Annotated[
         float | None,
         Gt(0),
         doc("Seconds of all epochs, up to --epochs; they become a number of epochs once, which restarts keep"),
     ] = None
-    # This one and those below that are None are set when built, so that readers always find a value.
     patience: Annotated[
         int,
         Ge(0),

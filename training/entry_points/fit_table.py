@@ -35,7 +35,6 @@ from mirrorspark.training.configuration import (
     TrainingConfig,
     TrainingSettings,
     check_presets,
-    default_epochs,
     default_register,
     default_workers,
     defaults_of_label,
@@ -320,7 +319,7 @@ def default_config(
     """Return the configuration of a training that fits the label and the size of the table.
 
     Its defaults are those of ``default_workers``, ``default_batch_size``, ``defaults_of_presets``, ``default_register``
-    and, where no model is named, ``default_model`` with its optimizer and patience, and of ``default_epochs``, all in
+    and, where no model is named, ``default_model`` with its epochs, optimizer and patience, all in
     :mod:`training.configuration.defaults`.
 
     Args:
@@ -341,7 +340,6 @@ def default_config(
     has_recommenders = is_candidate and classical.history_of(spec) is not None
     asked = {**settings, "baseline": chosen["baseline"]}
     chosen.setdefault("register", default_register(spec.label.kind, asked, has_recommenders=has_recommenders))
-    chosen |= default_epochs(spec.label.kind, settings)
     is_unnamed = "name" not in (settings.get("model") or {})
     if spec.items is not None or (spec.user is not None and spec.histories and is_unnamed):
         chosen |= defaults_of_recommender(spec, settings)

@@ -130,7 +130,7 @@ def test_costs_are_plain_numbers_whatever_their_type(new_config: NewConfig) -> N
         ({"seed": -1}, "seed is -1; use 0 or more"),
         ({"model": {"name": 5}}, "model.name must be a string, not 5; use one of ['als', 'bspm', 'ease', 'item_knn',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
-        ({"epochs": None}, "epochs is None; use 1 or more"),
+        ({"seed": None}, "seed is None; use 0 or more"),
         ({"scoring_batch_size": 0}, "scoring_batch_size is 0; use 1 or more"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0; use a finite number above 0"),
         (
@@ -611,7 +611,7 @@ def test_an_installed_recipe_is_not_hidden_by_a_folder_of_the_same_name(
         ("- epochs", "must be a mapping of fields to values"),
         ("epoch: 3", "sets unknown fields ['epoch']; did you mean epochs?"),
         ("1: 3", "sets unknown fields ['1']; known are ['accept_data_errors',"),
-        ("epochs:", "gives no value for ['epochs']"),
+        ("seed:", "gives no value for ['seed']"),
     ],
     ids=["no YAML", "empty", "a list", "misspelt", "a number", "no value"],
 )

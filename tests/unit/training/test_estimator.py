@@ -29,7 +29,7 @@ def test_every_knob_of_a_training_is_a_param_with_its_default() -> None:
     params = rides().getParams()
     config = TrainingConfig(name="late")
     # A built one has filled these in.
-    filled_in = dict.fromkeys(("mode", "monitor", "patience", "optimizer")) | {"model": {}}
+    filled_in = dict.fromkeys(("mode", "monitor", "epochs", "patience", "optimizer")) | {"model": {}}
     known = {name: value for name, value in vars(config).items() if name != "name"} | filled_in
     assert {name: params[name] for name in known} == known
     assert rides().config == config
@@ -45,7 +45,7 @@ def test_params_are_set_by_name_as_sparks_own() -> None:
     stage = rides().setParams(epochs=3, output=Path("there"))
     assert (stage.config.epochs, stage.config.output) == (3, "there")
     assert stage.getOrDefault(stage.epochs) == 3
-    assert "epochs: see TrainingConfig (default: 40, current: 3)" in stage.explainParams()
+    assert "epochs: see TrainingConfig (default: None, current: 3)" in stage.explainParams()
 
 
 def test_a_copy_with_other_params_leaves_the_stage_as_it_was() -> None:

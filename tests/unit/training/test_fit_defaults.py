@@ -204,11 +204,12 @@ def test_callbacks_need_a_model_of_ones_own(model: Any) -> None:
 
 def test_a_recipe_that_is_silent_trains_as_fit_does(new_config: NewConfig) -> None:
     """9,770 rows in batches of 2,048 were 5 updates an epoch, and the model was worse than chance."""
-    settings = ("model", "optimizer", "weight_decay", "patience", "global_batch_size")
-    of_recipe = new_config().fitted_to(9_770)
-    of_fit = default_config(new_config().spec, rows=9_770, slots=1, name="late")
-    assert [getattr(of_recipe, name) for name in settings] == [getattr(of_fit, name) for name in settings]
-    assert of_recipe.global_batch_size == 128
+    settings = ("model", "epochs", "optimizer", "weight_decay", "patience", "global_batch_size")
+    for given in ({}, {"time_limit": 60.0}):
+        of_recipe = new_config(**given).fitted_to(9_770)
+        of_fit = default_config(new_config().spec, rows=9_770, slots=1, name="late", **given)
+        assert [getattr(of_recipe, name) for name in settings] == [getattr(of_fit, name) for name in settings]
+        assert (of_recipe.epochs, of_recipe.global_batch_size) == (1000 if given else 200, 128)
     label = {"name": "delay", "kind": "numeric"}
     assert new_config(label=label).model["name"] == "regression"
 
@@ -218,7 +219,7 @@ def test_explicit_settings_of_a_recipe_win(new_config: NewConfig) -> None:
     assert (given.optimizer, given.weight_decay, given.patience, given.global_batch_size) == ("sgd", None, 9, 2_048)
     assert given.model == {"name": "multi_field", **ENSEMBLE, "dropout": 0.3}
     named = new_config(model={"name": "multi_field"})
-    assert (named.model, named.optimizer, named.patience) == ({"name": "multi_field"}, "adam", 15)
+    assert (named.model, named.epochs, named.optimizer, named.patience) == ({"name": "multi_field"}, 40, "adam", 15)
 
 
 @pytest.mark.parametrize(
