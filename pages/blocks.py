@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # A text of a table may be a document.
 _CELL_CHARACTERS = 80
-# A longer word of a heading is a name, and may be broken.
+# A longer word is a name or an address, and may be broken.
 _WORD_CHARACTERS = 18
 _FIGURE_DOTS_PER_INCH = 90
 
@@ -150,11 +150,13 @@ def rows_html(
     """
     style = ["number" if column in numbers else "" for column in range(max(map(len, [head, *rows])))]
     top = [
-        element("th", name, scope="col", class_=f"{of}{' long' if _has_long_word(name) else ''}".strip())
-        for of, name in zip(style, head, strict=False)
+        element("th", name, scope="col", class_=_cell_class(of, name)) for of, name in zip(style, head, strict=False)
     ]
     body = [
-        element("tr", *(element("td", _cell(cell), class_=of) for of, cell in zip(style, row, strict=False)))
+        element(
+            "tr",
+            *(element("td", _cell(cell), class_=_cell_class(of, cell)) for of, cell in zip(style, row, strict=False)),
+        )
         for row in rows
     ]
     thead = element("thead", element("tr", *top)) if head else ""
@@ -227,8 +229,11 @@ def _value(value: Any) -> str:
     return text if len(text) <= _CELL_CHARACTERS else f"{text[:_CELL_CHARACTERS]} …"
 
 
-def _has_long_word(name: str | Markup) -> bool:
-    return not isinstance(name, Markup) and max(map(len, name.split()), default=0) > _WORD_CHARACTERS
+def _cell_class(style: str, content: Any) -> str:
+    """Return the class of a cell, ``long`` among it where a word may have to be broken."""
+    text = content.text if isinstance(content, Cell) else content
+    words = [] if isinstance(text, Markup) else str(text).split()
+    return f"{style} long".strip() if max(map(len, words), default=0) > _WORD_CHARACTERS else style
 
 
 def _cell(value: Any) -> str | Markup:

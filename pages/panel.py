@@ -14,7 +14,8 @@ _STYLE = """
 .mirrorspark .scroll{overflow-x:auto}
 .mirrorspark table{border-collapse:collapse;table-layout:auto;margin:.5em 0;border:0;font-variant-numeric:tabular-nums}
 .mirrorspark table th,.mirrorspark table td{padding:.2em .8em .2em 0;text-align:left;vertical-align:top;border:0;
-border-bottom:1px solid rgba(128,128,128,.3);white-space:normal;min-width:6em;max-width:60em;overflow-wrap:anywhere}
+border-bottom:1px solid rgba(128,128,128,.3);white-space:normal;min-width:6em;max-width:60em}
+.mirrorspark table .long,.mirrorspark small{overflow-wrap:anywhere}.mirrorspark table .long{min-width:14em}
 .mirrorspark table thead th{font-weight:600;white-space:nowrap}
 .mirrorspark table .number{text-align:right;white-space:nowrap;padding-left:.8em;min-width:0}
 .mirrorspark table .short{white-space:nowrap;min-width:0}
