@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ _WIDE_IN_POLARS = frozenset({"Int128", "UInt128"})
 _MOST_DIGITS = 38
 # Categories of pandas that Arrow and Spark have as such.
 _PLAIN_CATEGORIES = frozenset({"boolean", "date", "datetime", "datetime64", "empty", "floating", "integer", "string"})
+_COARSE_UNITS = ("s", "ms")
 _FLAT: tuple[Callable[[pa.DataType], bool], ...] = (
     pa.types.is_null,
     pa.types.is_boolean,
@@ -44,7 +46,7 @@ def held_type(kind: pa.DataType) -> pa.DataType | None:
         return pa.float32()
     if pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
         # Spark's have microseconds.
-        return kind if kind.unit != "ns" else pa.timestamp("us", kind.tz) if hasattr(kind, "tz") else pa.duration("us")
+        return pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else pa.duration("us")
     if pa.types.is_date64(kind):
         return pa.date32()
     if pa.types.is_decimal(kind):
@@ -79,7 +81,8 @@ def held(table: pa.Table, notes: Mapping[str, Mapping[str, str]]) -> tuple[pa.Ta
             reasons[field.name] = f"Spark has no type for its values of {field.type}"
             continue
         try:
-            columns.append(column.cast(kind, safe=False))  # nanoseconds become microseconds
+            # Nanoseconds become microseconds; seconds may be beyond them.
+            columns.append(column.cast(kind, safe=getattr(field.type, "unit", "") in _COARSE_UNITS))
         except pa.ArrowException as error:
             reasons[field.name] = f"it cannot be read as {kind} ({_first_line(error)})"
         else:
@@ -93,10 +96,12 @@ def of_pandas(table: Any) -> tuple[pa.Table, dict[str, str]]:
     # Arrow warns of notes that are not JSON, such as Spark Connect's on a frame of toPandas.
     plain.attrs = {}
     try:
-        return _without_types_of_nothing(pa.Table.from_pandas(plain, preserve_index=False)), {}
+        found, reasons = pa.Table.from_pandas(plain, preserve_index=False), dict[str, str]()
     except _NOT_HELD:
         found, reasons = _one_by_one({name: plain[name] for name in plain.columns}, pa.Array.from_pandas)
-        return _without_types_of_nothing(found), reasons
+    mixed = _days_with_times(found, plain)
+    reasons |= dict.fromkeys(mixed, "some of its values are days, and some have a time of day")
+    return _without_types_of_nothing(found.drop_columns(mixed)), reasons
 
 
 def of_polars(table: Any) -> tuple[pa.Table, dict[str, str]]:
@@ -166,3 +171,9 @@ def _without_types_of_nothing(table: pa.Table) -> pa.Table:
         if pa.types.is_floating(field.type) and 0 < table.num_rows == table.column(place).null_count:
             table = table.set_column(place, field.name, pa.nulls(table.num_rows))
     return table
+
+
+def _days_with_times(table: pa.Table, frame: Any) -> list[str]:
+    """Return columns of days whose later values have a time of day, which Arrow cuts off."""
+    days = [field.name for field in table.schema if pa.types.is_date32(field.type)]
+    return [name for name in days if any(isinstance(value, datetime) for value in frame[name].dropna())]

@@ -60,7 +60,7 @@ def in_arrow(table: Any, needed: Collection[str] = ()) -> pa.Table:
     reasons: dict[str, str] = {}
     if isinstance(table, pa.Table):
         arrow = table
-    elif type(table).__module__.startswith("polars"):
+    elif type(table).__module__.startswith("polars") and hasattr(type(table), "columns"):
         arrow, reasons = held_columns.of_polars(getattr(table, "collect", lambda: table)())
     elif type(table).__module__.startswith("pandas") and hasattr(table, "columns"):
         _require_texts(table.columns)

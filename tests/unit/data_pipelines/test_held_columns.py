@@ -25,6 +25,8 @@ NOT_HELD = {
     "complex": [1j] * 4,
     "UUID": [uuid.UUID(int=number) for number in range(4)],
     "object": [object() for _ in range(4)],
+    "days and moments": [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1, 5), None, None],
+    "far future": np.array(["400000-01-01"] * 4, dtype="datetime64[s]"),
 }
 
 
