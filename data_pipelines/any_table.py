@@ -60,6 +60,8 @@ def read_table(
     """
     is_frame = hasattr(table, "sparkSession")  # of Spark Classic or Spark Connect
     require_running(table.sparkSession if is_frame else spark)
+    if isinstance(table, str) and not table.strip():
+        raise TableError("the name of the table is empty; give the name of a table, or the path of its files")
     if is_frame:
         df = table
     elif isinstance(table, Location):

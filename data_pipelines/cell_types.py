@@ -20,6 +20,7 @@ MISSING = (
 MISSING_NUMBERS = (
     "?", "-", "--", "\u2013", "\u2014", ".", "..", "*", "na", "n/a", "n.a.", "nan", "null", "none", "nil", "missing",
     "unknown", "#n/a", "#na", "#null!", "#ref!", "#div/0!", "#value!", "#num!", "#name?", "<na>",
+    "\\n", "0000-00-00", "0000-00-00 00:00:00",  # as databases write them
 )  # fmt: skip
 """The cells, in lower case, that are missing values as well in a column whose other cells are all numbers or days."""
 
@@ -52,6 +53,7 @@ class CellFacts:
         least, most: The range of the integers; 0 beyond 64 bits.
         digits: Digits of the longest integer; 20 beyond 64 bits.
         replaced: Cells with the character that stands for undecodable bytes.
+        escaped: Cells that begin with a quote and have one after a backslash.
         others: Examples of cells that are not numbers.
         missing: Examples of ``words``.
     """
@@ -70,6 +72,7 @@ class CellFacts:
     most: int = 0
     digits: int = 0
     replaced: int = 0
+    escaped: int = 0
     others: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -78,6 +81,7 @@ class CellFacts:
         """Return the facts on some cells."""
         cells = pc.unique(cells.drop_null())
         replaced = _count(pc.match_substring(cells, "\ufffd"))
+        escaped = _count(pc.match_substring(cells.filter(pc.starts_with(cells, '"')), '\\"'))
         cells = cells.filter(pc.invert(pc.is_in(cells, pa.array(MISSING, cells.type))))
         trimmed = pc.unique(pc.utf8_trim_whitespace(cells))
         is_word = pc.is_in(pc.utf8_lower(trimmed), pa.array(("", *MISSING_NUMBERS), cells.type))
@@ -107,6 +111,7 @@ class CellFacts:
             most=bounds["max"],
             digits=digits,
             replaced=replaced,
+            escaped=escaped,
             others=tuple(rest[:3].to_pylist()),
             missing=tuple(trimmed.filter(is_word)[:3].to_pylist()),
         )
@@ -119,7 +124,7 @@ class CellFacts:
             return cls()
         counts = (
             "n", "words", "integers", "numbers", "commas", "ambiguous", "booleans", "dates", "times", "zoned",
-            "replaced",
+            "replaced", "escaped",
         )  # fmt: skip
         return cls(
             **{name: sum(getattr(part, name) for part in all_) for name in counts},
@@ -208,8 +213,12 @@ def _are(values: pa.Array, kind: pa.DataType) -> bool:
 
 
 def _are_times(values: pa.Array) -> bool:
-    """Return whether the values in the form of a time are times: none on the 31st of February."""
+    """Return whether the values in the form of a time are times: none on the 31st of February.
+
+    Of nanoseconds, as pandas writes them, Spark reads the microseconds.
+    """
     times = values.filter(pc.match_substring_regex(values, _TIME))
+    times = pc.replace_substring_regex(times, r"(\.[0-9]{6})[0-9]+", r"\1")
     has_zone = pc.match_substring_regex(times, _ZONED_TIME)
     zoned, plain = times.filter(has_zone), times.filter(pc.invert(has_zone))
     return _are(zoned, pa.timestamp("us", "UTC")) and _are(plain, pa.timestamp("us"))

@@ -14,10 +14,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StringType, StructField, StructType
@@ -25,6 +27,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
 from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.packed_files import PackedFileError, head_of, unpacked
 from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
@@ -40,11 +43,11 @@ _SEPARATORS = (",", ";", "\t", "|")
 _SEEN_ROWS = 50
 # The most bytes without a character that an encoding of single bytes has.
 _UNUSED_BYTES = 64
+# The rest of a cell in quotes, whose own quotes are doubled.
+_END_OF_QUOTES = re.compile(r'(?:[^"]|"")*"(?!")')
 _BAD_ROW = "_row_that_does_not_fit"
 _SHOWN_CHARACTERS = 200
 _FACTS = StructType([StructField("facts", StringType())])
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz"}
-_SUFFIXES = {"gzip": ".gz", "bz2": ".bz2"}  # those that Hadoop unpacks everywhere
 # Python's names of the encodings that Spark takes.
 _SPARK_ENCODINGS = {
     "utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE",
@@ -127,7 +130,7 @@ class CsvTable:
                     f"{file.path} has no column of {files[0].path}: its first line is {list(form.header)[:8]}, there "
                     f"{list(forms[0].header)[:8]}; give the files of one table, each with a header"
                 )
-            is_plain = form.encoding.startswith("utf-8") and not file.path.name.lower().endswith(_SUFFIXES["gzip"])
+            is_plain = form.encoding.startswith("utf-8") and not file.path.name.lower().endswith(".gz")
             is_split = is_plain and file.bytes > _ONE_TASK_BYTES
             if is_split and _has_breaks(spark, literal_hadoop_uri(file.path, *given), form.separator):
                 is_split = False
@@ -177,8 +180,9 @@ class CsvTable:
             cells[_BAD_ROW] = _long_row(cells[_BAD_ROW], form)
         if not form.is_split:
             first, *others = (cells[name] for name in form.header)
-            is_empty_line = reduce(Column.__and__, (one.isNull() for one in others), F.equal_null(first, F.lit("\r")))
-            frame = frame.where(~is_empty_line)
+            # One expression of all columns: Java's stack does not hold a conjunction of thousands.
+            has_others = F.coalesce(*others, F.lit(None).cast("string")).isNotNull()
+            frame = frame.where(has_others | ~F.equal_null(first, F.lit("\r")))
             cells |= {name: _without_carriage_return(cells[name]) for name in form.header}
         if single_bytes:
             before, after = single_bytes
@@ -189,14 +193,17 @@ class CsvTable:
         """Return the rows with the types that all their cells have.
 
         Raises:
-            CsvError: A file has bytes that are not text in its encoding, or rows with more cells than its header.
+            CsvError: A file has bytes that are not text in its encoding, rows with more cells than its header, or a
+                cell whose quotes do not end.
         """
         task = _Looking(self.header)
         wanted = [quoted(name) for name in (*self.header, _BAD_ROW)]
         parts = map_batches(self.cells(spark, bad_rows=True).select(*wanted), task, _FACTS).collect()
         found: dict[str, list[CellFacts]] = defaultdict(list)
-        for part in parts:
-            document = json.loads(part.facts)
+        documents = [json.loads(part.facts) for part in parts]
+        if any(document["open"] for document in documents) or any("\n" in name for name in self.header):
+            self._require_closed()
+        for document in documents:
             if document["long"]:
                 raise CsvError(self._of_long_row(repr(document["long"])))
             for name, facts in document["columns"].items():
@@ -223,12 +230,15 @@ class CsvTable:
             null: A further text that stands for null.
 
         Raises:
-            CsvError: A column is missing, or a file has bytes that are not text in its encoding.
+            CsvError: A column is missing, or a file has bytes that are not text in its encoding, or a cell whose quotes
+                do not end, which is sought in small tables.
         """
         own = {one.name: one for one in schema}
         if missing := [name for name in own if name not in (*self.header, *self.folders.names)]:
             raise CsvError(f"{self._shown()} lacks the columns {missing}; its header has {list(self.header)}")
         self._require_text(spark, [])
+        if sum(path.size() for path in self._paths()) <= _ONE_TASK_BYTES:
+            self._require_closed()
         rows = replace(self, folders=StructType([own.get(one.name, one) for one in self.folders]))
         cells = rows.cells(spark, bad_rows=True)
         # Spark refuses to read nothing but this column.
@@ -253,8 +263,21 @@ class CsvTable:
     def _of_long_row(self, row: str) -> str:
         return (
             f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}): quote cells "
-            f"that hold a separator, or give every column a name; such a row is {row}"
+            f"that hold a separator, double the quotes in them, give every column a name, and delete lines above the "
+            f"header; such a row is {row}"
         )
+
+    def _require_closed(self) -> None:
+        """Refuse a cell whose quotes do not end: it would hold all rows that follow it."""
+        for form, paths in self.files.items():
+            for path in paths if not form.is_split else ():
+                with path.open_stream() as file:
+                    lines = io.TextIOWrapper(unpacked(file, path), form.encoding, errors="replace", newline="")
+                    if line := open_quote(lines, form.separator):
+                        raise CsvError(
+                            f"{path}: the quote that begins a cell in line {line} does not end, so the cell would hold "
+                            f"all lines after it; end it, or double the quotes of a cell and put it in quotes"
+                        )
 
     def _require_text(self, spark: SparkSession, columns: Sequence[str]) -> None:
         """Read the files' bytes and refuse one that is not in its encoding; a file may well hold the mark U+FFFD."""
@@ -267,6 +290,13 @@ class CsvTable:
                 _require_encoding(path, form.encoding, columns)
 
     def _tell(self, name: str, facts: "CellFacts", kind: str, *, has_commas: bool) -> None:
+        if facts.escaped:
+            _LOGGER.warning(
+                "column '%s' of %s has quotes after backslashes within quotes, and such cells are read as they are "
+                "written; write doubled quotes, as Spark does with option('escape', '\"')",
+                name,
+                self._shown(),
+            )
         if kind != "string":
             if facts.words:
                 _LOGGER.info("column '%s' of %s: %s are missing values", name, self._shown(), facts.missing)
@@ -276,6 +306,12 @@ class CsvTable:
             _LOGGER.warning(
                 "column '%s' of %s is read as text: its commas may divide thousands or decimals; write its numbers "
                 "without commas",
+                name,
+                self._shown(),
+            )
+        elif facts.integers and facts.integers + facts.words == facts.n:
+            _LOGGER.warning(
+                "column '%s' of %s is read as text, because its whole numbers have more digits than a number keeps",
                 name,
                 self._shown(),
             )
@@ -291,7 +327,9 @@ class CsvTable:
 
 @dataclass(frozen=True)
 class _Looking:
-    """The task that looks at cells. It gives the facts on each column, and a row that is too long.
+    """The task that looks at cells.
+
+    It gives the facts on each column, a row that is too long, and whether a cell may hold the end of a file.
 
     Attributes:
         columns: The names of the columns.
@@ -301,14 +339,40 @@ class _Looking:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         found: dict[str, list[CellFacts]] = defaultdict(list)
-        long = ""
+        long, is_open = "", False
         for batch in batches:
+            is_open = is_open or _may_be_open(batch, len(self.columns))
             for place, name in enumerate(self.columns):
                 found[name].append(CellFacts.of(batch.column(place)))
             for row in batch.column(len(self.columns)).drop_null()[:1].to_pylist():
                 long = long or row[:_SHOWN_CHARACTERS]
         columns = {name: vars(CellFacts.of_all(parts)) for name, parts in found.items()}
-        yield pa.RecordBatch.from_pydict({"facts": [json.dumps({"columns": columns, "long": long})]})
+        yield pa.RecordBatch.from_pydict({"facts": [json.dumps({"columns": columns, "long": long, "open": is_open})]})
+
+
+def _may_be_open(batch: pa.RecordBatch, columns: int) -> bool:
+    """Return whether a row may end in a cell that holds the end of a file, because its quotes do not end."""
+    has_later = pa.scalar(False)
+    for cells in reversed(batch.columns[:columns]):
+        if pc.any(pc.and_not(pc.fill_null(pc.ends_with(cells, "\n"), False), has_later)).as_py():
+            return True
+        has_later = pc.or_(has_later, cells.is_valid())
+    # A file need not end with a line break.
+    last = batch.slice(max(0, batch.num_rows - 1)).select(range(columns)).to_pylist()
+    return any("\n" in ([value for value in row.values() if value] or [""])[-1] for row in last)
+
+
+def open_quote(lines: Iterable[str], separator: str) -> int:
+    """Return the line, from 1, in which a cell begins whose quotes do not end; 0 if there is none."""
+    begins = re.compile(rf'(?:^|{re.escape(separator)})"')
+    found = 0
+    for number, line in enumerate(lines, 1):
+        place = 0
+        while place >= 0:
+            edge = _END_OF_QUOTES.match(line, place) if found else begins.search(line, place)
+            place = edge.end() if edge else -1
+            found = (0 if found else number) if edge else found
+    return found
 
 
 def _without_carriage_return(cell: Column) -> Column:
@@ -332,22 +396,12 @@ def csv_form(path: StoragePath, encoding: str | None = None, separator: str | No
     """Return the form of a file, from its first megabyte; the arguments are those of :meth:`CsvTable.of`.
 
     Raises:
-        CsvError: The file is empty, is packed in a way that Spark does not unpack, or is not text.
+        CsvError: The file is empty, is damaged or packed in a way that Spark does not unpack, or is not text.
     """
-    with path.open_read() as file:
-        head = file.read(_HEAD_BYTES)
-        packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
-        if packed in _SUFFIXES:
-            file.seek(0)
-            head = pa.CompressedInputStream(file, packed).read(_HEAD_BYTES)
-    if packed is not None:
-        suffix = _SUFFIXES.get(packed)
-        if suffix is None:
-            raise CsvError(f"{path} is packed as {packed}, which Spark does not read; unpack it, or pack it with gzip")
-        if not path.name.endswith(suffix):
-            raise CsvError(f"{path} is packed with {packed}, and its name does not say so; let it end in {suffix}")
-    elif suffix := next((end for end in _SUFFIXES.values() if path.name.lower().endswith(end)), None):
-        raise CsvError(f"{path} is not packed as {suffix} says; rename it")
+    try:
+        head = head_of(path, _HEAD_BYTES)
+    except PackedFileError as error:
+        raise CsvError(str(error)) from error
     found = _encoding(encoding, path) if encoding else encoding_of(head)
     text = codecs.getincrementaldecoder(found)(errors="replace").decode(head).removeprefix("\ufeff").lstrip("\r\n")
     if "\x00" in text[:1000]:
@@ -355,7 +409,7 @@ def csv_form(path: StoragePath, encoding: str | None = None, separator: str | No
     if text[:4].lower() == "sep=":
         raise CsvError(f"{path} begins with Excel's line '{text.splitlines()[0]}'; delete that line")
     between = separator or ("\t" if path.name.lower().partition(".")[2].startswith("tsv") else _separator(text))
-    header = next((row for row in csv.reader(io.StringIO(text, newline=""), delimiter=between) if any(row)), None)
+    header = next((row for row in _rows(text, between) if any(row)), None)
     if header is None:
         raise CsvError(f"{path} has no header; the first line of a CSV file names its columns")
     if any("\ufffd" in name for name in header):
@@ -374,11 +428,17 @@ def _separator(text: str) -> str:
     text = re.sub(_quoted_cells("".join(_SEPARATORS)), '""', text)
     found: dict[str, tuple[bool, int]] = {}
     for separator in _SEPARATORS:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        lengths = [len(row) for row, _ in zip(filter(None, reader), range(_SEEN_ROWS), strict=False)]
+        rows = filter(None, _rows(text, separator))
+        lengths = [len(row) for row, _ in zip(rows, range(_SEEN_ROWS), strict=False)]
         if lengths and lengths[0] > 1 and max(lengths[1:], default=2) > 1:
             found[separator] = (len(set(lengths)) == 1, lengths[0])
     return max(found, key=lambda separator: found[separator], default=",")
+
+
+def _rows(text: str, separator: str) -> Iterator[list[str]]:
+    """Yield the rows of a text, up to one with a cell of more characters than the reader takes."""
+    with suppress(csv.Error):
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=separator)
 
 
 def _encoding(name: str, path: StoragePath) -> str:
@@ -415,9 +475,8 @@ def _table_of_bytes(encoding: str) -> tuple[str, str] | None:
 
 def _require_encoding(path: StoragePath, encoding: str, columns: Sequence[str]) -> None:
     decoder = codecs.getincrementaldecoder(encoding)()
-    suffix = next((name for name, end in _SUFFIXES.items() if path.name.lower().endswith(end)), None)
     with path.open_stream() as file:
-        stream = file if suffix is None else pa.CompressedInputStream(file, suffix)
+        stream = unpacked(file, path)
         try:
             while part := stream.read(_HEAD_BYTES):
                 decoder.decode(part)

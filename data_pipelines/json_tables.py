@@ -7,19 +7,21 @@ and leaves out what follows it, without a word.
 import codecs
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Any, Protocol
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import ArrayType, StringType, StructType
+from pyspark.sql.types import ArrayType, DataType, StringType, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.packed_files import PackedFileError, head_of, unpacked
 from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing
@@ -29,6 +31,9 @@ _PART_BYTES = 1 << 20
 _FILES_AT_A_TIME = 16
 _MOST_DOCUMENT_BYTES = 64 << 20
 _DOCUMENTS_AT_A_TIME = 4
+_BY_CASE = "spark.sql.caseSensitive"
+_SHOWN_CHARACTERS = 100
+_AFTER_A_DOCUMENT = r"\}\s*[^\s,\]}]"
 _CORRUPT = "_corrupt_record"
 # Where Spark infers the columns of documents, it gives their paths to Hadoop as one text: a comma divides two paths
 # there, and brackets are a pattern.
@@ -87,14 +92,23 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
     for has_lines, own in by_form.items():
         paths = [file.path for file in own]
         schema = None if has_lines else _schema_of_documents(spark, own)
-        frame = load("json", paths, schema=schema, multiLine=not has_lines)
+        where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+        with _keys_by_case(spark):
+            frame = load("json", paths, schema=schema, multiLine=not has_lines)
+            twins = _twins(frame.schema)
+        if twins and spark.conf.get(_BY_CASE) != "true":
+            raise JsonError(
+                f"{where} has several columns or keys {twins[0]!r}, which differ in case alone, and Spark ignores "
+                f"case; rename all but one"
+            )
         if _CORRUPT in frame.columns:
             raise JsonError(
-                f"{paths[0] if len(paths) == 1 else paths[0].parent} has lines or documents that are not JSON objects; "
-                f"correct them, or write JSON lines"
+                f"{where} has lines or documents that are not JSON objects; correct them, or write JSON lines"
             )
         if not frame.columns:
             raise JsonError(_without_columns(paths[0], has_rows=bool(frame.take(1))))
+        if has_lines:
+            _require_one_in_a_line(load("text", paths), where)
         if any(isinstance(field.dataType, StringType) for field in frame.schema):
             texts = load("text", paths, wholetext=not has_lines)
             # Most texts are passed over by the first, cheap condition.
@@ -102,6 +116,52 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
                 frame = _without_nan(texts)
         found[paths[0]] = frame
     return found
+
+
+@contextmanager
+def _keys_by_case(spark: SparkSession) -> Iterator[None]:
+    """Let Spark keep keys apart that differ in case alone: it would take them for one, and leave values out."""
+    before = spark.conf.get(_BY_CASE)
+    spark.conf.set(_BY_CASE, "true")
+    try:
+        yield
+    finally:
+        spark.conf.set(_BY_CASE, str(before))
+
+
+def _twins(kind: DataType) -> list[str]:
+    """Return names of columns and keys, on any level, that differ from another in case alone."""
+    if isinstance(kind, ArrayType):
+        return _twins(kind.elementType)
+    if not isinstance(kind, StructType):
+        return []
+    counts = Counter(name.lower() for name in kind.names)
+    own = [name for name in kind.names if counts[name.lower()] > 1]
+    return own or [name for field in kind for name in _twins(field.dataType)]
+
+
+def _require_one_in_a_line(texts: DataFrame, where: str) -> None:
+    """Refuse a line with something after its first document, which Spark leaves out."""
+    # Most lines are passed over by the expression: a brace is followed by one of these, but within a text.
+    ends = F.rtrim("value").endswith("}") & ~F.col("value").rlike(_AFTER_A_DOCUMENT)
+    others = texts.select("value").where(~ends & F.col("value").rlike(r"\S"))
+    for line in map_batches(others, lines_with_more, others.schema).take(1):
+        raise JsonError(
+            f"{where} has lines with something after their first document, such as {line[0]!r}; write each document in "
+            f"a line of its own, without commas"
+        )
+
+
+def lines_with_more(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the beginnings of those JSON lines that go on after their first document."""
+    for batch in batches:
+        found = []
+        for text in batch.column(0).to_pylist():
+            line = text.removeprefix("\ufeff").strip()
+            with suppress(ValueError):  # not JSON to Python, though it may be to Spark
+                if json.JSONDecoder().raw_decode(line)[1] < len(line):
+                    found.append(line[:_SHOWN_CHARACTERS])
+        yield pa.RecordBatch.from_arrays([pa.array(found, batch.schema.field(0).type)], schema=batch.schema)
 
 
 def _without_nan(texts: DataFrame) -> DataFrame:
@@ -147,7 +207,10 @@ def _have_lines(paths: Sequence[StoragePath]) -> list[bool]:
 
 def _form(path: StoragePath) -> _Form:
     """Return the form of a file, by its head."""
-    head = _head(path)
+    try:
+        head = head_of(path, _HEAD_BYTES)
+    except PackedFileError as error:
+        raise JsonError(str(error)) from error
     encoding = encoding_of(head)
     if not encoding.startswith("utf-8"):
         raise JsonError(f"{path} has the encoding {encoding.upper()}; save it as UTF-8")
@@ -179,9 +242,7 @@ def _form_of_row(row: dict[str, Any]) -> _Form:
 def _form_of_line(path: StoragePath) -> _Form:
     """Return the form of a file whose first line is longer than the head."""
     with path.open_read() as file:
-        codec = _codec(bytes(file.read(_HEAD_BYTES)))
-        file.seek(0)
-        text = _first_line(file if codec is None else pa.CompressedInputStream(file, codec))
+        text = _first_line(unpacked(file, path))
     first, _, rest = text.decode("utf-8-sig", errors="replace").lstrip().partition("\n")
     if not rest.strip() and len(text) > _MOST_DOCUMENT_BYTES:
         raise JsonError(_too_large(path))
@@ -235,19 +296,6 @@ def _too_large(path: StoragePath) -> str:
     return f"{path} has more than {_MOST_DOCUMENT_BYTES >> 20} MB in one document; write lines"
 
 
-def _head(path: StoragePath) -> bytes:
-    with path.open_read() as file:
-        head = bytes(file.read(_HEAD_BYTES))
-        if (codec := _codec(head)) is None:
-            return head
-        file.seek(0)
-        return bytes(pa.CompressedInputStream(file, codec).read(_HEAD_BYTES))
-
-
-def _codec(head: bytes) -> str | None:
-    return "gzip" if head.startswith(b"\x1f\x8b") else "bz2" if head.startswith(b"BZh") else None
-
-
 def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile]) -> StructType | None:
     """Check that each file has one document; return the columns of all if Spark cannot infer them, else None."""
     rows: list[Any] | None = [] if any(_GIVEN_TO_HADOOP.search(file.path.uri) for file in files) else None
@@ -255,7 +303,9 @@ def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile])
     for file in files:
         if file.bytes <= _MOST_DOCUMENT_BYTES:
             parsed.append(file.path)
-        elif rows is not None or not _head(file.path).decode("utf-8-sig", errors="replace").lstrip().startswith("["):
+        elif rows is not None or not head_of(file.path, _HEAD_BYTES).decode(
+            "utf-8-sig", errors="replace"
+        ).lstrip().startswith("["):
             raise JsonError(_too_large(file.path))
     with ThreadPoolExecutor(_DOCUMENTS_AT_A_TIME) as pool:
         documents = pool.map(_document if rows is not None else _checked, parsed)
@@ -271,10 +321,10 @@ def _checked(path: StoragePath) -> None:
 
 def _document(path: StoragePath) -> Any:
     """Return the only document of a file."""
-    content = path.read_bytes()
-    codec = _codec(content)
-    if codec is not None:
-        content = bytes(pa.CompressedInputStream(pa.BufferReader(content), codec).read())
+    try:
+        content = bytes(unpacked(pa.BufferReader(path.read_bytes()), path).read())
+    except OSError as error:
+        raise JsonError(f"{path} cannot be read ({error}); copy it again, or leave it out") from error
     text = content.decode("utf-8-sig", errors="replace").strip()
     try:
         document, end = json.JSONDecoder().raw_decode(text)

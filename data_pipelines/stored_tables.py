@@ -20,7 +20,7 @@ from mirrorspark.data_pipelines.orc_tables import orc_frames, read_footers
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
-from mirrorspark.spark_session import versions
+from mirrorspark.spark_session import SPARK_ERRORS, task_message, versions
 from mirrorspark.storage import (
     Location,
     StorageError,
@@ -100,6 +100,8 @@ def read_stored(
     except (StorageError, OSError, lakes.LakeTableError) as error:
         return _seen_by_spark(spark, given, kind, shown, error)
     if not files:
+        if hidden := [path for path in paths if _is_hidden_file(path)]:
+            raise TableError(f"{hidden[0]} is hidden from Spark, as its name begins with '_' or '.'; rename it")
         raise TableError(
             f"{shown} holds no file of format {kind or 'parquet'}; give the folder or file of the table"
             if all(StoragePath.of(path).is_folder() for path in paths)
@@ -213,6 +215,11 @@ def _require_values(files: Sequence[listing.DataFile], schema: StructType) -> No
                     raise TableError(f"column '{name}' of {file.path}: {error}") from error
 
 
+def _is_hidden_file(path: Location) -> bool:
+    place = StoragePath.of(path)
+    return place.name.startswith(("_", ".")) and place.is_file() and place.size() > 0
+
+
 def _by_folders(files: Sequence[listing.DataFile], read: _Read) -> DataFrame:
     """Return the rows of all files; those below one folder, with the same columns of subfolders, are read together.
 
@@ -221,12 +228,18 @@ def _by_folders(files: Sequence[listing.DataFile], read: _Read) -> DataFrame:
     """
     found: dict[object, list[listing.DataFile]] = defaultdict(list)
     for file in files:
+        if file.path.is_local and ":" in file.path.name:
+            raise TableError(f"{file.path} has a colon in its name, and Hadoop reads no such file; rename it")
         found[file.root, tuple(name for name, _ in file.partition)].append(file)
     folders = versions.from_arrow_schema(listing.folder_types(files))
     try:
         return as_one({path: frame for own in found.values() for path, frame in read(own, _of(own, folders)).items()})
     except (CsvError, JsonError, OrcError, ParquetError, SchemasError) as error:
         raise TableError(str(error)) from error
+    except SPARK_ERRORS as error:
+        if "[FAILED_READ_FILE" not in str(error):
+            raise
+        raise TableError(f"{task_message(error).rstrip('.')}; copy the file again, or leave it out") from error
 
 
 def _of(files: Sequence[listing.DataFile], folders: StructType) -> StructType:
@@ -269,6 +282,9 @@ def _seen_by_spark(
         if versions.condition_of(refused) != "PATH_NOT_FOUND":
             raise
         raise TableError(f"there is no file or folder {shown}") from error
+    except SPARK_ERRORS as refused:
+        said = task_message(refused).rstrip(".")
+        raise TableError(f"{shown} cannot be read: {said}; give the path of a file system that Spark has") from error
 
 
 def of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str) -> tuple[str, list[listing.DataFile]]:

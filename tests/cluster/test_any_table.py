@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import random
 import re
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from mirrorspark.data_pipelines.any_table import read_table
 from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.stored_tables import declared_csv
 from mirrorspark.spark_session import versions
+from mirrorspark.storage import StoragePath
+from mirrorspark.storage.listing import DataFile
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -65,6 +68,9 @@ def test_stored_tables_are_found_by_name_and_path(spark: "SparkSession", tmp_pat
     ("table", "message"),
     [
         (3, "a int is not a table; give a Spark, pandas"),
+        ("", "the name of the table is empty"),
+        (pl.Series("a", [1]), "a Series is not a table"),
+        ("nothing://there/t.csv", "t.csv cannot be read: No FileSystem for scheme .*; give the path of a file system"),
         ("nowhere", "there is no table or view 'nowhere'"),
         ("catalog.schema.nowhere", "there is no table or view 'catalog.schema.nowhere'"),
         ("no/where.parquet", "there is no file or folder no/where.parquet"),
@@ -159,6 +165,13 @@ def test_a_csv_file_has_the_cells_that_pandas_finds(
             [datetime(2024, 2, 29, 3, 4, 5), datetime(2024, 2, 29, 4, 4, 5, 500_000), None],
         ),
         (["2024-02-30", "2024-02-29", "2024-03-01"], "string", ["2024-02-30", "2024-02-29", "2024-03-01"]),
+        (["2024-02-29", "0000-00-00", "0000-00-00 00:00:00"], "date", [date(2024, 2, 29), None, None]),
+        (
+            ["2024-02-29 01:02:03.123456789", "2024-03-01 04:05", ""],
+            "timestamp_ntz",
+            [datetime(2024, 2, 29, 1, 2, 3, 123456), datetime(2024, 3, 1, 4, 5), None],
+        ),
+        (["1", "\\N", "3"], "int", [1, None, 3]),
         (["-", "?", "a"], "string", ["-", "?", "a"]),
         (["1d", "2", "3"], "string", ["1d", "2", "3"]),
     ],
@@ -183,6 +196,8 @@ def test_a_column_of_csv_has_the_type_of_all_its_cells(
         ('a|"b,c"\n1|"x,y"\n2|z\n', ["a", "b,c"], [(1, "x,y"), (2, "z")]),
         ('a;"b,c";"d,e"\n1;2;3\n', ["a", "b,c", "d,e"], [(1, 2, 3)]),
         ("a|b\n1\n2\n", ["a|b"], [(1,), (2,)]),
+        ('a,b\n1,"x\n"\n2,"y ""q"""\n', ["a", "b"], [(1, "x\n"), (2, 'y "q"')]),
+        (f"a,b\n1,{'x' * 200_000}\n", ["a", "b"], [(1, "x" * 200_000)]),
         ("a;b;c\n1;2\n3;4;5\n", ["a", "b", "c"], [(1, 2, None), (3, 4, 5)]),
     ],
 )
@@ -248,6 +263,24 @@ def test_numbers_with_unknown_words_are_read_as_text_with_a_warning(
     assert "thousands or decimals" in caplog.text
 
 
+def test_cells_that_are_read_otherwise_than_meant_are_said(
+    spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "t.csv").write_text(f'said,key\n"a \\"b\\" c",{"1" * 40}\n"d",2\n')
+    with caplog.at_level("WARNING"):
+        assert dict(read_table(spark, tmp_path / "t.csv").dtypes) == {"said": "string", "key": "string"}
+    assert "'said' of" in caplog.text
+    assert "quotes after backslashes" in caplog.text
+    assert "more digits than a number keeps" in caplog.text
+
+
+def test_csv_may_have_thousands_of_columns(spark: "SparkSession", tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(1500)]
+    (tmp_path / "t.csv").write_text("\n".join([",".join(names), ",".join("1" for _ in names), ""]))
+    plan = csv_tables.CsvTable.of(spark, [DataFile(StoragePath.of(tmp_path / "t.csv"), 1)])
+    assert len(plan.cells(spark).columns) == len(names)
+
+
 def test_csv_in_another_encoding_is_refused_or_read_as_told(spark: "SparkSession", tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("town,n\nZürich,1\n€,2\n", encoding="windows-1252")
@@ -269,6 +302,19 @@ def _packed(codec: str, **columns: list[int]) -> bytes:
     [
         ({"t.csv": b"a,b\n1,2\n1,2,3\n"}, "more cells than its header"),
         ({"t.csv": b"a,a\n1,2\n"}, "several columns of one name"),
+        ({"t.csv": b'a,b\n1,"x\n2,y\n3,z\n'}, r"t\.csv: the quote that begins a cell in line 2 does not end"),
+        ({"t.csv": b'a,b,c\n1,2,3\n1,"x\n2,y,4'}, r"t\.csv: the quote that begins a cell in line 3 does not end"),
+        ({"t.csv": b'a,"b\n1,2\n'}, r"t\.csv: the quote that begins a cell in line 1 does not end"),
+        ({"t.csv": b"Sales of May\na,b\n1,2\n"}, "more cells than its header .*delete lines above the header"),
+        ({"t.csv.gz": gzip.compress(b"a,b\n1,2\n")[:20]}, r"t\.csv\.gz cannot be unpacked"),
+        ({"t.csv.gz": gzip.compress(random.Random(1).randbytes(1 << 20).hex().encode())[:-9]}, r"t\.csv\.gz"),
+        ({"t.json.gz": gzip.compress(b'{"a": 1}')[:20]}, r"t\.json\.gz cannot be unpacked"),
+        ({"t.json": gzip.compress(b'{"a": 1}')}, r"t\.json is packed with gzip, and its name does not say so"),
+        ({"t.json.zst": pa.Codec("zstd").compress(b'{"a": 1}', asbytes=True)}, "packed as zstd"),
+        ({"2024-01-01T10:00.csv": b"a,b\n1,2\n"}, "has a colon in its name, and Hadoop reads no such file; rename it"),
+        ({"_t.csv": b"a,b\n1,2\n"}, r"_t\.csv is hidden from Spark, as its name begins with"),
+        ({"t.json": b'{"a": 1}\n{"a": 2}{"a": 3}\n'}, "with something after their first document, such as '.*a.: 3}'"),
+        ({"t.json": b'{"a": 1}\n{"a": 2},\n'}, "with something after their first document"),
         ({"t.csv": b"sep=;\na;b\n"}, "Excel's line"),
         ({"k=1/t.csv": b"a,k\n1,2\n", "k=2/t.csv": b"a,k\n1,2\n"}, r"t\.csv has the columns \['k'\], as its folders"),
         ({"t.csv": b"PK\x03\x04"}, "packed as zip"),
@@ -292,7 +338,10 @@ def _packed(codec: str, **columns: list[int]) -> bytes:
         ),
         ({"t.json": b'[{}, {"a": {}}]'}, r"t\.json has rows without columns"),
         ({"a.jsonl": b"{}", "[b], c.json": b'[{"a": 1}]'}, r"a\.jsonl has rows without columns"),
-        ({"t.jsonl": b'{"a":1,"A":2}\n'}, r"t\.jsonl has several columns or keys 'a', which may differ in case alone"),
+        ({"t.jsonl": b'{"a":1,"A":2}\n'}, r"t\.jsonl has several columns or keys 'A', which differ in case alone"),
+        ({"t.jsonl": b'{"b":1,"a":1}\n{"A":2}\n'}, r"several columns or keys 'A', which differ in case alone.*rename"),
+        ({"t.json": b'[{"s":{"a":1}},{"s":{"A":2}}]'}, "several columns or keys 'A', which differ in case alone"),
+        ({"t.json": b'{"a":1,"a":2}\n'}, r"t\.json has several columns or keys 'a'"),
         ({"t.csv": b"a,A\n1,2\n"}, r"t\.csv has several columns or keys 'a'"),
         ({"t.parquet": _packed("snappy", A=[2])}, r"t\.parquet has several columns or keys 'a'"),
         ({"t.orc": b"ORC no"}, r"t\.orc is not an ORC file"),
