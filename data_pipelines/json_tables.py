@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 import pyarrow as pa
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, StringType, StructType
@@ -23,7 +24,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.packed_files import PackedFileError, head_of, unpacked
 from mirrorspark.data_pipelines.spark import map_batches
-from mirrorspark.spark_session import versions
+from mirrorspark.spark_session import is_refusal, versions
 from mirrorspark.storage import StoragePath, encoding_of, listing
 
 _HEAD_BYTES = 1 << 16
@@ -93,10 +94,10 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
         paths = [file.path for file in own]
         schema = None if has_lines else _schema_of_documents(spark, own)
         where = str(paths[0] if len(paths) == 1 else paths[0].parent)
-        with _keys_by_case(spark):
+        with _keys_by_case(spark) as is_by_case:
             frame = load("json", paths, schema=schema, multiLine=not has_lines)
             twins = _twins(frame.schema)
-        if twins and spark.conf.get(_BY_CASE) != "true":
+        if twins and not is_by_case:
             raise JsonError(
                 f"{where} has several columns or keys {twins[0]!r}, which differ in case alone, and Spark ignores "
                 f"case; rename all but one"
@@ -119,14 +120,23 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
 
 
 @contextmanager
-def _keys_by_case(spark: SparkSession) -> Iterator[None]:
-    """Let Spark keep keys apart that differ in case alone: it would take them for one, and leave values out."""
-    before = spark.conf.get(_BY_CASE)
-    spark.conf.set(_BY_CASE, "true")
+def _keys_by_case(spark: SparkSession) -> Iterator[bool]:
+    """Let Spark keep keys apart that differ in case alone: it would take them for one, and leave values out.
+
+    Yields whether it does so anyway. Where clients may not set that, nothing is changed.
+    """
     try:
-        yield
+        before = str(spark.conf.get(_BY_CASE))
+        spark.conf.set(_BY_CASE, "true")
+    except PySparkException as error:
+        if not is_refusal(error):
+            raise
+        yield False
+        return
+    try:
+        yield before == "true"
     finally:
-        spark.conf.set(_BY_CASE, str(before))
+        spark.conf.set(_BY_CASE, before)
 
 
 def _twins(kind: DataType) -> list[str]:
