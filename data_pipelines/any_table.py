@@ -21,7 +21,7 @@ from mirrorspark.data_pipelines.memory_tables import (
     require_different_but_for_case,
 )
 from mirrorspark.data_pipelines.sources import MemorySource
-from mirrorspark.data_pipelines.spark import collected
+from mirrorspark.data_pipelines.spark import collected, with_notes
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
 from mirrorspark.spark_session import on_running_session, require_running, session_of, task_message
 from mirrorspark.storage import Location, StoragePath, lacking
@@ -72,9 +72,11 @@ def read_table(
         arrow = in_arrow(table)
         require_different(arrow.column_names)
         df = session_of(spark).table_of(arrow)
-        for field in arrow.schema:
-            if noted := categories_of(field):
-                df = df.withMetadata(field.name, {name: json.loads(order) for name, order in noted.items()})
+        noted = {
+            field.name: {name: json.loads(order) for name, order in categories_of(field).items()}
+            for field in arrow.schema
+        }
+        df = with_notes(df, noted)
     if spark.conf.get("spark.sql.caseSensitive") != "true":
         require_different(df.columns)
         require_different_but_for_case(df.columns)

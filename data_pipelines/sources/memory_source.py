@@ -22,7 +22,7 @@ from mirrorspark.data_pipelines.memory_tables import CATEGORIES
 from mirrorspark.data_pipelines.sources import hashes
 from mirrorspark.data_pipelines.sources.source import ORDER_COLUMN, ROW_HASH_COLUMN, ShardTask, sortable_columns
 from mirrorspark.data_pipelines.sources.token_counts import ranked_here
-from mirrorspark.data_pipelines.spark import BatchFunction
+from mirrorspark.data_pipelines.spark import BatchFunction, with_notes
 from mirrorspark.spark_session import session_of, versions
 from mirrorspark.storage import StoragePath
 
@@ -73,10 +73,8 @@ class MemorySource:
 
     def to_spark(self, spark: SparkSession) -> DataFrame:
         """Return the table as a DataFrame."""
-        df = session_of(spark).table_of(self.rows)
-        for field in self.schema:
-            df = df.withMetadata(field.name, field.metadata) if field.metadata else df
-        return df
+        notes = {field.name: field.metadata for field in self.schema}
+        return with_notes(session_of(spark).table_of(self.rows), notes)
 
     def select(self, *names: str) -> "MemorySource":
         """Return the table with some of its columns."""

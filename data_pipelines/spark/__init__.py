@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         arrow_schema_of,
         sent_schema_of,
         spark_schema_of,
+        with_notes,
         with_plain_names,
     )
     from mirrorspark.data_pipelines.spark.tasks import (
@@ -64,6 +65,7 @@ __all__ = [
     "task_bar",
     "tfrecord_options",
     "tfrecord_tasks",
+    "with_notes",
     "with_plain_names",
     "write_files",
 ]

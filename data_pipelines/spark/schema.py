@@ -1,7 +1,11 @@
 """Conversion between Spark SQL and Arrow schemas, for the types that TFRecord files can hold."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import (
     ArrayType,
     BinaryType,
@@ -134,3 +138,21 @@ def with_plain_names(table: DataFrame) -> DataFrame:
     It fails for names with a dot or a back-quote, and for two names that differ only in case.
     """
     return table.toDF(*(f"c{number}" for number in range(len(table.columns))))
+
+
+def with_notes(table: DataFrame, notes: Mapping[str, Mapping[str, Any]]) -> DataFrame:
+    """Return a table whose columns, which may have any name, have metadata; ``withMetadata`` takes plain names only.
+
+    Args:
+        table: The table.
+        notes: The metadata of each column, or none.
+    """
+    if not any(notes.values()):
+        return table
+    columns = {name: F.col(f"`{name.replace('`', '``')}`") for name in table.columns}
+    return table.select(
+        *[
+            column.alias(name, metadata=dict(notes[name])) if notes.get(name) else column
+            for name, column in columns.items()
+        ]
+    )

@@ -23,8 +23,8 @@ from pyspark.sql.types import DoubleType, IntegerType, StructField, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines import csv_tables
-from mirrorspark.data_pipelines.any_table import read_table
-from mirrorspark.data_pipelines.memory_tables import TableError
+from mirrorspark.data_pipelines.any_table import in_memory, read_table
+from mirrorspark.data_pipelines.memory_tables import CATEGORIES, TableError
 from mirrorspark.data_pipelines.stored_tables import declared_csv
 from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath
@@ -51,6 +51,17 @@ def test_a_table_in_memory_keeps_its_values(spark: "SparkSession", table: Any) -
     df = read_table(spark, table)
     assert [tuple(row) for row in df.select("town", "many").collect()] == [("here", 1.5), (None, None), ("there", 2.5)]
     assert dict(df.dtypes)["at"].startswith("timestamp")
+
+
+@pytest.mark.parametrize("name", ["plain", "a.b", "größe `x` 1"])
+def test_the_order_of_categories_is_kept_whatever_the_name_of_the_column(spark: "SparkSession", name: str) -> None:
+    sizes = pd.Categorical(["S", "L", None], ["S", "M", "L"], ordered=True)
+    table = pd.DataFrame({"n": [1, 2, 3], name: sizes, "c.d": pd.Categorical(["x", "y", "x"])})
+    for df in (read_table(spark, table), in_memory(table).to_spark(spark)):
+        assert df.columns == ["n", name, "c.d"]
+        assert [tuple(row) for row in df.collect()] == [(1, "S", "x"), (2, "L", "y"), (3, None, "x")]
+        assert df.schema[name].metadata == {CATEGORIES: ["S", "M", "L"]}
+        assert df.schema["c.d"].metadata == {CATEGORIES: []}
 
 
 def test_stored_tables_are_found_by_name_and_path(spark: "SparkSession", tmp_path: Path) -> None:
