@@ -292,6 +292,13 @@ def test_csv_may_have_thousands_of_columns(spark: "SparkSession", tmp_path: Path
     assert len(plan.cells(spark).columns) == len(names)
 
 
+def test_a_quote_that_does_not_end_is_refused_where_types_are_declared(spark: "SparkSession", tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,b\n1,"x\n2,y\n')
+    declared = StructType([StructField("a", IntegerType())])
+    with pytest.raises(TableError, match="the quote that begins a cell in line 2 does not end"):
+        declared_csv(spark, [tmp_path / "t.csv"], declared)
+
+
 def test_csv_in_another_encoding_is_refused_or_read_as_told(spark: "SparkSession", tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("town,n\nZürich,1\n€,2\n", encoding="windows-1252")
