@@ -11,7 +11,7 @@ import pyarrow.csv
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form
+from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form, require_closed
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.memory_tables import (
     TableError,
@@ -97,11 +97,12 @@ def csv_in_memory(path: Location, types: Mapping[str, pa.DataType]) -> pa.Table:
 
     Raises:
         ArrowInvalid: A value does not fit its column.
-        TableError: The file has no header, or is not text.
+        TableError: The file has no header, is not text, or has a cell whose quotes do not end.
     """
     place = StoragePath.of(path)
     try:
         form = csv_form(place)
+        require_closed(place, form)
     except CsvError as error:
         raise TableError(str(error)) from error
     return pyarrow.csv.read_csv(

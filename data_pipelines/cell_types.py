@@ -32,6 +32,11 @@ _WHOLE_FRACTION = r"^[+-]?[0-9]+\.0*$"
 _NUMBER = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:inf|infinity))$"
 _COMMA = r"^[+-]?([0-9]*|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+$"
 _THOUSANDS = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
+# With marks of thousands that cannot be those of decimals.
+_GROUPED = (
+    r"^[+-]?[0-9]{1,3}(([ '\x{2019}\x{a0}\x{202f}][0-9]{3})+([.,][0-9]+)?|(,[0-9]{3})+\.[0-9]+|"
+    r"(,[0-9]{3}){2,}|(\.[0-9]{3}){2,})$"
+)
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _MOMENT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?"
 _ZONE = "(Z|[+-][0-9]{2}(:?[0-9]{2})?)"  # databases write whole hours alone
@@ -49,6 +54,7 @@ class CellFacts:
         numbers: Cells that are numbers with a point or none, integers among them.
         commas: Cells that are numbers if a comma marks the decimals.
         ambiguous: The ones of ``commas`` that are numbers as well if a comma divides thousands.
+        grouped: Cells that are numbers but for the marks that divide their thousands.
         zoned: The ones of ``times`` that have a time zone.
         least, most: The range of the integers; 0 beyond 64 bits.
         digits: Digits of the longest integer; 20 beyond 64 bits.
@@ -64,6 +70,7 @@ class CellFacts:
     numbers: int = 0
     commas: int = 0
     ambiguous: int = 0
+    grouped: int = 0
     booleans: int = 0
     dates: int = 0
     times: int = 0
@@ -103,6 +110,7 @@ class CellFacts:
             numbers=_count(is_number),
             commas=_matches(rest, _COMMA),
             ambiguous=_matches(rest, _THOUSANDS),
+            grouped=_matches(rest, _GROUPED),
             booleans=_count(pc.is_in(pc.utf8_lower(rest), pa.array(["true", "false"], cells.type))),
             dates=_matches(rest, _DATE) if _are(rest.filter(pc.match_substring_regex(rest, _DATE)), pa.date32()) else 0,
             times=_matches(rest, _TIME) if _are_times(rest) else 0,
@@ -123,8 +131,8 @@ class CellFacts:
         if not all_:
             return cls()
         counts = (
-            "n", "words", "integers", "numbers", "commas", "ambiguous", "booleans", "dates", "times", "zoned",
-            "replaced", "escaped",
+            "n", "words", "integers", "numbers", "commas", "ambiguous", "grouped", "booleans", "dates", "times",
+            "zoned", "replaced", "escaped",
         )  # fmt: skip
         return cls(
             **{name: sum(getattr(part, name) for part in all_) for name in counts},

@@ -271,13 +271,7 @@ class CsvTable:
         """Refuse a cell whose quotes do not end: it would hold all rows that follow it."""
         for form, paths in self.files.items():
             for path in paths if not form.is_split else ():
-                with path.open_stream() as file:
-                    lines = io.TextIOWrapper(unpacked(file, path), form.encoding, errors="replace", newline="")
-                    if line := open_quote(lines, form.separator):
-                        raise CsvError(
-                            f"{path}: the quote that begins a cell in line {line} does not end, so the cell would hold "
-                            f"all lines after it; end it, or double the quotes of a cell and put it in quotes"
-                        )
+                require_closed(path, form)
 
     def _require_text(self, spark: SparkSession, columns: Sequence[str]) -> None:
         """Read the files' bytes and refuse one that is not in its encoding; a file may well hold the mark U+FFFD."""
@@ -308,6 +302,14 @@ class CsvTable:
                 "without commas",
                 name,
                 self._shown(),
+            )
+        elif facts.grouped and facts.numbers + facts.commas + facts.grouped + facts.words >= facts.n:
+            _LOGGER.warning(
+                "column '%s' of %s is read as text: marks divide the thousands of its numbers, such as %s; write them "
+                "without these marks",
+                name,
+                self._shown(),
+                facts.others,
             )
         elif facts.integers and facts.integers + facts.words == facts.n:
             _LOGGER.warning(
@@ -360,6 +362,21 @@ def _may_be_open(batch: pa.RecordBatch, columns: int) -> bool:
     # A file need not end with a line break.
     last = batch.slice(max(0, batch.num_rows - 1)).select(range(columns)).to_pylist()
     return any("\n" in ([value for value in row.values() if value] or [""])[-1] for row in last)
+
+
+def require_closed(path: StoragePath, form: CsvForm) -> None:
+    """Refuse a file with a cell whose quotes do not end.
+
+    Raises:
+        CsvError: There is one; the message names its line.
+    """
+    with path.open_stream() as file:
+        lines = io.TextIOWrapper(unpacked(file, path), form.encoding, errors="replace", newline="")
+        if line := open_quote(lines, form.separator):
+            raise CsvError(
+                f"{path}: the quote that begins a cell in line {line} does not end, so the cell would hold all lines "
+                f"after it; end it, or double the quotes of a cell and put it in quotes"
+            )
 
 
 def open_quote(lines: Iterable[str], separator: str) -> int:

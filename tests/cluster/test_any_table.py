@@ -277,9 +277,15 @@ def test_numbers_with_unknown_words_are_read_as_text_with_a_warning(
 def test_cells_that_are_read_otherwise_than_meant_are_said(
     spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "t.csv").write_text(f'said,key\n"a \\"b\\" c",{"1" * 40}\n"d",2\n')
+    (tmp_path / "t.csv").write_text(
+        f'said,key,swiss,french,english\n"a \\"b\\" c",{"1" * 40},1\'100.5,1\u202f100,"1,100.50"\n'
+        f'"d",2,5,5,"1,234,567"\n',
+        encoding="utf-8",
+    )
     with caplog.at_level("WARNING"):
-        assert dict(read_table(spark, tmp_path / "t.csv").dtypes) == {"said": "string", "key": "string"}
+        types = dict(read_table(spark, tmp_path / "t.csv").dtypes)
+    assert types == dict.fromkeys(("said", "key", "swiss", "french", "english"), "string")
+    assert caplog.text.count("marks divide the thousands") == 3
     assert "'said' of" in caplog.text
     assert "quotes after backslashes" in caplog.text
     assert "more digits than a number keeps" in caplog.text

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.data_pipelines import TableError
 from mirrorspark.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.fleet.columns import FLEET_SCHEMA, FleetError
 from mirrorspark.fleet.fleet import Fleet
@@ -88,6 +89,12 @@ def test_every_kind_of_file_gives_the_same_fleet(fleet: Fleet, kind: str, tmp_pa
                 with pa.ipc.new_file(file, arrow.schema) as writer:
                     writer.write_table(arrow)
     assert fleet_from_coefficients(*given).digests == fleet.digests
+
+
+def test_a_quote_that_does_not_end_is_no_model_of_many_lines(tmp_path: Path) -> None:
+    (tmp_path / "terms.csv").write_text('model,column,coefficient\nA,x,1\n"B,x,2\nC,x,3\n')
+    with pytest.raises(TableError, match=r"terms\.csv: the quote that begins a cell in line 3 does not end"):
+        fleet_from_coefficients(tmp_path / "terms.csv")
 
 
 def test_a_category_of_a_csv_file_may_be_called_na(tmp_path: Path) -> None:
