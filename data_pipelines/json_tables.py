@@ -7,24 +7,23 @@ and leaves out what follows it, without a word.
 import codecs
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol
 
 import pyarrow as pa
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import ArrayType, DataType, StringType, StructType
+from pyspark.sql.types import ArrayType, StringType, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.packed_files import PackedFileError, head_of, unpacked
 from mirrorspark.data_pipelines.spark import map_batches
-from mirrorspark.spark_session import is_refusal, versions
+from mirrorspark.spark_session import session_of, versions
 from mirrorspark.storage import StoragePath, encoding_of, listing
 
 _HEAD_BYTES = 1 << 16
@@ -32,7 +31,6 @@ _PART_BYTES = 1 << 20
 _FILES_AT_A_TIME = 16
 _MOST_DOCUMENT_BYTES = 64 << 20
 _DOCUMENTS_AT_A_TIME = 4
-_BY_CASE = "spark.sql.caseSensitive"
 _SHOWN_CHARACTERS = 100
 _AFTER_A_DOCUMENT = r"\}\s*[^\s,\]}]"
 _CORRUPT = "_corrupt_record"
@@ -68,9 +66,15 @@ class Load(Protocol):
     """Reads files with Spark."""
 
     def __call__(
-        self, kind: str, paths: Sequence[StoragePath], *, schema: StructType | None = None, **options: bool | str
+        self,
+        kind: str,
+        paths: Sequence[StoragePath],
+        *,
+        schema: StructType | None = None,
+        session: SparkSession | None = None,
+        **options: bool | str,
     ) -> DataFrame:
-        """Return the rows of ``paths``."""
+        """Return the rows of ``paths``, by another session if one is given."""
 
 
 def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Load) -> dict[StoragePath, DataFrame]:
@@ -94,14 +98,10 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
         paths = [file.path for file in own]
         schema = None if has_lines else _schema_of_documents(spark, own)
         where = str(paths[0] if len(paths) == 1 else paths[0].parent)
-        with _keys_by_case(spark) as is_by_case:
-            frame = load("json", paths, schema=schema, multiLine=not has_lines)
-            twins = _twins(frame.schema)
-        if twins and not is_by_case:
-            raise JsonError(
-                f"{where} has several columns or keys {twins[0]!r}, which differ in case alone, and Spark ignores "
-                f"case; rename all but one"
-            )
+        # Where names do not go by case, Spark takes keys of several rows for one, and leaves values out.
+        with session_of(spark).names_by_case() as by_case:
+            schema = load("json", paths, schema=schema, session=by_case, multiLine=not has_lines).schema
+        frame = load("json", paths, schema=schema, multiLine=not has_lines)
         if _CORRUPT in frame.columns:
             raise JsonError(
                 f"{where} has lines or documents that are not JSON objects; correct them, or write JSON lines"
@@ -117,37 +117,6 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
                 frame = _without_nan(texts)
         found[paths[0]] = frame
     return found
-
-
-@contextmanager
-def _keys_by_case(spark: SparkSession) -> Iterator[bool]:
-    """Let Spark keep keys apart that differ in case alone: it would take them for one, and leave values out.
-
-    Yields whether it does so anyway. Where clients may not set that, nothing is changed.
-    """
-    try:
-        before = str(spark.conf.get(_BY_CASE))
-        spark.conf.set(_BY_CASE, "true")
-    except PySparkException as error:
-        if not is_refusal(error):
-            raise
-        yield False
-        return
-    try:
-        yield before == "true"
-    finally:
-        spark.conf.set(_BY_CASE, before)
-
-
-def _twins(kind: DataType) -> list[str]:
-    """Return names of columns and keys, on any level, that differ from another in case alone."""
-    if isinstance(kind, ArrayType):
-        return _twins(kind.elementType)
-    if not isinstance(kind, StructType):
-        return []
-    counts = Counter(name.lower() for name in kind.names)
-    own = [name for name in kind.names if counts[name.lower()] > 1]
-    return own or [name for field in kind for name in _twins(field.dataType)]
 
 
 def _require_one_in_a_line(texts: DataFrame, where: str) -> None:

@@ -342,11 +342,12 @@ def _load(
     paths: Sequence[StoragePath],
     *,
     schema: StructType | None = None,
+    session: SparkSession | None = None,
     **options: bool | str,
 ) -> DataFrame:
     if base is not None:
         options["basePath"] = f"file://{base.uri}" if base.is_local else base.uri
-    reader = spark.read.format(kind).options(**options)
+    reader = (session or spark).read.format(kind).options(**options)
     reader = reader if schema is None else reader.schema(schema)
     files = [literal_hadoop_uri(path, *given) for path in paths]
     frame = reader.load(files)

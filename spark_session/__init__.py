@@ -10,7 +10,6 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.spark_session import versions
     from mirrorspark.spark_session.ahead import SessionAhead
-    from mirrorspark.spark_session.connect_look import is_refusal
     from mirrorspark.spark_session.errors import (
         SESSION_ERRORS,
         SPARK_ERRORS,
@@ -91,7 +90,6 @@ __all__ = [
     "first_line",
     "is_in_task",
     "is_local",
-    "is_refusal",
     "java_major_version",
     "lack_of_memory",
     "local_slots",

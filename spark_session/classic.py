@@ -1,5 +1,6 @@
 """Classic sessions, whose driver is this process: capabilities by the Spark context and its JVM."""
 
+import copy
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +19,15 @@ from mirrorspark.spark_session.hadoop_look import HadoopLook
 from mirrorspark.spark_session.interfaces import interface_towards, is_every_interface
 from mirrorspark.spark_session.interpreter import is_local
 from mirrorspark.spark_session.parquet_plan import parquet_plan
-from mirrorspark.spark_session.session import ParquetPlan, Session, StageTasks, StoreLook, TaskTotal, at_most
+from mirrorspark.spark_session.session import (
+    NAMES_BY_CASE,
+    ParquetPlan,
+    Session,
+    StageTasks,
+    StoreLook,
+    TaskTotal,
+    at_most,
+)
 from mirrorspark.spark_session.silence import hide_interrupts
 
 T = TypeVar("T")
@@ -166,6 +175,15 @@ class ClassicSession(Session):
         """This process's disk or Spark's file server, and accumulators."""
         by = "from this machine's disk" if self.is_local else "by Spark's file server"
         return f"{self.kind}: models reach the tasks {by}, and counters come back by accumulators"
+
+    @contextmanager
+    def names_by_case(self) -> Iterator[SparkSession]:
+        """Yield a copy of the session, as queries of other threads go by its setting, too."""
+        # Not a new one of PySpark, to which tables of RDDs would belong from then on.
+        session: Any = copy.copy(self._spark)
+        session._jsparkSession = session._jsparkSession.cloneSession()
+        session._jsparkSession.conf().set(NAMES_BY_CASE, "true")
+        yield session
 
     def empty_table(self, schema: StructType) -> DataFrame:
         """Return a table of an RDD with one empty partition."""

@@ -21,7 +21,14 @@ from mirrorspark.spark_session.connect_look import ConnectLook, is_refusal
 from mirrorspark.spark_session.connect_plan import parquet_plan
 from mirrorspark.spark_session.connect_totals import SharedTotal
 from mirrorspark.spark_session.interpreter import is_local
-from mirrorspark.spark_session.session import MissingCapabilityError, ParquetPlan, StageTasks, StoreLook, TaskTotal
+from mirrorspark.spark_session.session import (
+    NAMES_BY_CASE,
+    MissingCapabilityError,
+    ParquetPlan,
+    StageTasks,
+    StoreLook,
+    TaskTotal,
+)
 from mirrorspark.storage import StoragePath, hadoop_uri
 
 T = TypeVar("T")
@@ -54,6 +61,7 @@ class ConnectSession(JobsOverConnect):
         super().__init__(spark)
         self._explaining = threading.Lock()
         self._sending = threading.Lock()
+        self._naming = threading.Lock()
         self._sent: set[str] = set()  # archives; not a setting, which a server may refuse
         self._suffix = secrets.token_hex(8)
         self._running: dict[str | None, Mapping[int, StageTasks]] = {}
@@ -174,6 +182,26 @@ class ConnectSession(JobsOverConnect):
         pieces = [rows.slice(start, step) for start in range(0, max(rows.num_rows, 1), step)]
         with self._rows_apart():
             return functools.reduce(DataFrame.union, map(self._spark.createDataFrame, pieces))
+
+    @contextmanager
+    def names_by_case(self) -> Iterator[SparkSession]:
+        """Yield the session, with that setting for the block where clients may change it."""
+        conf, before = self._spark.conf, ""
+        with self._naming:
+            try:
+                before = str(conf.get(NAMES_BY_CASE))
+                if before != "true":
+                    conf.set(NAMES_BY_CASE, "true")
+            except PySparkException as error:
+                if not is_refusal(error):
+                    raise
+                before = "true"
+            try:
+                yield self._spark
+            finally:
+                if before != "true":
+                    with suppress(PySparkException):  # of a server that was lost, the first error counts
+                        conf.set(NAMES_BY_CASE, before)
 
     @contextmanager
     def _rows_apart(self) -> Iterator[None]:

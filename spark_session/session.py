@@ -12,10 +12,13 @@ from mirrorspark.storage import StoragePath, lakes
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 T = TypeVar("T")
+
+NAMES_BY_CASE = "spark.sql.caseSensitive"
+"""Spark's setting that keeps names apart which differ in case alone."""
 
 
 class MissingCapabilityError(ClearError, ValueError):
@@ -251,6 +254,13 @@ class Session:
     def table_of(self, rows: "pa.Table") -> "DataFrame":
         """Return the table of rows in this process's memory."""
         self._refuse("tables of this process's rows")
+
+    def names_by_case(self) -> AbstractContextManager["SparkSession"]:
+        """Return a session for the block that keeps names apart which differ in case alone, where clients may say so.
+
+        It is for a look at the columns of tables: their rows are read with the session's own setting.
+        """
+        self._refuse("names by case")
 
     def parquet_plan(self, table: "DataFrame") -> ParquetPlan:
         """Return the Parquet files that ``table`` reads, by Spark's plan.
