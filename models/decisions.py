@@ -93,8 +93,9 @@ class Decisions:
             )
         rule = {0.0: "always 1", _NEVER: "never 1"}.get(self.threshold, f"1 from a score of {self.threshold:.4g} on")
         return (
-            f"{rule}, of least mean cost on the validation rows; mean cost of the test rows {costs['cost']} (from 0.5 "
-            f"on {costs['cost_at_half']}, always 1 {costs['cost_always']}, never 1 {costs['cost_never']})"
+            f"{rule}, of least mean cost on the validation rows; mean cost of the test rows {costs['cost']} "
+            f"(threshold 0.5: {costs['cost_at_half']}; every row 1: {costs['cost_always']}; every row 0: "
+            f"{costs['cost_never']})"
         )
 
     def save(self, folder: Path) -> None:

@@ -172,6 +172,8 @@ def read_eval_config(file: str | Path) -> EvalConfig:
             json_format.ParseDict(_document(text), message)
         else:
             text_format.Parse(text, message)
+        if not message.ListFields():
+            raise EvalConfigError("is empty; give it model_specs, slicing_specs and metrics_specs")
         _check_kept(message)
         return _asked(message)
     except (text_format.ParseError, json_format.ParseError, yaml.YAMLError, ValueError) as error:

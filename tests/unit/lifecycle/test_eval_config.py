@@ -248,7 +248,16 @@ def test_json_is_known_by_its_content(tmp_path: Path, document: dict[str, object
     assert found.gates.min_examples == 1
 
 
-def test_a_document_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(EvalConfigError, match=r"list\.yaml: is not a mapping of fields to values"):
-        read_eval_config(tmp_path / "list.yaml")
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.yaml", "- 1\n", "is not a mapping of fields to values"),
+        ("none.yaml", "# nothing yet\n", "is empty; give it model_specs"),
+        ("none.json", '{"evalConfig": {}}', "is empty; give it model_specs"),
+        ("none.pbtxt", "", "is empty; give it model_specs"),
+    ],
+)
+def test_a_document_that_is_no_configuration_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(EvalConfigError, match=f"{name}: {message}"):
+        read_eval_config(tmp_path / name)

@@ -36,8 +36,8 @@ def test_simpler_decisions_have_their_cost_too() -> None:
     costs = found.mean_costs(LABEL, SCORES, ONES)
     assert costs == {"cost": 0.25, "cost_at_half": 5.0, "cost_always": 0.5, "cost_never": 5.0}
     assert found.in_words(costs) == (
-        "1 from a score of 0.15 on, of least mean cost on the validation rows; mean cost of the test rows 0.25 (from "
-        "0.5 on 5, always 1 0.5, never 1 5)"
+        "1 from a score of 0.15 on, of least mean cost on the validation rows; mean cost of the test rows 0.25 "
+        "(threshold 0.5: 5; every row 1: 0.5; every row 0: 5)"
     )
 
 
