@@ -11,7 +11,7 @@ import pyarrow.csv
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form, require_closed
+from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form, require_sound
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.memory_tables import (
     TableError,
@@ -20,10 +20,11 @@ from mirrorspark.data_pipelines.memory_tables import (
     require_different,
     require_different_but_for_case,
 )
+from mirrorspark.data_pipelines.packed_files import PackedFileError
 from mirrorspark.data_pipelines.sources import MemorySource
 from mirrorspark.data_pipelines.spark import collected, with_notes
 from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
-from mirrorspark.spark_session import on_running_session, require_running, session_of, task_message
+from mirrorspark.spark_session import CASE_SENSITIVE, on_running_session, require_running, session_of, task_message
 from mirrorspark.storage import Location, StoragePath, lacking
 
 # The SQLSTATE of a privilege that a user lacks.
@@ -70,17 +71,22 @@ def read_table(
         df = read_stored(spark, table, encoding=encoding, separator=separator)
     else:
         arrow = in_arrow(table)
-        require_different(arrow.column_names)
+        _require_different(spark, arrow.column_names)
         df = session_of(spark).table_of(arrow)
         noted = {
             field.name: {name: json.loads(order) for name, order in categories_of(field).items()}
             for field in arrow.schema
         }
-        df = with_notes(df, noted)
-    if spark.conf.get("spark.sql.caseSensitive") != "true":
-        require_different(df.columns)
-        require_different_but_for_case(df.columns)
+        return with_notes(df, noted)
+    _require_different(spark, df.columns)
     return df
+
+
+def _require_different(spark: SparkSession, names: Sequence[str]) -> None:
+    """Refuse columns that are one to the session."""
+    require_different(names)
+    if spark.conf.get(CASE_SENSITIVE) != "true":
+        require_different_but_for_case(names)
 
 
 def is_csv(path: Location) -> bool:
@@ -97,13 +103,14 @@ def csv_in_memory(path: Location, types: Mapping[str, pa.DataType]) -> pa.Table:
 
     Raises:
         ArrowInvalid: A value does not fit its column.
-        TableError: The file has no header, is not text, or has a cell whose quotes do not end.
+        TableError: The file is damaged, has no header, is not text in its encoding, or has a cell whose quotes do not
+            end.
     """
     place = StoragePath.of(path)
     try:
         form = csv_form(place)
-        require_closed(place, form)
-    except CsvError as error:
+        require_sound(place, form)
+    except (CsvError, PackedFileError) as error:
         raise TableError(str(error)) from error
     return pyarrow.csv.read_csv(
         place.local,

@@ -1,5 +1,6 @@
 """Types of a CSV file's columns: facts on their cells, which decide the type, and the value of a cell in that type."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ class CellFacts:
         least, most: The range of the integers; 0 beyond 64 bits.
         digits: Digits of the longest integer; 20 beyond 64 bits.
         replaced: Cells with the character that stands for undecodable bytes.
-        escaped: Cells that begin with a quote and have one after a backslash.
+        escaped: Cells that begin with a quote and hold one after a backslash.
         others: Examples of cells that are not numbers.
         missing: Examples of ``words``.
     """
@@ -142,6 +143,40 @@ class CellFacts:
             others=tuple(dict.fromkeys(word for part in all_ for word in part.others))[:3],
             missing=tuple(dict.fromkeys(word for part in all_ for word in part.missing))[:3],
         )
+
+    def remarks(self, kind: str, *, has_commas: bool) -> list[tuple[int, str]]:
+        """Return the remarks on a column that is read as ``kind``, each with its level of logging."""
+        found = []
+        if self.escaped:
+            found.append(
+                (
+                    logging.WARNING,
+                    "has quotes after backslashes within quotes, and such cells are read as they are written; write "
+                    "doubled quotes, as Spark does with option('escape', '\"')",
+                )
+            )
+        if kind != "string":
+            if self.words:
+                found.append((logging.INFO, f"has missing values that are written {self.missing}"))
+            if has_commas:
+                found.append((logging.INFO, "has commas as marks of decimals"))
+        elif reason := self._reason_for_text():
+            found.append((logging.WARNING, f"is read as text{reason}"))
+        return found
+
+    def _reason_for_text(self) -> str:
+        """Return why a column that may be meant as numbers is text, with the remedy; empty if it is meant as text."""
+        if self.commas and self.commas == self.ambiguous and self.numbers + self.commas + self.words == self.n:
+            return ": its commas may divide thousands or decimals; write its numbers without commas"
+        if self.grouped and self.numbers + self.commas + self.grouped + self.words >= self.n:
+            return f": marks may divide the thousands of numbers such as {self.others}; write numbers without them"
+        if self.integers and self.integers + self.words == self.n:
+            return (
+                ", because its whole numbers have more digits than a number keeps; leave it out if they only name a row"
+            )
+        if self.numbers * 2 >= self.n > 0:
+            return f", because it has numbers and words such as {self.others}; write missing values as empty cells"
+        return ""
 
     def kind(self) -> tuple[str, bool]:
         """Return the type in Spark's words, and whether a comma marks the decimals."""

@@ -17,17 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StringType, StructField, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
+from mirrorspark.data_pipelines.csv_quotes import has_breaks, may_be_open, open_quote, quoted_cells
 from mirrorspark.data_pipelines.features import quoted
-from mirrorspark.data_pipelines.packed_files import PackedFileError, head_of, unpacked
+from mirrorspark.data_pipelines.packed_files import head_of, unpacked
 from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
@@ -35,7 +36,7 @@ from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoo
 _LOGGER = logging.getLogger(__name__)
 
 _HEAD_BYTES = 1 << 20
-_HEADS_AT_A_TIME = 16
+_FILES_AT_A_TIME = 16
 # A smaller file is read by one task, which takes line breaks in cells for granted; a larger one is searched for them.
 _ONE_TASK_BYTES = 32 * 2**20
 _SEPARATORS = (",", ";", "\t", "|")
@@ -43,8 +44,6 @@ _SEPARATORS = (",", ";", "\t", "|")
 _SEEN_ROWS = 50
 # The most bytes without a character that an encoding of single bytes has.
 _UNUSED_BYTES = 64
-# The rest of a cell in quotes, whose own quotes are doubled.
-_END_OF_QUOTES = re.compile(r'(?:[^"]|"")*"(?!")')
 _BAD_ROW = "_row_that_does_not_fit"
 _SHOWN_CHARACTERS = 200
 _FACTS = StructType([StructField("facts", StringType())])
@@ -88,7 +87,7 @@ class CsvTable:
         given: Locations as the user wrote them.
     """
 
-    files: Mapping[CsvForm, tuple[StoragePath, ...]]
+    files: Mapping[CsvForm, tuple[listing.DataFile, ...]]
     base: StoragePath | None = None
     folders: StructType = field(default_factory=StructType)
     given: tuple[str, ...] = ()
@@ -118,11 +117,11 @@ class CsvTable:
             given: See :attr:`given`.
 
         Raises:
-            CsvError: A file is empty, is packed in a way that Spark does not unpack, has another encoding, or has other
-                columns than the first.
+            CsvError: A file is empty, has another encoding, or has other columns than the first.
+            PackedFileError: A file is damaged, or packed in a way that Spark does not unpack.
         """
-        found: dict[CsvForm, list[StoragePath]] = defaultdict(list)
-        with ThreadPoolExecutor(_HEADS_AT_A_TIME) as pool:
+        found: dict[CsvForm, list[listing.DataFile]] = defaultdict(list)
+        with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
             forms = list(pool.map(lambda file: csv_form(file.path, encoding, separator), files))
         for file, form in zip(files, forms, strict=True):
             if not set(form.header) & set(forms[0].header):
@@ -132,14 +131,16 @@ class CsvTable:
                 )
             is_plain = form.encoding.startswith("utf-8") and not file.path.name.lower().endswith(".gz")
             is_split = is_plain and file.bytes > _ONE_TASK_BYTES
-            if is_split and _has_breaks(spark, literal_hadoop_uri(file.path, *given), form.separator):
+            if is_split and has_breaks(spark, literal_hadoop_uri(file.path, *given), form.separator):
                 is_split = False
-            found[replace(form, is_split=is_split)].append(file.path)
+            found[replace(form, is_split=is_split)].append(file)
         folders = folders or StructType()
-        for form, paths in found.items():
+        for form, own in found.items():
             if both := [name for name in form.header if name in folders.names]:
-                raise CsvError(f"{paths[0]} has the columns {both}, as its folders have; drop them from one of the two")
-        return cls({form: tuple(paths) for form, paths in found.items()}, base, folders, tuple(given))
+                raise CsvError(
+                    f"{own[0].path} has the columns {both}, as its folders have; drop them from one of the two"
+                )
+        return cls({form: tuple(own) for form, own in found.items()}, base, folders, tuple(given))
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -174,7 +175,7 @@ class CsvTable:
         )
         if self.base is not None:
             reader = reader.option("basePath", self.base.uri if not self.base.is_local else f"file://{self.base.uri}")
-        frame = reader.csv([literal_hadoop_uri(path, *self.given) for path in self.files[form]])
+        frame = reader.csv(self._uris(self.files[form]))
         cells = {name: quoted(name) for name in frame.columns}
         if bad_rows:
             cells[_BAD_ROW] = _long_row(cells[_BAD_ROW], form)
@@ -201,8 +202,8 @@ class CsvTable:
         parts = map_batches(self.cells(spark, bad_rows=True).select(*wanted), task, _FACTS).collect()
         found: dict[str, list[CellFacts]] = defaultdict(list)
         documents = [json.loads(part.facts) for part in parts]
-        if any(document["open"] for document in documents) or any("\n" in name for name in self.header):
-            self._require_closed()
+        if any(document["open"] for document in documents) or any(re.search(r"[\r\n]", name) for name in self.header):
+            self._require_sound(spark)
         for document in documents:
             if document["long"]:
                 raise CsvError(self._of_long_row(repr(document["long"])))
@@ -210,12 +211,13 @@ class CsvTable:
                 found[name].append(CellFacts(**facts))
         all_facts = {name: CellFacts.of_all(found[name]) for name in self.header}
         if odd := [name for name, facts in all_facts.items() if facts.replaced]:
-            self._require_text(spark, odd)
+            self._require_sound(spark, odd)
         columns = {}
         for name in self.header:
             kind, has_commas = all_facts[name].kind()
             columns[name] = typed_cell(quoted(name), kind, self._shown(), name, has_commas=has_commas)
-            self._tell(name, all_facts[name], kind, has_commas=has_commas)
+            for level, remark in all_facts[name].remarks(kind, has_commas=has_commas):
+                _LOGGER.log(level, "column '%s' of %s %s", name, self._shown(), remark)
         cells = self.cells(spark)
         return cells.select(*[columns.get(name, quoted(name)).alias(name) for name in cells.columns])
 
@@ -231,14 +233,13 @@ class CsvTable:
 
         Raises:
             CsvError: A column is missing, or a file has bytes that are not text in its encoding, or a cell whose quotes
-                do not end, which is sought in small tables.
+                do not end.
+            PackedFileError: A file is damaged.
         """
         own = {one.name: one for one in schema}
         if missing := [name for name in own if name not in (*self.header, *self.folders.names)]:
             raise CsvError(f"{self._shown()} lacks the columns {missing}; its header has {list(self.header)}")
-        self._require_text(spark, [])
-        if sum(path.size() for path in self._paths()) <= _ONE_TASK_BYTES:
-            self._require_closed()
+        self._require_sound(spark)
         rows = replace(self, folders=StructType([own.get(one.name, one) for one in self.folders]))
         cells = rows.cells(spark, bad_rows=True)
         # Spark refuses to read nothing but this column.
@@ -254,7 +255,10 @@ class CsvTable:
         )
 
     def _paths(self) -> list[StoragePath]:
-        return [path for paths in self.files.values() for path in paths]
+        return [file.path for files in self.files.values() for file in files]
+
+    def _uris(self, files: Sequence[listing.DataFile]) -> list[str]:
+        return [literal_hadoop_uri(file.path, *self.given) for file in files]
 
     def _shown(self) -> str:
         paths = self._paths()
@@ -263,68 +267,33 @@ class CsvTable:
     def _of_long_row(self, row: str) -> str:
         return (
             f"{self._shown()} has rows with more cells than its header has columns ({len(self.header)}): quote cells "
-            f"that hold a separator, double the quotes in them, give every column a name, and delete lines above the "
+            f"that hold a separator, double the quotes in them, give every column a name, or delete lines above the "
             f"header; such a row is {row}"
         )
 
-    def _require_closed(self) -> None:
-        """Refuse a cell whose quotes do not end: it would hold all rows that follow it."""
-        for form, paths in self.files.items():
-            for path in paths if not form.is_split else ():
-                require_closed(path, form)
+    def _require_sound(self, spark: SparkSession, columns: Sequence[str] = ()) -> None:
+        """Refuse a file that is not in its encoding, or has a cell whose quotes do not end; see :func:`require_sound`.
 
-    def _require_text(self, spark: SparkSession, columns: Sequence[str]) -> None:
-        """Read the files' bytes and refuse one that is not in its encoding; a file may well hold the mark U+FFFD."""
-        for form, paths in self.files.items():
-            if form.encoding.startswith("utf-8") and sum(path.size() for path in paths) > _ONE_TASK_BYTES:
-                lines = spark.read.text([literal_hadoop_uri(path, *self.given) for path in paths])
-                if not lines.where(~versions.is_valid_utf8(F.col("value"))).take(1):
-                    continue
-            for path in paths:
-                _require_encoding(path, form.encoding, columns)
+        Of many bytes in UTF-8 Spark finds the files to look at.
+        """
+        for form, files in self.files.items():
+            is_many = sum(file.bytes for file in files) > _ONE_TASK_BYTES
+            doubtful = self._doubtful(spark, form) if is_many and form.encoding.startswith("utf-8") else files
+            with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+                for _ in pool.map(lambda file, form=form: require_sound(file.path, form, columns), doubtful):
+                    pass
 
-    def _tell(self, name: str, facts: "CellFacts", kind: str, *, has_commas: bool) -> None:
-        if facts.escaped:
-            _LOGGER.warning(
-                "column '%s' of %s has quotes after backslashes within quotes, and such cells are read as they are "
-                "written; write doubled quotes, as Spark does with option('escape', '\"')",
-                name,
-                self._shown(),
-            )
-        if kind != "string":
-            if facts.words:
-                _LOGGER.info("column '%s' of %s: %s are missing values", name, self._shown(), facts.missing)
-            if has_commas:
-                _LOGGER.info("column '%s' of %s: commas are the marks of decimals", name, self._shown())
-        elif facts.commas and facts.commas == facts.ambiguous and facts.numbers + facts.commas + facts.words == facts.n:
-            _LOGGER.warning(
-                "column '%s' of %s is read as text: its commas may divide thousands or decimals; write its numbers "
-                "without commas",
-                name,
-                self._shown(),
-            )
-        elif facts.grouped and facts.numbers + facts.commas + facts.grouped + facts.words >= facts.n:
-            _LOGGER.warning(
-                "column '%s' of %s is read as text: marks divide the thousands of its numbers, such as %s; write them "
-                "without these marks",
-                name,
-                self._shown(),
-                facts.others,
-            )
-        elif facts.integers and facts.integers + facts.words == facts.n:
-            _LOGGER.warning(
-                "column '%s' of %s is read as text, because its whole numbers have more digits than a number keeps",
-                name,
-                self._shown(),
-            )
-        elif facts.numbers * 2 >= facts.n > 0:
-            _LOGGER.warning(
-                "column '%s' of %s is read as text, because it has numbers and words such as %s; write missing values "
-                "as empty cells",
-                name,
-                self._shown(),
-                facts.others,
-            )
+    def _doubtful(self, spark: SparkSession, form: CsvForm) -> list[listing.DataFile]:
+        """Return the files of a form with bytes that are not UTF-8, or with an odd number of quotes over all lines."""
+        texts = spark.read.option("recursiveFileLookup", True).text(self._uris(self.files[form]))
+        is_wrong = F.bool_or(~versions.is_valid_utf8(F.col("value")))
+        quotes = F.sum(F.length("value") - F.length(F.replace("value", F.lit('"'), F.lit(""))))
+        is_odd = F.lit(False) if form.is_split else quotes % 2 == 1
+        by_file = texts.groupBy(F.col("_metadata.file_name").alias("file")).agg(
+            (is_wrong | is_odd).alias("is_doubtful")
+        )
+        names = {name for row in by_file.where("is_doubtful").collect() for name in (row.file, unquote(row.file))}
+        return [file for file in self.files[form] if file.path.name in names]
 
 
 @dataclass(frozen=True)
@@ -343,7 +312,7 @@ class _Looking:
         found: dict[str, list[CellFacts]] = defaultdict(list)
         long, is_open = "", False
         for batch in batches:
-            is_open = is_open or _may_be_open(batch, len(self.columns))
+            is_open = is_open or may_be_open(batch.columns[: len(self.columns)])
             for place, name in enumerate(self.columns):
                 found[name].append(CellFacts.of(batch.column(place)))
             for row in batch.column(len(self.columns)).drop_null()[:1].to_pylist():
@@ -352,44 +321,35 @@ class _Looking:
         yield pa.RecordBatch.from_pydict({"facts": [json.dumps({"columns": columns, "long": long, "open": is_open})]})
 
 
-def _may_be_open(batch: pa.RecordBatch, columns: int) -> bool:
-    """Return whether a row may end in a cell that holds the end of a file, because its quotes do not end."""
-    has_later = pa.scalar(False)
-    for cells in reversed(batch.columns[:columns]):
-        if pc.any(pc.and_not(pc.fill_null(pc.ends_with(cells, "\n"), False), has_later)).as_py():
-            return True
-        has_later = pc.or_(has_later, cells.is_valid())
-    # A file need not end with a line break.
-    last = batch.slice(max(0, batch.num_rows - 1)).select(range(columns)).to_pylist()
-    return any("\n" in ([value for value in row.values() if value] or [""])[-1] for row in last)
+def require_sound(path: StoragePath, form: CsvForm, columns: Sequence[str] = ()) -> None:
+    """Read a file's bytes, and refuse one that is not in its encoding or has a cell whose quotes do not end.
 
+    A file may well hold the mark U+FFFD.
 
-def require_closed(path: StoragePath, form: CsvForm) -> None:
-    """Refuse a file with a cell whose quotes do not end.
+    Args:
+        path: The file.
+        form: Its form, of which the header does not count.
+        columns: Columns with that mark, for the message.
 
     Raises:
-        CsvError: There is one; the message names its line.
+        CsvError: It is such a file; the message names the byte or the line.
+        PackedFileError: It is damaged.
     """
-    with path.open_stream() as file:
-        lines = io.TextIOWrapper(unpacked(file, path), form.encoding, errors="replace", newline="")
-        if line := open_quote(lines, form.separator):
-            raise CsvError(
-                f"{path}: the quote that begins a cell in line {line} does not end, so the cell would hold all lines "
-                f"after it; end it, or double the quotes of a cell and put it in quotes"
-            )
-
-
-def open_quote(lines: Iterable[str], separator: str) -> int:
-    """Return the line, from 1, in which a cell begins whose quotes do not end; 0 if there is none."""
-    begins = re.compile(rf'(?:^|{re.escape(separator)})"')
-    found = 0
-    for number, line in enumerate(lines, 1):
-        place = 0
-        while place >= 0:
-            edge = _END_OF_QUOTES.match(line, place) if found else begins.search(line, place)
-            place = edge.end() if edge else -1
-            found = (0 if found else number) if edge else found
-    return found
+    try:
+        with unpacked(path) as file:
+            line = open_quote(io.TextIOWrapper(file, form.encoding, newline=""), form.separator)
+    except UnicodeDecodeError as error:
+        where = f" in column {', '.join(map(repr, columns))}" if columns else ""
+        raise CsvError(
+            f"{path} has another encoding than {form.encoding.upper()} (byte "
+            f"0x{error.object[error.start]:02x}{where}): save it as UTF-8, or give its encoding to ms.read_table "
+            f"or ms.ingest_csv: encoding='windows-1252'"
+        ) from None
+    if line:
+        raise CsvError(
+            f"{path}: the quote that begins a cell in line {line} does not end, so the cell would hold all lines "
+            f"after it; end it, or double the quotes of a cell and put it in quotes"
+        )
 
 
 def _without_carriage_return(cell: Column) -> Column:
@@ -399,26 +359,19 @@ def _without_carriage_return(cell: Column) -> Column:
 def _long_row(row: Column, form: CsvForm) -> Column:
     """Return a row that does not fit if it has cells beyond the header, and null if it is short or they are empty."""
     between = re.escape(form.separator)
-    plain = F.regexp_replace(F.regexp_replace(row, _quoted_cells(between), "q"), rf"[{between}\r\n]++\z", "")
+    plain = F.regexp_replace(F.regexp_replace(row, quoted_cells(between), "q"), rf"[{between}\r\n]++\z", "")
     cells = F.length(plain) - F.length(F.replace(plain, F.lit(form.separator), F.lit(""))) + 1
     return F.when(cells > len(form.header), row)
-
-
-def _quoted_cells(between: str) -> str:
-    """Return the expression of cells in quotes, given that of the characters that may separate them."""
-    return rf'(?:^|(?<=[{between}\r\n]))"(?:[^"]++|"")*+"(?=[{between}\r\n]|$)'
 
 
 def csv_form(path: StoragePath, encoding: str | None = None, separator: str | None = None) -> CsvForm:
     """Return the form of a file, from its first megabyte; the arguments are those of :meth:`CsvTable.of`.
 
     Raises:
-        CsvError: The file is empty, is damaged or packed in a way that Spark does not unpack, or is not text.
+        CsvError: The file is empty, or is not text.
+        PackedFileError: It is damaged, or packed in a way that Spark does not unpack.
     """
-    try:
-        head = head_of(path, _HEAD_BYTES)
-    except PackedFileError as error:
-        raise CsvError(str(error)) from error
+    head = head_of(path, _HEAD_BYTES)
     found = _encoding(encoding, path) if encoding else encoding_of(head)
     text = codecs.getincrementaldecoder(found)(errors="replace").decode(head).removeprefix("\ufeff").lstrip("\r\n")
     if "\x00" in text[:1000]:
@@ -427,13 +380,14 @@ def csv_form(path: StoragePath, encoding: str | None = None, separator: str | No
         raise CsvError(f"{path} begins with Excel's line '{text.splitlines()[0]}'; delete that line")
     between = separator or ("\t" if path.name.lower().partition(".")[2].startswith("tsv") else _separator(text))
     header = next((row for row in _rows(text, between) if any(row)), None)
+    # The names of pandas, which writes its index without one.
+    names = tuple(name or f"Unnamed: {place}" for place, name in enumerate(header or ()))
+    form = CsvForm(names, found, between, "\r" if "\r" in text and "\n" not in text else "\n")
+    if header is None or any("\ufffd" in name for name in header):
+        require_sound(path, form)
     if header is None:
         raise CsvError(f"{path} has no header; the first line of a CSV file names its columns")
-    if any("\ufffd" in name for name in header):
-        _require_encoding(path, found, [])
-    # The names of pandas, which writes its index without one.
-    names = tuple(name or f"Unnamed: {place}" for place, name in enumerate(header))
-    return CsvForm(names, found, between, "\r" if "\r" in text and "\n" not in text else "\n")
+    return form
 
 
 def _separator(text: str) -> str:
@@ -442,7 +396,7 @@ def _separator(text: str) -> str:
     Where none does, because rows are shorter than the header, the one that divides the header; else a comma. Cells in
     quotes do not count, and neither does a character of the name of the only column.
     """
-    text = re.sub(_quoted_cells("".join(_SEPARATORS)), '""', text)
+    text = re.sub(quoted_cells("".join(_SEPARATORS)), '""', text)
     found: dict[str, tuple[bool, int]] = {}
     for separator in _SEPARATORS:
         rows = filter(None, _rows(text, separator))
@@ -488,26 +442,3 @@ def _table_of_bytes(encoding: str) -> tuple[str, str] | None:
     if sum(after == "\ufffd" for _, after in pairs) > _UNUSED_BYTES:
         return None  # of several bytes
     return "".join(before for before, _ in pairs), "".join(after for _, after in pairs)
-
-
-def _require_encoding(path: StoragePath, encoding: str, columns: Sequence[str]) -> None:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    with path.open_stream() as file:
-        stream = unpacked(file, path)
-        try:
-            while part := stream.read(_HEAD_BYTES):
-                decoder.decode(part)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            where = f" in column {', '.join(map(repr, columns))}" if columns else ""
-            raise CsvError(
-                f"{path} has another encoding than {encoding.upper()} (byte 0x{error.object[error.start]:02x}{where}): "
-                f"save it as UTF-8, or give its encoding to ms.read_table or ms.ingest_csv: encoding='windows-1252'"
-            ) from None
-
-
-def _has_breaks(spark: SparkSession, uri: str, separator: str) -> bool:
-    """Return whether a line has a cell whose quotes do not end in it, as the first line of a line break has."""
-    between = re.escape(separator)
-    rest = F.regexp_replace("value", _quoted_cells(between), "")
-    return bool(spark.read.text(uri).where(F.contains("value", F.lit('"')) & rest.rlike(rf'(^|{between})"')).take(1))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, time
 from typing import Any
 
 import pyarrow as pa
@@ -81,13 +81,19 @@ def held(table: pa.Table, notes: Mapping[str, Mapping[str, str]]) -> tuple[pa.Ta
             reasons[field.name] = f"Spark has no type for its values of {field.type}"
             continue
         try:
-            # Nanoseconds become microseconds; seconds may be beyond them.
-            columns.append(column.cast(kind, safe=getattr(field.type, "unit", "") in _COARSE_UNITS))
+            # Nanoseconds are cut to microseconds. Seconds and milliseconds may lie beyond them, and must fail then.
+            columns.append(column.cast(kind, safe=_is_coarse(field.type)))
         except pa.ArrowException as error:
             reasons[field.name] = f"it cannot be read as {kind} ({_first_line(error)})"
         else:
             fields.append(pa.field(field.name, kind, metadata=notes.get(field.name) or None))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields)), reasons
+
+
+def _is_coarse(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_coarse(kind.value_type)
+    return getattr(kind, "unit", "") in _COARSE_UNITS
 
 
 def of_pandas(table: Any) -> tuple[pa.Table, dict[str, str]]:
@@ -176,4 +182,8 @@ def _without_types_of_nothing(table: pa.Table) -> pa.Table:
 def _days_with_times(table: pa.Table, frame: Any) -> list[str]:
     """Return columns of days whose later values have a time of day, which Arrow cuts off."""
     days = [field.name for field in table.schema if pa.types.is_date32(field.type)]
-    return [name for name in days if any(isinstance(value, datetime) for value in frame[name].dropna())]
+    return [name for name in days if any(map(_has_time, frame[name].dropna()))]
+
+
+def _has_time(value: Any) -> bool:
+    return isinstance(value, datetime) and value.time() != time.min

@@ -1,6 +1,7 @@
 """One table from files whose schemas differ: columns go by name, and have the widest type of all files."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from functools import reduce
 
 from pyspark.sql import DataFrame
@@ -20,6 +21,8 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.storage import StoragePath
 
+_LOGGER = logging.getLogger(__name__)
+
 _WHOLE = ("tinyint", "smallint", "int", "bigint")
 
 
@@ -34,6 +37,16 @@ def with_folder_types(schema: StructType, folders: StructType) -> StructType:
     """
     kinds = {one.name: one for one in folders}
     return StructType([kinds.get(one.name, one) for one in schema])
+
+
+def warn_of_folders(base: StoragePath | None, names: Iterable[str], folders: StructType) -> None:
+    """Warn of columns that both the files below ``base`` and their folders have: Spark reads those of the folders."""
+    if both := sorted(set(names) & set(folders.names)):
+        _LOGGER.warning(
+            "the files in %s have the columns %s, as their folders have: the values of the folders are read",
+            base,
+            ", ".join(both),
+        )
 
 
 def as_one(frames: Mapping[StoragePath, DataFrame]) -> DataFrame:

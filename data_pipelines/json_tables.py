@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -21,7 +22,8 @@ from pyspark.sql.types import ArrayType, StringType, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
-from mirrorspark.data_pipelines.packed_files import PackedFileError, head_of, unpacked
+from mirrorspark.data_pipelines.joined_files import warn_of_folders
+from mirrorspark.data_pipelines.packed_files import head_of, unpacked
 from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.spark_session import session_of, versions
 from mirrorspark.storage import StoragePath, encoding_of, listing
@@ -32,7 +34,6 @@ _FILES_AT_A_TIME = 16
 _MOST_DOCUMENT_BYTES = 64 << 20
 _DOCUMENTS_AT_A_TIME = 4
 _SHOWN_CHARACTERS = 100
-_AFTER_A_DOCUMENT = r"\}\s*[^\s,\]}]"
 _CORRUPT = "_corrupt_record"
 # Where Spark infers the columns of documents, it gives their paths to Hadoop as one text: a comma divides two paths
 # there, and brackets are a pattern.
@@ -77,7 +78,9 @@ class Load(Protocol):
         """Return the rows of ``paths``, by another session if one is given."""
 
 
-def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Load) -> dict[StoragePath, DataFrame]:
+def json_frames(
+    spark: SparkSession, files: Sequence[listing.DataFile], folders: StructType, load: Load
+) -> dict[StoragePath, DataFrame]:
     """Return the rows of the files with lines, and of those with a document, each by its first file.
 
     Null, NaN and an absent key are missing values.
@@ -85,10 +88,12 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
     Args:
         spark: The session.
         files: The files.
-        load: Reads some of them.
+        folders: Names and types of the columns of folders.
+        load: Reads some of the files.
 
     Raises:
         JsonError: A file is not JSON in UTF-8, has several documents or something else than rows.
+        PackedFileError: A file is damaged, or packed in a way that Spark does not unpack.
     """
     by_form: dict[bool, list[listing.DataFile]] = defaultdict(list)
     for file, has_lines in zip(files, _have_lines([file.path for file in files]), strict=True):
@@ -96,11 +101,15 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
     found: dict[StoragePath, DataFrame] = {}
     for has_lines, own in by_form.items():
         paths = [file.path for file in own]
-        schema = None if has_lines else _schema_of_documents(spark, own)
         where = str(paths[0] if len(paths) == 1 else paths[0].parent)
-        # Where names do not go by case, Spark takes keys of several rows for one, and leaves values out.
+        # Where case does not count, Spark takes keys of several rows for one, and leaves values out. A recursive look
+        # finds the keys of the files alone, without the columns of their folders.
         with session_of(spark).names_by_case() as by_case:
-            schema = load("json", paths, schema=schema, session=by_case, multiLine=not has_lines).schema
+            schema = None if has_lines else _schema_of_documents(by_case, own)
+            schema = load(
+                "json", paths, schema=schema, session=by_case, multiLine=not has_lines, recursiveFileLookup=True
+            ).schema
+        warn_of_folders(own[0].root, schema.names, folders)
         frame = load("json", paths, schema=schema, multiLine=not has_lines)
         if _CORRUPT in frame.columns:
             raise JsonError(
@@ -109,7 +118,7 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
         if not frame.columns:
             raise JsonError(_without_columns(paths[0], has_rows=bool(frame.take(1))))
         if has_lines:
-            _require_one_in_a_line(load("text", paths), where)
+            _require_one_in_a_line(load("text", paths, recursiveFileLookup=True))
         if any(isinstance(field.dataType, StringType) for field in frame.schema):
             texts = load("text", paths, wholetext=not has_lines)
             # Most texts are passed over by the first, cheap condition.
@@ -119,28 +128,35 @@ def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Lo
     return found
 
 
-def _require_one_in_a_line(texts: DataFrame, where: str) -> None:
+def _require_one_in_a_line(texts: DataFrame) -> None:
     """Refuse a line with something after its first document, which Spark leaves out."""
-    # Most lines are passed over by the expression: a brace is followed by one of these, but within a text.
-    ends = F.rtrim("value").endswith("}") & ~F.col("value").rlike(_AFTER_A_DOCUMENT)
-    others = texts.select("value").where(~ends & F.col("value").rlike(r"\S"))
+    # The condition passes over most lines, and over none with more than one document.
+    count = F.json_array_length(F.concat(F.lit("["), F.col("value"), F.lit("]")))
+    others = texts.select("value", F.col("_metadata.file_path").alias("file")).where(
+        F.coalesce(count != 1, F.lit(True)) & F.col("value").rlike(r"\S")
+    )
     for line in map_batches(others, lines_with_more, others.schema).take(1):
+        path = re.sub(r"^file:/+", "/", unquote(line.file))
         raise JsonError(
-            f"{where} has lines with something after their first document, such as {line[0]!r}; write each document in "
-            f"a line of its own, without commas"
+            f"{path} has lines with something after their first document, such as {line.value!r}; write each document "
+            f"in a line of its own, without commas"
         )
 
 
 def lines_with_more(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the beginnings of those JSON lines that go on after their first document."""
+    """Yield the beginnings of those JSON lines that go on after their first document, with their files."""
     for batch in batches:
-        found = []
+        is_wanted, begins = [], []
         for text in batch.column(0).to_pylist():
             line = text.removeprefix("\ufeff").strip()
+            end = len(line)
             with suppress(ValueError):  # not JSON to Python, though it may be to Spark
-                if json.JSONDecoder().raw_decode(line)[1] < len(line):
-                    found.append(line[:_SHOWN_CHARACTERS])
-        yield pa.RecordBatch.from_arrays([pa.array(found, batch.schema.field(0).type)], schema=batch.schema)
+                end = json.JSONDecoder().raw_decode(line)[1]
+            is_wanted.append(end < len(line))
+            begins.append(line[:_SHOWN_CHARACTERS])
+        yield batch.set_column(0, batch.schema.field(0), pa.array(begins, batch.schema.field(0).type)).filter(
+            pa.array(is_wanted, pa.bool_())
+        )
 
 
 def _without_nan(texts: DataFrame) -> DataFrame:
@@ -186,10 +202,7 @@ def _have_lines(paths: Sequence[StoragePath]) -> list[bool]:
 
 def _form(path: StoragePath) -> _Form:
     """Return the form of a file, by its head."""
-    try:
-        head = head_of(path, _HEAD_BYTES)
-    except PackedFileError as error:
-        raise JsonError(str(error)) from error
+    head = head_of(path, _HEAD_BYTES)
     encoding = encoding_of(head)
     if not encoding.startswith("utf-8"):
         raise JsonError(f"{path} has the encoding {encoding.upper()}; save it as UTF-8")
@@ -220,8 +233,8 @@ def _form_of_row(row: dict[str, Any]) -> _Form:
 
 def _form_of_line(path: StoragePath) -> _Form:
     """Return the form of a file whose first line is longer than the head."""
-    with path.open_read() as file:
-        text = _first_line(unpacked(file, path))
+    with unpacked(path) as file:
+        text = _first_line(file)
     first, _, rest = text.decode("utf-8-sig", errors="replace").lstrip().partition("\n")
     if not rest.strip() and len(text) > _MOST_DOCUMENT_BYTES:
         raise JsonError(_too_large(path))
@@ -277,34 +290,31 @@ def _too_large(path: StoragePath) -> str:
 
 def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile]) -> StructType | None:
     """Check that each file has one document; return the columns of all if Spark cannot infer them, else None."""
-    rows: list[Any] | None = [] if any(_GIVEN_TO_HADOOP.search(file.path.uri) for file in files) else None
-    parsed = []
-    for file in files:
-        if file.bytes <= _MOST_DOCUMENT_BYTES:
-            parsed.append(file.path)
-        elif rows is not None or not head_of(file.path, _HEAD_BYTES).decode(
-            "utf-8-sig", errors="replace"
-        ).lstrip().startswith("["):
-            raise JsonError(_too_large(file.path))
+    is_ours = any(_GIVEN_TO_HADOOP.search(file.path.uri) for file in files)
+
+    def rows_of(file: listing.DataFile) -> list[str]:
+        document = _document(file.path, may_be_large=not is_ours)
+        rows = document if isinstance(document, list) else [document]
+        return [json.dumps(row) for row in rows] if is_ours else []
+
     with ThreadPoolExecutor(_DOCUMENTS_AT_A_TIME) as pool:
-        documents = pool.map(_document if rows is not None else _checked, parsed)
-        for document in documents:
-            if rows is not None:
-                rows += document if isinstance(document, list) else [document]
-    return None if rows is None else _inferred(spark, rows, files[0].path)
+        rows = [row for found in pool.map(rows_of, files) for row in found]
+    if not is_ours:
+        return None
+    if not rows:
+        raise JsonError(_without_columns(files[0].path, has_rows=False))
+    return versions.json_columns(versions.table_of(spark, pa.table({"value": rows})))
 
 
-def _checked(path: StoragePath) -> None:
-    _document(path)
-
-
-def _document(path: StoragePath) -> Any:
-    """Return the only document of a file."""
-    try:
-        content = bytes(unpacked(pa.BufferReader(path.read_bytes()), path).read())
-    except OSError as error:
-        raise JsonError(f"{path} cannot be read ({error}); copy it again, or leave it out") from error
+def _document(path: StoragePath, *, may_be_large: bool) -> Any:
+    """Return the only document of a file; of a large list, which Spark reads row by row, nothing."""
+    with unpacked(path) as file:
+        content = bytes(file.read(_MOST_DOCUMENT_BYTES + 1))
     text = content.decode("utf-8-sig", errors="replace").strip()
+    if len(content) > _MOST_DOCUMENT_BYTES:
+        if may_be_large and text.startswith("["):
+            return []
+        raise JsonError(_too_large(path))
     try:
         document, end = json.JSONDecoder().raw_decode(text)
     except ValueError as error:
@@ -319,12 +329,3 @@ def _document(path: StoragePath) -> Any:
     if not all(isinstance(one, dict) for one in (document if isinstance(document, list) else [document])):
         raise JsonError(f"{path} has values that are not JSON objects; write an object for each row")
     return document
-
-
-def _inferred(spark: SparkSession, rows: list[Any], path: StoragePath) -> StructType:
-    """Return the columns that Spark infers for some objects."""
-    first = spark.range(1).select(F.schema_of_json(F.lit(json.dumps(rows)))).first()
-    found = versions.type_of_ddl(first[0]) if first else None
-    if not isinstance(found, ArrayType) or not isinstance(found.elementType, StructType):
-        raise JsonError(_without_columns(path, has_rows=bool(rows)))
-    return found.elementType

@@ -1,5 +1,8 @@
 """Packed files of text: Hadoop unpacks gzip and bzip2, by the suffix of the name; others are refused."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pyarrow as pa
 
 from mirrorspark.clear_error import ClearError
@@ -25,13 +28,10 @@ def head_of(path: StoragePath, most: int) -> bytes:
     """
     with path.open_read() as file:
         head = bytes(file.read(most))
-        packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
-        if packed in _SUFFIXES and path.name.endswith(_SUFFIXES[packed]):
-            file.seek(0)
-            try:
-                return bytes(pa.CompressedInputStream(file, packed).read(most))
-            except OSError as error:
-                raise PackedFileError(f"{path} cannot be unpacked ({error}); copy it again, or leave it out") from error
+    packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+    if packed in _SUFFIXES and path.name.endswith(_SUFFIXES[packed]):
+        with unpacked(path) as file:
+            return bytes(file.read(most))
     if packed in _SUFFIXES:
         raise PackedFileError(
             f"{path} is packed with {packed}, and its name does not say so; let it end in {_SUFFIXES[packed]}"
@@ -45,11 +45,19 @@ def head_of(path: StoragePath, most: int) -> bytes:
     return head
 
 
-def unpacked(file: pa.NativeFile, path: StoragePath) -> pa.NativeFile:
-    """Return the unpacked content of an open file, as its name says."""
-    codec = _codec(path)
-    return file if codec is None else pa.CompressedInputStream(file, codec)
+@contextmanager
+def unpacked(path: StoragePath) -> Iterator[pa.NativeFile]:
+    """Open a file to be read from its beginning, unpacked as its name says.
 
-
-def _codec(path: StoragePath) -> str | None:
-    return next((name for name, end in _SUFFIXES.items() if path.name.lower().endswith(end)), None)
+    Raises:
+        PackedFileError: It is damaged, which may show anywhere in it.
+    """
+    codec = next((name for name, end in _SUFFIXES.items() if path.name.endswith(end)), None)
+    with path.open_stream() as file:
+        if codec is None:
+            yield file
+            return
+        try:
+            yield pa.CompressedInputStream(file, codec)
+        except OSError as error:
+            raise PackedFileError(f"{path} cannot be unpacked ({error}); copy it again, or leave it out") from error

@@ -16,7 +16,7 @@ from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.features import quoted
-from mirrorspark.data_pipelines.joined_files import as_one, with_folder_types
+from mirrorspark.data_pipelines.joined_files import as_one, warn_of_folders, with_folder_types
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError, ParquetFiles
 from mirrorspark.spark_session import versions
 from mirrorspark.storage import StoragePath, listing, literal_hadoop_uri
@@ -71,6 +71,7 @@ def read_parquet(
     if len(groups) > _MOST_SCHEMAS:
         raise ParquetError(f"the {len(files)} Parquet files have {len(groups)} schemas; write them with one")
     _tell_left_out(list(schemas.values()), files[0].path)
+    warn_of_folders(base, (name for schema in schemas.values() for name in schema.names), folders)
     if len(groups) == 1 and columns is None:
         return _frame(spark, schemas.popitem()[1], [file.path for file in files], base, folders, given, is_whole=True)
     frames = {

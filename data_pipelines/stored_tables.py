@@ -12,11 +12,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.joined_files import SchemasError, as_one, with_folder_types
+from mirrorspark.data_pipelines.joined_files import SchemasError, as_one, warn_of_folders, with_folder_types
 from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.memory_tables import TableError
 from mirrorspark.data_pipelines.orc_footers import OrcError
 from mirrorspark.data_pipelines.orc_tables import orc_frames, read_footers
+from mirrorspark.data_pipelines.packed_files import PackedFileError
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
@@ -99,9 +100,8 @@ def read_stored(
         files = listing.list_files(paths)
     except (StorageError, OSError, lakes.LakeTableError) as error:
         return _seen_by_spark(spark, given, kind, shown, error)
+    _require_seen(paths)
     if not files:
-        if hidden := [path for path in paths if _is_hidden_file(path)]:
-            raise TableError(f"{hidden[0]} is hidden from Spark, as its name begins with '_' or '.'; rename it")
         raise TableError(
             f"{shown} holds no file of format {kind or 'parquet'}; give the folder or file of the table"
             if all(StoragePath.of(path).is_folder() for path in paths)
@@ -123,8 +123,9 @@ def read_stored(
             return {own[0].path: read_parquet(spark, own, base, folders, names)}
         load = partial(_load, spark, base, folders, names)
         if kind == "json":
-            return json_frames(spark, own, load)
+            return json_frames(spark, own, folders, load)
         if kind == "orc":
+            warn_of_folders(base, (name for one in own for name in footers()[one.path].columns.names), folders)
             return orc_frames(spark, [one.path for one in own], load, footers())
         return {own[0].path: load(kind, [one.path for one in own])}
 
@@ -187,6 +188,7 @@ def declared_csv(
         raise
     except (StorageError, OSError) as error:
         raise TableError(str(error)) from error
+    _require_seen(paths)
     if not files:
         raise TableError(f"{shown} is empty; give the folder or file of the table")
     names = [str(path) for path in paths]
@@ -215,9 +217,11 @@ def _require_values(files: Sequence[listing.DataFile], schema: StructType) -> No
                     raise TableError(f"column '{name}' of {file.path}: {error}") from error
 
 
-def _is_hidden_file(path: Location) -> bool:
-    place = StoragePath.of(path)
-    return place.name.startswith(("_", ".")) and place.is_file() and place.size() > 0
+def _require_seen(paths: Sequence[Location]) -> None:
+    for path in paths:
+        place = StoragePath.of(path)
+        if place.name.startswith(("_", ".")) and place.is_file() and place.size() > 0:
+            raise TableError(f"{path} is hidden from Spark, as its name begins with '_' or '.'; rename it")
 
 
 def _by_folders(files: Sequence[listing.DataFile], read: _Read) -> DataFrame:
@@ -234,12 +238,15 @@ def _by_folders(files: Sequence[listing.DataFile], read: _Read) -> DataFrame:
     folders = versions.from_arrow_schema(listing.folder_types(files))
     try:
         return as_one({path: frame for own in found.values() for path, frame in read(own, _of(own, folders)).items()})
-    except (CsvError, JsonError, OrcError, ParquetError, SchemasError) as error:
+    except (CsvError, JsonError, OrcError, PackedFileError, ParquetError, SchemasError) as error:
         raise TableError(str(error)) from error
     except SPARK_ERRORS as error:
         if "[FAILED_READ_FILE" not in str(error):
             raise
-        raise TableError(f"{task_message(error).rstrip('.')}; copy the file again, or leave it out") from error
+        raise TableError(
+            f"{task_message(error).rstrip('.')}; check that Spark may read it; if it is damaged, copy it "
+            f"again, or leave it out"
+        ) from error
 
 
 def _of(files: Sequence[listing.DataFile], folders: StructType) -> StructType:
@@ -248,9 +255,9 @@ def _of(files: Sequence[listing.DataFile], folders: StructType) -> StructType:
 
 
 def _require_different(plan: CsvTable) -> None:
-    for form, paths in plan.files.items():
+    for form, files in plan.files.items():
         if twice := sorted({name for name in form.header if form.header.count(name) > 1}):
-            raise TableError(f"{paths[0]} has several columns of one name: {twice}; rename or drop all but one")
+            raise TableError(f"{files[0].path} has several columns of one name: {twice}; rename or drop all but one")
 
 
 def path_for_spark(path: Location) -> str:
@@ -284,7 +291,11 @@ def _seen_by_spark(
         raise TableError(f"there is no file or folder {shown}") from error
     except SPARK_ERRORS as refused:
         said = task_message(refused).rstrip(".")
-        raise TableError(f"{shown} cannot be read: {said}; give the path of a file system that Spark has") from error
+        is_unknown = "No FileSystem for scheme" in said or "ClassNotFoundException" in str(refused)
+        advice = (
+            "give the path of a file system that Spark has" if is_unknown else "check the path and your access to it"
+        )
+        raise TableError(f"{shown} cannot be read: {said}; {advice}") from error
 
 
 def of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str) -> tuple[str, list[listing.DataFile]]:

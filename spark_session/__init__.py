@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         why_unreachable,
     )
     from mirrorspark.spark_session.session import (
+        CASE_SENSITIVE,
         MissingCapabilityError,
         NotPlainParquetError,
         ParquetPlan,
@@ -68,6 +69,7 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "CASE_SENSITIVE",
     "MOST_LOCAL_SLOTS",
     "SESSION_ERRORS",
     "SPARK_ERRORS",

@@ -20,7 +20,7 @@ from mirrorspark.spark_session.interfaces import interface_towards, is_every_int
 from mirrorspark.spark_session.interpreter import is_local
 from mirrorspark.spark_session.parquet_plan import parquet_plan
 from mirrorspark.spark_session.session import (
-    NAMES_BY_CASE,
+    CASE_SENSITIVE,
     ParquetPlan,
     Session,
     StageTasks,
@@ -178,11 +178,11 @@ class ClassicSession(Session):
 
     @contextmanager
     def names_by_case(self) -> Iterator[SparkSession]:
-        """Yield a copy of the session, as queries of other threads go by its setting, too."""
+        """Yield a clone: another setting of the session itself would change the queries of other threads."""
         # Not a new one of PySpark, to which tables of RDDs would belong from then on.
         session: Any = copy.copy(self._spark)
         session._jsparkSession = session._jsparkSession.cloneSession()
-        session._jsparkSession.conf().set(NAMES_BY_CASE, "true")
+        session._jsparkSession.conf().set(CASE_SENSITIVE, "true")
         yield session
 
     def empty_table(self, schema: StructType) -> DataFrame:

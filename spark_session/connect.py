@@ -1,13 +1,14 @@
 """Sessions of Spark Connect, whose driver is a server: capabilities by the DataFrame API alone."""
 
 import functools
+import logging
 import secrets
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +21,10 @@ from mirrorspark.spark_session.connect_jobs import JobsOverConnect
 from mirrorspark.spark_session.connect_look import ConnectLook, is_refusal
 from mirrorspark.spark_session.connect_plan import parquet_plan
 from mirrorspark.spark_session.connect_totals import SharedTotal
+from mirrorspark.spark_session.errors import first_line
 from mirrorspark.spark_session.interpreter import is_local
 from mirrorspark.spark_session.session import (
-    NAMES_BY_CASE,
+    CASE_SENSITIVE,
     MissingCapabilityError,
     ParquetPlan,
     StageTasks,
@@ -30,6 +32,8 @@ from mirrorspark.spark_session.session import (
     TaskTotal,
 )
 from mirrorspark.storage import StoragePath, hadoop_uri
+
+_LOGGER = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -185,43 +189,53 @@ class ConnectSession(JobsOverConnect):
 
     @contextmanager
     def names_by_case(self) -> Iterator[SparkSession]:
-        """Yield the session, with that setting for the block where clients may change it."""
-        conf, before = self._spark.conf, ""
-        with self._naming:
+        """Yield a clone, of a server that makes none the session with that setting for the block."""
+        spark: Any = self._spark
+        try:
+            clone = spark.cloneSession()
+        except (AttributeError, PySparkException):  # an older client or server
+            with self._with_setting(CASE_SENSITIVE, "true", self._naming, lambda now: now != "true"):
+                yield spark
+            return
+        try:
             try:
-                before = str(conf.get(NAMES_BY_CASE))
-                if before != "true":
-                    conf.set(NAMES_BY_CASE, "true")
+                clone.conf.set(CASE_SENSITIVE, "true")
             except PySparkException as error:
-                if not is_refusal(error):
-                    raise
-                before = "true"
-            try:
-                yield self._spark
-            finally:
-                if before != "true":
-                    with suppress(PySparkException):  # of a server that was lost, the first error counts
-                        conf.set(NAMES_BY_CASE, before)
+                _LOGGER.warning("names that differ in case alone are taken for one (%s)", first_line(error))
+            yield clone
+        finally:
+            # Not its `stop`, which ends a server that PySpark has started for the session.
+            with suppress(PySparkException):
+                clone.client.release_session()
+            clone.client.close()
+
+    def _rows_apart(self) -> AbstractContextManager[None]:
+        """Have PySpark send rows apart from the plan, where clients may set that."""
+        return self._with_setting(
+            _CACHED_FROM, str(_CACHED_FROM_BYTES), self._sending, lambda now: int(now or 0) > _CACHED_FROM_BYTES
+        )
 
     @contextmanager
-    def _rows_apart(self) -> Iterator[None]:
-        """Have PySpark send rows apart from the plan, where clients may set that."""
-        conf, before = self._spark.conf, 0
-        with self._sending:
+    def _with_setting(
+        self, name: str, value: str, turn: threading.Lock, is_due: Callable[[str], bool]
+    ) -> Iterator[None]:
+        """Change a setting of the session for the block, where clients may do so and its value is not good enough."""
+        conf, before = self._spark.conf, ""
+        with turn:
             try:
-                before = int(conf.get(_CACHED_FROM) or 0)
-                if before > _CACHED_FROM_BYTES:
-                    conf.set(_CACHED_FROM, _CACHED_FROM_BYTES)
+                now = str(conf.get(name))
+                if is_due(now):
+                    conf.set(name, value)
+                    before = now
             except PySparkException as error:
                 if not is_refusal(error):
                     raise
-                before = 0
             try:
                 yield
             finally:
-                if before > _CACHED_FROM_BYTES:
+                if before:
                     with suppress(PySparkException):  # of a server that was lost, the first error counts
-                        conf.set(_CACHED_FROM, before)
+                        conf.set(name, before)
 
     def parquet_plan(self, table: DataFrame) -> ParquetPlan:
         """Return the files of the only relation in the explained plan."""

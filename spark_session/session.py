@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NAMES_BY_CASE = "spark.sql.caseSensitive"
+CASE_SENSITIVE = "spark.sql.caseSensitive"
 """Spark's setting that keeps names apart which differ in case alone."""
 
 
@@ -256,9 +256,9 @@ class Session:
         self._refuse("tables of this process's rows")
 
     def names_by_case(self) -> AbstractContextManager["SparkSession"]:
-        """Return a session for the block that keeps names apart which differ in case alone, where clients may say so.
+        """Return a case-sensitive session for the block, for a look at the columns of tables.
 
-        It is for a look at the columns of tables: their rows are read with the session's own setting.
+        It is the session as it is where a server refuses the setting.
         """
         self._refuse("names by case")
 

@@ -33,6 +33,9 @@ OLDEST_JAVA = 17 if HAS_PYTHON_SOURCES else 8
 
 Unit = Literal["MICROSECOND", "DAY"]
 
+# From PySpark 4.0 on: Arrow tables to DataFrames and back, and JSON of a DataFrame without its RDD.
+_HAS_ARROW_TABLES = hasattr(DataFrame, "toArrow")
+
 _ROWS = 10_000
 _INTERVALS: dict[str, str] = {"MICROSECOND": "INTERVAL '0.000001' SECOND", "DAY": "INTERVAL '1' DAY"}
 
@@ -141,7 +144,7 @@ def _refuse(capability: str, remedy: str) -> NoReturn:
 
 def arrow_table(df: DataFrame) -> pa.Table:
     """Return the rows of a DataFrame in this process's memory."""
-    if hasattr(DataFrame, "toArrow"):
+    if _HAS_ARROW_TABLES:
         return df.toArrow()
     rows: Any = df
     batches, schema = rows._collect_as_arrow(), to_arrow_schema(df.schema)
@@ -151,7 +154,7 @@ def arrow_table(df: DataFrame) -> pa.Table:
 
 def table_of(spark: SparkSession, rows: pa.Table) -> DataFrame:
     """Return a DataFrame of rows in this process's memory."""
-    if hasattr(DataFrame, "toArrow"):  # both came with PySpark 4.0
+    if _HAS_ARROW_TABLES:
         return spark.createDataFrame(rows)
     from pyspark.sql.pandas.serializers import ArrowStreamSerializer
 
@@ -192,7 +195,7 @@ def type_of_ddl(text: str) -> DataType:
 
 def json_columns(texts: DataFrame) -> StructType:
     """Return the columns that Spark infers for JSON objects, one in each row of a column of texts."""
-    if hasattr(DataFrame, "toArrow"):  # both came with PySpark 4.0
+    if _HAS_ARROW_TABLES:
         return texts.sparkSession.read.json(texts).schema
     return texts.sparkSession.read.json(texts.rdd.map(_only_value)).schema
 

@@ -49,6 +49,7 @@ def test_columns_of_pandas_that_spark_lacks_become_what_they_stand_for() -> None
             "mixed": pd.Categorical([1, "a", 1, "a"]),
             "sparse": pd.arrays.SparseArray([0, 0, 7, 0]),
             "moment": pd.to_datetime(["2024-01-01"] * 4).as_unit("ns"),
+            "day": [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 2), None, None],
             "nothing": np.full(4, np.nan),
         }
     )
@@ -58,6 +59,7 @@ def test_columns_of_pandas_that_spark_lacks_become_what_they_stand_for() -> None
     assert found["mixed"].to_pylist() == ["1", "a", "1", "a"]
     assert found["sparse"].to_pylist() == [0, 0, 7, 0]
     assert found.schema.field("moment").type == pa.timestamp("us")
+    assert found["day"].to_pylist()[:2] == [datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)]
     assert found.schema.field("nothing").type == pa.null()
     assert isinstance(table["cut"].dtype, pd.CategoricalDtype)  # the caller's table stays as it is
 
@@ -93,6 +95,7 @@ def test_columns_of_polars_and_arrow_that_spark_cannot_hold_are_left_out() -> No
         {
             "day": pa.array([0], pa.date64()),
             "times": pa.array([[datetime.time(1)]]),
+            "far": pa.array([[4 * 10**13]], pa.list_(pa.timestamp("s"))),
             "wide": pa.array([Decimal(1)], pa.decimal256(50, 0)),
             "narrow": pa.array([Decimal(1)], pa.decimal256(20, 0)),
             "view": pa.array(["a"], pa.string_view()),
