@@ -32,6 +32,8 @@ from mirrorspark.training.protocol.messages import EventServer, FolderEventServe
 
 # A job without an answer is then cancelled: its executors' Python does not start, or its tasks hang.
 JOB_SECONDS = 60.0
+# Executors that unpack an environment first, which may have gigabytes.
+UNPACKING_SECONDS = 600.0
 
 # The first of several errors is found by the ranks' clocks.
 CLOCK_SECONDS = 1.0
@@ -107,6 +109,7 @@ def check_executors(
     writers = ("driver", *map(str, range(workers)))
     clocks: dict[int, float] = {}
     clocks_by_files: dict[int, float] = {}
+    seconds = UNPACKING_SECONDS if session.setting("spark.archives") else JOB_SECONDS
     try:
         with contextlib.ExitStack() as servers:
             direct = by_files = None
@@ -120,7 +123,7 @@ def check_executors(
             stored = tuple(written.values())
             question = ProbeRequest(secrets.token_hex(16), direct, stored, gpu_resource_name, by_files)
             body = portable(Probe(question))
-            answers: list[ProbeResult] = session.run_barrier_job(body, workers, timeout_seconds=JOB_SECONDS)
+            answers: list[ProbeResult] = session.run_barrier_job(body, workers, timeout_seconds=seconds)
         unseen = frozenset(
             (answer.rank, option)
             for answer in answers
@@ -129,7 +132,7 @@ def check_executors(
         )
         report = EventReport(f"{direct.host}:{direct.port}" if direct else None, clocks, clocks_by_files)
     except SPARK_ERRORS as error:
-        return [*checks, failure("executors", _job_problem(error))]
+        return [*checks, failure("executors", _job_problem(error, seconds))]
     except DriverAddressError as error:
         return [*checks, failure("events", str(error))]
     except OSError as error:
@@ -448,8 +451,8 @@ def _listener(clocks: dict[int, float]) -> Callable[[Mapping[str, object]], None
     return on_event
 
 
-def _job_problem(error: Exception) -> str:
+def _job_problem(error: Exception, seconds: float) -> str:
     message = task_message(error)
     if "cancelled" in message:
-        return f"did not answer within {JOB_SECONDS:g} s; see their logs in Spark's UI"
+        return f"did not answer within {seconds:g} s; see their logs in Spark's UI"
     return f"cannot run our code: {message}"
