@@ -373,7 +373,13 @@ def _packed(codec: str, **columns: list[int]) -> bytes:
             {"s.json": b'{"a": 1}\n', "t u.json": b'{"a": 1}\n{"a": 2}{"a": 3}\n'},
             r"/t u\.json has lines with something",
         ),
-        ({"q[1].json": b'[{"a": 1}, {"A": 2}]'}, r"q\[1\]\.json has several columns or keys 'a'"),
+        pytest.param(
+            {"q[1].json": b'[{"a": 1}, {"A": 2}]'},
+            r"q\[1\]\.json has several columns or keys 'a'",
+            marks=pytest.mark.skipif(
+                not versions.HAS_PYTHON_SOURCES, reason="PySpark 3.5 infers the columns of texts without regard to case"
+            ),
+        ),
         ({"t.csv": b"sep=;\na;b\n"}, "Excel's line"),
         ({"k=1/t.csv": b"a,k\n1,2\n", "k=2/t.csv": b"a,k\n1,2\n"}, r"t\.csv has the columns \['k'\], as its folders"),
         ({"t.csv": b"PK\x03\x04"}, "packed as zip"),
