@@ -67,8 +67,8 @@ def test_two_results_are_compared_by_the_intervals_of_their_differences() -> Non
     assert row["difference"] == pytest.approx(-0.2747, abs=1e-4)
     assert (row["from"], row["to"]) == pytest.approx((-0.2747 - 0.066, -0.2747 + 0.066), abs=0.02)
     assert list(compared["better"]) == ["models:/late/1", ""]
-    assert list(compared["verdict"]) == ["models:/late/1 is significantly better", ""]
-    assert second.compare(first).loc["log_loss", "verdict"] == "models:/late/2 is significantly worse"
+    assert list(compared["verdict"]) == ["significantly better", ""]
+    assert second.compare(first).loc["log_loss", "verdict"] == "significantly worse"
     assert compared.in_words() == "models:/late/1 is significantly better in log_loss."
 
 

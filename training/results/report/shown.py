@@ -146,7 +146,10 @@ def launched_html(launched: "Launched") -> str:
 
 
 class RunComparison(pd.DataFrame):
-    """The test metrics of two models side by side, and which is better; a table of pandas like any other."""
+    """The test metrics of two models side by side, and which is better; a table of pandas like any other.
+
+    The column ``verdict`` is on the first model, next to the second.
+    """
 
     @classmethod
     def of(
@@ -166,15 +169,15 @@ class RunComparison(pd.DataFrame):
         table["difference"] = table[names[0]] - table[names[1]]
         for column, end in (("from", "low"), ("to", "high")):
             table[column] = [intervals.get(str(metric), {}).get(end, math.nan) for metric in table.index]
-        verdicts = [
+        table["verdict"] = [
             _verdict(str(metric), *row) for metric, row in zip(table.index, table.to_numpy().tolist(), strict=True)
         ]
-        table["verdict"] = [f"{names[0]} is {verdict}" if verdict in _WORDS else verdict for verdict in verdicts]
-        table["better"] = [dict(zip(_WORDS, names, strict=True)).get(verdict, "") for verdict in verdicts]
+        table["better"] = table["verdict"].map(dict(zip(_WORDS, names, strict=True))).fillna("")
         return table
 
     def _repr_html_(self) -> str:
-        return panel_html(paragraph_html(self.in_words()), table_html(self, index=True))
+        # The sentences name the better one.
+        return panel_html(paragraph_html(self.in_words()), table_html(self.drop(columns="better"), index=True))
 
     def in_words(self) -> str:
         """Return the verdicts as a sentence or two."""
