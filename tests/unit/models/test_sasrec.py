@@ -127,10 +127,11 @@ def test_rows_read_by_their_length_have_the_states_of_rows_read_together(lengths
         with tf.GradientTape() as tape:
             states = layer(ids, training=True)
             known = tf.boolean_mask(states, tf.sequence_mask([1 + length for length in lengths], 1 + width))
-            loss = tf.reduce_sum(known**2)
+            # Of normalised states the sum of squares is constant, and its gradients are rounding errors.
+            loss = tf.reduce_sum(known**3)
         found.append([known, *map(tf.convert_to_tensor, tape.gradient(loss, layer.trainable_variables))])
     for apart, together in zip(*found, strict=True):
-        np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-5 * np.abs(together).max(initial=1))
 
 
 def test_the_candidate_follows_the_last_id() -> None:
