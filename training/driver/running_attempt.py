@@ -89,6 +89,7 @@ class RunningAttempt:
         self._stop_since: float | None = None
         self._error_since: float | None = None
         self._aborted_since: float | None = None
+        self._has_aborted_at_once = False
         self._watch = Watch(ranks or workers, limits, clock())
         self._watchdog = Watchdog(self._watch, clock())
         self._hung: RankError | None = None
@@ -279,7 +280,10 @@ class RunningAttempt:
             if self._is_over or not is_due:
                 return
             is_first, self.cancelled = not self.cancelled, True
-        if is_first and self._signal.is_urgent:  # A rank in local mode belongs to no job.
+            # Once, though the job may have been cancelled before: a rank in local mode belongs to none.
+            has_to_abort = self._signal.is_urgent and not self._has_aborted_at_once
+            self._has_aborted_at_once = self._signal.is_urgent
+        if has_to_abort:
             self._command({"command": "abort", "reason": f"stopped at once: {self._signal.reason}"})
         # The call comes from this thread and not from a signal handler, since the main thread is itself within a call
         # to the JVM. It is repeated: the last time there may have been no job to cancel, or Spark did not answer.

@@ -180,6 +180,16 @@ def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> 
     assert (driver.cancelled, driver.running.stop, driver.sent) == (3, "requested", ["stop", "abort"])
 
 
+def test_an_urgent_stop_aborts_the_ranks_though_the_job_was_cancelled_before(driver: Driver) -> None:
+    """T6: a rank in local mode, whose task has not reported yet at the first signal, belongs to no job."""
+    driver.signal.request("SIGINT")
+    driver.tick()
+    assert (driver.cancelled, driver.sent) == (1, ["stop"])
+    driver.signal.request_now("SIGTERM")
+    driver.tick(2)
+    assert (driver.cancelled, driver.sent) == (3, ["stop", "abort"])
+
+
 def test_an_urgent_stop_is_known_as_one_though_no_tick_has_come(driver: Driver) -> None:
     driver.on_events(system(0), system(1))
     driver.signal.request_now("Ctrl-C twice")
