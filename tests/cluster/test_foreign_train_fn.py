@@ -270,7 +270,7 @@ def test_a_second_signal_ends_a_function_in_local_mode_at_once(spark: "SparkSess
         import time
 
         begun.write_text(str(os.getpid()))
-        time.sleep(600)
+        time.sleep(100)
 
     def interrupt_twice() -> None:
         while not begun.exists():
