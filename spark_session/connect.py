@@ -223,7 +223,7 @@ class ConnectSession(JobsOverConnect):
         conf, before = self._spark.conf, ""
         with turn:
             try:
-                now = str(conf.get(name))
+                now = str(conf.get(name) or "")
                 if is_due(now):
                     conf.set(name, value)
                     before = now

@@ -269,20 +269,21 @@ class RunningAttempt:
 
         It sends no event, so it never waits for a receiver.
         """
-        now = self._clock()
+        # Read once: a signal may come between two looks.
+        now, is_urgent = self._clock(), self._signal.is_urgent
         with self._lock:
-            if self._signal.is_urgent:  # A tick may not have seen it yet.
+            if is_urgent:  # A tick may not have seen it yet.
                 self.stop = "requested"
             has_nothing_to_save = self.stop == "requested" and not self._tasks
             is_stuck = self._aborted_since is not None and now - self._aborted_since >= timing.ABORT_SECONDS
             has_no_event = self._aborted_since is not None and not self._tasks
-            is_due = self._signal.is_urgent or has_nothing_to_save or is_stuck or has_no_event
+            is_due = is_urgent or has_nothing_to_save or is_stuck or has_no_event
             if self._is_over or not is_due:
                 return
             is_first, self.cancelled = not self.cancelled, True
             # Once, though the job may have been cancelled before: a rank in local mode belongs to none.
-            has_to_abort = self._signal.is_urgent and not self._has_aborted_at_once
-            self._has_aborted_at_once = self._signal.is_urgent
+            has_to_abort = is_urgent and not self._has_aborted_at_once
+            self._has_aborted_at_once = is_urgent
         if has_to_abort:
             self._command({"command": "abort", "reason": f"stopped at once: {self._signal.reason}"})
         # The call comes from this thread and not from a signal handler, since the main thread is itself within a call
