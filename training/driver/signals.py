@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from mirrorspark.training.protocol.main_thread import woken_main_thread
+
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,7 +49,8 @@ def on_stop_signals(request_stop: Callable[[str], None], stop_now: Callable[[], 
     # None means a handler that was not set from Python and cannot be restored; the default is set in its place.
     before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in _STOP_SIGNALS}
     try:
-        yield
+        with woken_main_thread(_STOP_SIGNALS):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

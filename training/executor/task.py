@@ -48,6 +48,7 @@ from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_log import CleanEventClient
 from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
 from mirrorspark.training.protocol import AttemptPlan
+from mirrorspark.training.protocol.main_thread import woken_main_thread
 from mirrorspark.training.protocol.messages import EventClient
 from mirrorspark.training.protocol.outcomes import timing
 
@@ -235,7 +236,8 @@ def _preemption_passed_to(put: Callable[[Message], None]) -> Iterator[None]:
 
     before = {number: signal.signal(number, notice) or signal.SIG_DFL for number in PREEMPTION_SIGNALS}
     try:
-        yield
+        with woken_main_thread(PREEMPTION_SIGNALS):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,11 +3,15 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
 from mirrorspark.training.driver.signals import on_stop_signals
+from tests.conftest import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +45,28 @@ def test_the_first_signal_asks_for_a_stop_the_second_stops_now_and_the_third_lea
         assert {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_DFL}
     assert said == [first.name, "now"]
     assert signal.getsignal(signal.SIGINT) is _not_ours
+
+
+def test_two_signals_at_once_reach_a_main_thread_that_waits() -> None:
+    """The system may give both to another thread, which for Python is none that handles them."""
+    asked, stopped = threading.Event(), threading.Event()
+
+    def signal_twice() -> None:
+        main = Path(f"/proc/self/task/{os.getpid()}/stat")  # the main thread's number is that of the process
+        until = time.monotonic() + PATIENCE
+        while main.read_text().rpartition(")")[2].split()[0] != "S" and time.monotonic() < until:
+            time.sleep(0.001)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        both = asked.wait(PATIENCE) and stopped.wait(PATIENCE)
+        waiting.set_result(both)
+
+    waiting: Future[bool] = Future()
+    with on_stop_signals(lambda _: asked.set(), stopped.set):
+        thread = threading.Thread(target=signal_twice)
+        thread.start()
+        assert waiting.result()
+    thread.join()
 
 
 def test_handlers_are_put_back_also_after_an_error() -> None:
