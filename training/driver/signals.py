@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from mirrorspark.training.protocol.main_thread import woken_main_thread
+from mirrorspark.training.protocol import woken_main_thread
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -47,8 +47,7 @@ from mirrorspark.training.executor.worker import PREEMPTION_SIGNALS, WorkerOrder
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_log import CleanEventClient
 from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
-from mirrorspark.training.protocol import AttemptPlan
-from mirrorspark.training.protocol.main_thread import woken_main_thread
+from mirrorspark.training.protocol import AttemptPlan, woken_main_thread
 from mirrorspark.training.protocol.messages import EventClient
 from mirrorspark.training.protocol.outcomes import timing
 

@@ -10,6 +10,7 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.protocol.elastic import BatchRule, Elastic, WorkerRange, parse_workers, resume_step
     from mirrorspark.training.protocol.limits import Budgets, PhaseLimits
+    from mirrorspark.training.protocol.main_thread import woken_main_thread
     from mirrorspark.training.protocol.names import (
         EVENTS_FILE,
         RUNS_FOLDER,
@@ -42,4 +43,5 @@ __all__ = [
     "parse_workers",
     "resume_step",
     "shards",
+    "woken_main_thread",
 ]
