@@ -35,6 +35,16 @@ class SessionAhead:
         """The slots of the session; of one that has not started, those that are asked for."""
         return self._workers if self.known is None else session_of(self.known).task_slots()
 
+    @property
+    def is_needless(self) -> bool:
+        """True if there is no session yet, and only a local one would start."""
+        return self.known is None and self._starting is None and server_of(None) is None
+
+    @property
+    def is_starting(self) -> bool:
+        """True from the call of :meth:`begin` until :meth:`get` has returned a session that it started."""
+        return self.known is None and self._starting is not None
+
     def begin(self) -> None:
         """Start the session, unless that was done before."""
         if self.known is None and server_of(None) is not None:

@@ -48,11 +48,11 @@ class EarlyRunner(MirroredStrategyRunner):
 
 
 class ConnectRunner(EarlyRunner):
-    """The runner for a session without a context in this process: its program runs in a barrier job of the session."""
+    """The runner without a context in this process: its program runs in a barrier job of the session, or here."""
 
     def __init__(
         self,
-        session: Session,
+        session: Session | None,
         *,
         num_slots: int,
         use_gpu: bool,
@@ -60,7 +60,10 @@ class ConnectRunner(EarlyRunner):
         local_mode: bool,
         use_custom_strategy: bool,
     ) -> None:
-        """Take the session, and the runner's options. The runner's own constructor would ask for a context."""
+        """Take the session, and the runner's options. The runner's own constructor would ask for a context.
+
+        Only the local mode of a task that meets no others, without GPUs, needs no session.
+        """
         self._logger = logging.getLogger(EarlyRunner.__name__)
         self._session = session
         self._num_slots = num_slots
@@ -73,6 +76,9 @@ class ConnectRunner(EarlyRunner):
 
     def run(self, train_fn: WorkerTask, **kwargs: Any) -> Any:
         """Run the task on all ranks, and return the value of the first; in local mode, run it here."""
+        if self._session is None:
+            # The runner would hide GPUs by a variable of this process, whose other threads may need them.
+            return self._run_tensorflow_program(train_fn, self._use_custom_strategy, **kwargs)
         if self._num_tasks is None:
             return super().run(train_fn, **kwargs)
         self._check_encryption()
@@ -83,21 +89,21 @@ class ConnectRunner(EarlyRunner):
 class _Settings:
     """The settings of a session, as the runner asks a context for them."""
 
-    session: Session
+    session: Session | None
 
     def contains(self, key: str) -> bool:
-        return bool(self.session.setting(key))
+        return bool(self.get(key))
 
     def get(self, key: str, default: str = "") -> str:
-        return self.session.setting(key, default)
+        return default if self.session is None else self.session.setting(key, default)
 
 
 class SparkLauncher:
-    """A launcher of attempts on a Spark session, one at a time."""
+    """A launcher of attempts on a Spark session, or without one in local mode, one at a time."""
 
     def __init__(
         self,
-        spark: SparkSession,
+        spark: SparkSession | None,
         gpus_per_worker: int = 0,
         payload: bytes | None = None,
         *,
@@ -109,10 +115,12 @@ class SparkLauncher:
         Raises:
             MissingCapabilityError: The session has no barrier jobs, and ``local_mode`` is off.
         """
-        self._session = session_of(spark)
-        if not local_mode:
+        local_mode = local_mode or spark is None
+        self._session = None if spark is None else session_of(spark)
+        if self._session is not None and not local_mode:
             self._session.require_barrier_jobs()
-        self._new_runner = EarlyRunner if self._session.has_context else partial(ConnectRunner, self._session)
+        has_context = self._session is not None and self._session.has_context
+        self._new_runner = EarlyRunner if has_context else partial(ConnectRunner, self._session)
         self._gpus_per_worker = gpus_per_worker
         self._payload = payload
         self._options: dict[str, Any] = {"gpu_resource_name": gpu_resource_name, "local_mode": local_mode}
@@ -146,12 +154,15 @@ class SparkLauncher:
         """End the running attempt, if there is one, and kill its ranks. For other threads."""
         with self._turn:
             group = self._group
-        if group is not None:
+        if group is not None and self._session is not None:
             self._session.cancel_jobs(group)
 
     @contextlib.contextmanager
     def _job_group(self, description: str) -> Iterator[None]:
         """Put the jobs of this thread into a new group while the block runs."""
+        if self._session is None:
+            yield
+            return
         group = f"training-{uuid.uuid4()}"
         with self._session.job_group(group, description):
             with self._turn:

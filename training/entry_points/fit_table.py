@@ -1,5 +1,6 @@
 """``fit``: from any table to a trained, evaluated and registered model."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -43,12 +44,16 @@ from mirrorspark.training.configuration import (
     is_name,
 )
 from mirrorspark.training.entry_points import early_checks, fit_rows
+from mirrorspark.training.executor import started_ahead_on_driver
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading import Dataset
     from mirrorspark.training.results import FitResult
     from mirrorspark.training.run_records import Tracking
     from mirrorspark.training.run_records.live import LiveView
+
+# Settings that ask for tasks of a session, or for its resources.
+_OF_CLUSTERS = frozenset({"parameter_servers", "gpus_per_worker", "strategy", "events", "local_mode"})
 
 
 @on_running_session
@@ -192,27 +197,28 @@ def fit(
         has_null_labels=null_labels == "drop",
         seed=settings.get("seed", 0),
     )
-    settings |= _model_settings(model, found.spec, callbacks, settings)
+    settings |= _model_settings(model, found.spec, callbacks, settings) | {"presets": presets}
     name = settings.pop("name", None) or default_name(found.spec)
-    session.begin()
-    # While Spark starts, this process imports MLflow and scikit-learn, which takes seconds.
-    from mirrorspark.training.entry_points.train_dataset import train_in_view
-    from mirrorspark.training.results import FitResult, RecommenderResult
+    needs_session = _needs_session(session, found, settings)
+    # While Spark starts, or a worker imports TensorFlow, this process imports MLflow and scikit-learn, which takes
+    # seconds.
+    with _begin(session, settings, needs_session=needs_session):
+        from mirrorspark.training.entry_points.train_dataset import train_in_view
+        from mirrorspark.training.results import FitResult, RecommenderResult
 
-    settings["presets"] = presets
-    tracking = _require_valid(found.spec, session.slots, found.rows, name=name, **settings)
-    dataset = _convert(view, session, tracking, found, settings, accept_data_errors=accept_data_errors)
-    candidates = len(dataset.features.vocabulary(found.spec.candidate)) if found.spec.label.kind == "candidate" else 0
-    config = default_config(
-        found.spec,
-        rows=dataset.manifest.rows("train"),
-        slots=session.slots,
-        candidates=candidates,
-        name=name,
-        **settings,
-    )
-    spark = session.get()
-    trained = train_in_view(view, dataset, config, spark)
+        tracking = _require_valid(found.spec, session.slots, found.rows, name=name, **settings)
+        dataset = _convert(view, session, tracking, found, settings, accept_data_errors=accept_data_errors)
+        of_candidates = found.spec.candidate if found.spec.label.kind == "candidate" else None
+        config = default_config(
+            found.spec,
+            rows=dataset.manifest.rows("train"),
+            slots=session.slots,
+            candidates=len(dataset.features.vocabulary(of_candidates)) if of_candidates else 0,
+            name=name,
+            **settings,
+        )
+        spark = session.get() if needs_session else None
+        trained = train_in_view(view, dataset, config, spark, needs_session=needs_session)
     result = FitResult.of(trained, dataset, config, found.rows, spark, found.spec.reasons)
     if (of_users := found.interactions) is None:
         return result
@@ -249,6 +255,27 @@ def _infer(
     return replace(found, rows=rows, spec=inferred)
 
 
+def _needs_session(session: SessionAhead, found: fit_rows.TableToLearn, settings: Mapping[str, Any]) -> bool:
+    """Return False where this process converts the rows, one worker trains on them, and no session is there.
+
+    To start one would take longer than the training.
+    """
+    if not (session.is_needless and isinstance(found.rows, MemorySource)) or found.spec.label.kind == "candidate":
+        return True
+    workers = settings.get("workers", default_workers(found.rows.rows.num_rows, session.slots))
+    return workers != 1 or bool(_OF_CLUSTERS & settings.keys())
+
+
+def _begin(
+    session: SessionAhead, settings: Mapping[str, Any], *, needs_session: bool
+) -> contextlib.AbstractContextManager[None]:
+    """Start the session, or without one the process of the worker, in the background."""
+    if needs_session:
+        session.begin()
+        return contextlib.nullcontext()
+    return started_ahead_on_driver(settings.get("threads_per_worker"), verbose=bool(settings.get("verbose")))
+
+
 def _model_settings(
     model: Any, spec: FeatureSpec, callbacks: Sequence[Any], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -270,7 +297,7 @@ def _convert(
     *,
     accept_data_errors: bool,
 ) -> "Dataset":
-    """Return the dataset of the rows, which may be there already, once Spark has started, too."""
+    """Return the dataset of the rows, which may be there already, once a session that starts is there, too."""
     from mirrorspark.data_pipelines import ConversionOptions, convert_once
     from mirrorspark.scoring.embedding import Embedder
     from mirrorspark.training.run_records.live import add_findings
@@ -288,7 +315,8 @@ def _convert(
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         add_findings(stage, dataset)
         tracking.open_ahead()
-        session.get()
+        if session.is_starting:
+            session.get()
     return dataset
 
 

@@ -77,13 +77,18 @@ def train(
     return train_in_view(LiveView(epochs=config.epochs), dataset, config, spark)
 
 
-def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spark: SparkSession | None) -> Trained:
-    """Train as :func:`train` does, shown in a view that may have shown earlier stages."""
+def train_in_view(
+    view: LiveView, dataset: Dataset, config: TrainingConfig, spark: SparkSession | None, *, needs_session: bool = True
+) -> Trained:
+    """Train as :func:`train` does, shown in a view that may have shown earlier stages.
+
+    Without ``needs_session`` one worker trains on this machine, and none is started.
+    """
     config, tracking = config.fitted_to(dataset.manifest.rows("train")), Tracking.find(config)
     try:
         if config.only_once:  # Checked before a session is started, which may take minutes.
             require_unfinished(config, dataset)
-        prepared = prepare_training(dataset, config, tracking, spark)
+        prepared = prepare_training(dataset, config, tracking, spark, needs_session=needs_session)
         rows = dataset.manifest.rows("train")
         with ExportAhead(config, rows) as ahead, open_job(prepared, view, listener=ahead.on_event) as job:
             attempts = job.train()

@@ -10,7 +10,7 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.executor import child_process
     from mirrorspark.training.executor.child_process import OnProgress, Tail
-    from mirrorspark.training.executor.task import WorkerTask, run_on_driver, run_program
+    from mirrorspark.training.executor.task import WorkerTask, run_on_driver, run_program, started_ahead_on_driver
     from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE, TrainingHook
     from mirrorspark.training.executor.worker_control import Finish, Outcome, WorkerControl
     from mirrorspark.training.executor.worker_failure import MORE_MEMORY
@@ -30,4 +30,5 @@ __all__ = [
     "child_process",
     "run_on_driver",
     "run_program",
+    "started_ahead_on_driver",
 ]

@@ -29,6 +29,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -119,8 +120,7 @@ class WorkerTask:
         return outcome
 
     def _environment(self) -> dict[str, str]:
-        threads = self.plan.threads or task_cores() or 1
-        environment = tensorflow_environment(threads, verbose=self.plan.verbose)
+        environment = _environment_of(self.plan.threads, verbose=self.plan.verbose)
         if self.plan.meets_through_driver:
             # Started ahead: the present values are those of the executor.
             environment.pop("TF_CONFIG", None)
@@ -177,12 +177,28 @@ def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition
 
 def run_on_driver(run: Callable[[WorkerTask], list[Outcome]], task: WorkerTask) -> list[Outcome]:
     """Return ``run(task)``, of the runner's local mode, and leave no fork server behind in this process."""
-    try:
-        # In a thread: the handlers of signals stay those of the driver.
-        with ThreadPoolExecutor(1, "local mode") as pool:
-            return pool.submit(run, task).result()
-    finally:
-        worker_process.shut_down()
+
+    def run_with_own_server() -> list[Outcome]:
+        with worker_process.own_server():
+            return run(task)
+
+    # In a thread: the handlers of signals stay those of the driver.
+    with ThreadPoolExecutor(1, "local mode") as pool:
+        return pool.submit(run_with_own_server).result()
+
+
+def started_ahead_on_driver(threads: int | None, *, verbose: bool) -> AbstractContextManager[None]:
+    """Let TensorFlow be imported for the first worker that :func:`run_on_driver` starts in the block.
+
+    Args:
+        threads: The threads of its plan.
+        verbose: Whether its plan is.
+    """
+    return worker_process.started_ahead(_environment_of(threads, verbose=verbose))
+
+
+def _environment_of(threads: int | None, *, verbose: bool) -> dict[str, str]:
+    return tensorflow_environment(threads or task_cores() or 1, verbose=verbose)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Any
@@ -139,20 +139,63 @@ def start(environment: Mapping[str, str], preload: str = PRELOAD) -> WorkerProce
 
 def shut_down() -> None:
     """End the fork server, and with it every worker that it has forked."""
-    global _server
-    if _server is not None:
-        _server.close()
-        _server = None
+    place = _place()
+    if place.server is not None:
+        place.server.close()
+        place.server = None
+
+
+@contextlib.contextmanager
+def own_server() -> Iterator[None]:
+    """Give this thread a fork server of its own, which ends with the block."""
+    _of_thread.place = _Place()
+    try:
+        yield
+    finally:
+        shut_down()
+        del _of_thread.place
+
+
+@contextlib.contextmanager
+def started_ahead(environment: Mapping[str, str], preload: str = PRELOAD) -> Iterator[None]:
+    """Start a fork server for the first :func:`start` with such settings in the block, whichever thread calls it."""
+    server = _ForkServer(_Needs.of(environment, preload))
+    _ahead.append(server)
+    try:
+        yield
+    finally:
+        if _taken_from_ahead(server):
+            server.kill()
 
 
 def _server_for(environment: Mapping[str, str], preload: str) -> "_ForkServer":
-    """Return the running fork server, or a new one in its place if it was started with other settings."""
-    global _server
-    needs = _Needs.of(environment, preload)
-    if _server is None or _server.needs != needs or not _server.is_alive():
+    """Return the running fork server, or another in its place if it was started with other settings."""
+    needs, place = _Needs.of(environment, preload), _place()
+    if place.server is None or place.server.needs != needs or not place.server.is_alive():
         shut_down()
-        _server = _ForkServer(needs)
-    return _server
+        place.server = _ready_server(needs) or _ForkServer(needs)
+    return place.server
+
+
+def _place() -> "_Place":
+    place: _Place = getattr(_of_thread, "place", _place_of_tasks)
+    return place
+
+
+def _ready_server(needs: "_Needs") -> "_ForkServer | None":
+    for server in [*_ahead]:
+        if server.needs.cover(needs) and server.is_alive() and _taken_from_ahead(server):
+            return server
+    return None
+
+
+def _taken_from_ahead(server: "_ForkServer") -> bool:
+    """Take a server from those started ahead, unless another thread has."""
+    try:
+        _ahead.remove(server)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -167,6 +210,13 @@ class _Needs:
     def of(cls, environment: Mapping[str, str], preload: str) -> "_Needs":
         lasting = {name: value for name, value in environment.items() if name not in PER_RANK}
         return cls(frozenset(lasting.items()), tuple(path for path in sys.path if path), preload)
+
+    def cover(self, later: "_Needs") -> bool:
+        """Return whether a server that was started with these serves later ones.
+
+        Libraries that this process has imported since then may have set variables, which a worker gets at its start.
+        """
+        return self.environment <= later.environment and (self.path, self.preload) == (later.path, later.preload)
 
 
 class _ForkServer:
@@ -246,6 +296,11 @@ class _ForkServer:
         except subprocess.TimeoutExpired:  # It is within an import, or stopped.
             self._process.kill()
             self._process.wait()
+
+    def kill(self) -> None:
+        """End a server that has forked nothing, even within an import."""
+        self._process.kill()
+        self.close()
 
     def _end_without_server(self, pid: int) -> None:
         """End a worker whose server was killed; its exit status can no longer be learnt."""
@@ -344,5 +399,15 @@ class _Streams:
         os.close(self.stacks)
 
 
-# A fork server must outlive a task, and only a module's state does so in Spark's Python worker.
-_server: _ForkServer | None = None
+@dataclass
+class _Place:
+    """The place of a running fork server."""
+
+    server: _ForkServer | None = None
+
+
+# A fork server must outlive a task, and only a module's state does so in Spark's Python worker. On the driver,
+# trainings in several threads have a server each.
+_place_of_tasks = _Place()
+_of_thread = threading.local()
+_ahead: list[_ForkServer] = []

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.model.stored import PinnedModel
-from mirrorspark.spark_session import open_session
+from mirrorspark.spark_session import open_session, session_of
 from mirrorspark.training.configuration import EventWay, RunConfig, TrainingConfig
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.job.source_tables import SourceTables
@@ -69,6 +69,7 @@ class PreparedRun:
     """A run whose place is resolved and checked, with the dataset that it trains on; read-only.
 
     Attributes:
+        spark: The session; None if one worker trains on the driver's machine without one.
         tracking: Its place in MLflow.
         warm_start: The model to begin from: as it was found, or a sweep's copy for all its trials.
         table: The recipe's table; None for a training from Python, which has a dataset alone.
@@ -78,12 +79,18 @@ class PreparedRun:
 
     config: TrainingConfig
     dataset: Dataset
-    spark: SparkSession
+    spark: SparkSession | None
     tracking: Tracking
     warm_start: PinnedModel | WarmStart | None = None
     table: DataFrame | None = None
     is_reused: bool = False
     events_by_files: bool = False
+
+    def worker_slots(self) -> int:
+        """Return the number of workers that fit now; one in local mode, or without a session."""
+        if self.spark is None or self.config.local_mode:
+            return 1
+        return session_of(self.spark).task_slots() - self.config.ranks_beside_workers
 
 
 def prepare(
@@ -121,10 +128,27 @@ def prepare(
 
 
 def prepare_training(
-    dataset: Dataset, config: TrainingConfig, tracking: Tracking, spark: SparkSession | None = None
+    dataset: Dataset,
+    config: TrainingConfig,
+    tracking: Tracking,
+    spark: SparkSession | None = None,
+    *,
+    needs_session: bool = True,
 ) -> PreparedRun:
-    """Check driver and cluster, and open a session, for a training from Python on an existing dataset."""
+    """Check driver and cluster, and open a session, for a training from Python on an existing dataset.
+
+    Args:
+        dataset: The dataset.
+        config: The training's settings.
+        tracking: Its place in MLflow.
+        spark: The session; by default the active or a new one.
+        needs_session: False for one worker on the driver's machine, without a session.
+    """
     config.require_features(dataset.spec)  # as open_job does, but before a session is started, which may take minutes
+    if not needs_session:
+        preflight.require(check_driver(config, tracking, needs_session=False))
+        fitted, begin = config.fitted_to(dataset.manifest.rows("train")), find_model(config, tracking.store)
+        return PreparedRun(fitted, dataset, None, tracking, begin)
     spark, warm_start, checks = _checked(config, tracking, spark)
     fitted = config.fitted_to(dataset.manifest.rows("train"))
     by_files = preflight.events_by_files(config.events, checks)
@@ -171,14 +195,14 @@ def dry_run(config: RunConfig) -> list[preflight.Check]:
     return checks
 
 
-def check_driver(config: TrainingConfig, tracking: Tracking) -> list[preflight.Check]:
+def check_driver(config: TrainingConfig, tracking: Tracking, *, needs_session: bool = True) -> list[preflight.Check]:
     """Return the results of the preflight's checks on the driver, before Spark starts.
 
     Raises:
         ConfigError: MLflow will not take a name.
     """
     tracking.require_names(config.registry_name)
-    return preflight.check_driver(Path(config.output), tracking.store, _master(config))
+    return preflight.check_driver(Path(config.output), tracking.store, _master(config), needs_session=needs_session)
 
 
 def check_cluster(

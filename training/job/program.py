@@ -6,12 +6,14 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session import session_of
+from mirrorspark.spark_session import local_slots, open_session, session_of
 from mirrorspark.training.driver import Launcher, OpenServer, SparkLauncher, Supervisor
 from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, PhaseLimits
 from mirrorspark.training.protocol.messages import Event, EventServer, FolderEventServer, StopSignal
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records import OpenRun
+
+_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,19 @@ class Cluster:
     """The session that a program runs on.
 
     Attributes:
+        spark: The session; None where the one rank runs on the driver's machine, and none has been started.
         slots: Returns the number of workers that fit there now.
         events_by_files: The workers cannot reach this process over TCP, so their events go by files in the run's
             folder.
     """
 
-    spark: SparkSession
+    spark: SparkSession | None
     slots: Callable[[], int]
     events_by_files: bool = False
+
+    def session(self) -> SparkSession:
+        """Return the session, which is started now if there is none."""
+        return self.spark or open_session(None, local_slots())
 
     def launcher(self, program: Program) -> Launcher:
         """Return the launcher of a program's attempts."""
@@ -92,14 +99,14 @@ def supervisor_of(
         on_event: Gets every event of the ranks and of the supervisor; by default the records do.
         stop: Request that the run stop.
     """
-    session = session_of(cluster.spark)
+    session = None if cluster.spark is None else session_of(cluster.spark)
     channel = run.folder.channel if cluster.events_by_files else None
     if channel is not None:
         run.view.log(f"the workers' events reach this program by files in {channel}, about a second late")
     return Supervisor(
         launch=launch or cluster.launcher(program),
-        host=session.bind_address() if channel is None else "",
-        advertised=session.driver_address if channel is None else "",
+        host=_LOOPBACK if session is None else session.bind_address() if channel is None else "",
+        advertised=_LOOPBACK if session is None else session.driver_address if channel is None else "",
         open_server=EventServer if channel is None else _server_by_files(channel),
         elastic=program.elastic,
         slots=cluster.slots,

@@ -87,9 +87,7 @@ def open_job(
         begin = resolve_warm_start(
             config, prepared.tracking.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.has_begun
         )
-        free = slots or (lambda: session_of(prepared.spark).task_slots() - config.ranks_beside_workers)
-        free = (lambda: 1) if config.local_mode else free
-        cluster = Cluster(prepared.spark, free, prepared.events_by_files)
+        cluster = Cluster(prepared.spark, slots or prepared.worker_slots, prepared.events_by_files)
         job = TrainingJob(dataset, config, cluster, run, warm_start=begin, class_factors=factors, costs=costs)
         run.recall(job.remember)
         view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
@@ -220,7 +218,7 @@ class TrainingJob:
         from mirrorspark.training.programs.recommenders import Interactions, fitting
 
         asked = self.config.as_recommender
-        spark = self.cluster.spark
+        spark = self.cluster.session()
         with self.view.stage("train", spark=spark) as stage:
             if self._fitted is None:
                 if asked.name == "als":

@@ -100,14 +100,14 @@ def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None
 
 
 def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str, float]) -> Cost:
-    beside = job.config.ranks_beside_workers
+    beside, spark = job.config.ranks_beside_workers, job.cluster.spark
     reservation = Reservation(
         launches=run_history.read_curves(job.folder.events).launches,
         attempts=attempts,
         slots=job.cluster.slots() + beside,
         driver_cores=len(os.sched_getaffinity(0)),
         beside=beside,
-        cores_per_slot=int(job.cluster.spark.conf.get("spark.task.cpus", "1") or 1),
+        cores_per_slot=1 if spark is None else int(spark.conf.get("spark.task.cpus", "1") or 1),
     )
     return cost_of(seconds, reservation, job.config.price_per_core_hour)
 

@@ -21,7 +21,7 @@ from mirrorspark.scoring import ScoringError, score
 from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.model.loading import LoadedModel
 from mirrorspark.scoring.model.stored import PinnedModel
-from mirrorspark.spark_session import require_running
+from mirrorspark.spark_session import local_slots, open_session, require_running
 from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.results.evaluation import (
     REPEATS,
@@ -58,7 +58,7 @@ class FitResult:
         dataset: The converted table.
         config: The training's settings.
         table_rows: The table with its split, where its rows were converted.
-        spark: The session.
+        spark: The session; None where the training needed none.
         reasons: Why features are as they are, by their names, where an inference says so.
     """
 
@@ -76,7 +76,7 @@ class FitResult:
         dataset: Dataset,
         config: TrainingConfig,
         rows: DataFrame | MemorySource,
-        spark: SparkSession,
+        spark: SparkSession | None,
         reasons: Mapping[str, str],
     ) -> "FitResult":
         """Return the result, and save the spec with the run's other files."""
@@ -89,8 +89,7 @@ class FitResult:
         """The table with its split."""
         if not isinstance(self.table_rows, MemorySource):
             return self.table_rows
-        assert self.spark is not None  # noqa: S101 - the result of a fit has one
-        return self.table_rows.to_spark(self.spark)
+        return self.table_rows.to_spark(self.spark or open_session(None, local_slots()))
 
     @property
     def spec(self) -> FeatureSpec:
@@ -146,7 +145,11 @@ class FitResult:
         """
         if "keys" not in options:
             table, options["keys"] = self._keyed(table)
-        return score(table, self.model, spark=self.spark or self.rows.sparkSession, **options)
+        return score(table, self.model, spark=self._known_session, **options)
+
+    @property
+    def _known_session(self) -> SparkSession | None:
+        return self.spark if isinstance(self.table_rows, MemorySource) else self.table_rows.sparkSession
 
     def _keyed(self, table: Any) -> tuple[Any, list[str]]:
         """Return the table and its keys; a table in memory gets the number of the row, if that was the key."""

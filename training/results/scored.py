@@ -36,8 +36,9 @@ def score_and_compare(job: TrainingJob, trained: Trained, table: DataFrame, conf
         ScoringFailedError: A task failed.
         ParityFailedError: The scores differ.
     """
-    with job.view.stage("score", spark=job.cluster.spark) as stage:
-        scores = _scored(job.cluster.spark, table, trained, job.dataset, config)
+    spark = job.cluster.session()
+    with job.view.stage("score", spark=spark) as stage:
+        scores = _scored(spark, table, trained, job.dataset, config)
         stage.note = f"{scores.num_rows:,} rows of the test split"
     with job.view.stage("parity") as stage:
         report = _parity(config.task, job.dataset, trained.predictions["test"], scores)

@@ -138,8 +138,8 @@ def _recommended(job: TrainingJob, choice: Choice | None, on_progress: OnProgres
 
     config, interactions = job.config, Interactions(job.dataset)
     if any(asked.name == "als" for asked in wanted):
-        session_of(job.cluster.spark).give_checkpoints(job.folder.spark_checkpoints)
+        session_of(job.cluster.session()).give_checkpoints(job.folder.spark_checkpoints)
     for place, asked in enumerate(wanted):
         on_progress(f"baselines; now {asked.label}", place, len(wanted))
-        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.cluster.spark)
+        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.cluster.session())
     return found

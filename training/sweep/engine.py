@@ -43,7 +43,7 @@ class SparkEngine:
 
     def slots(self) -> int:
         """Return the number of workers that can run side by side now; one in local mode, which has this machine."""
-        if self._config.local_mode:
+        if self._config.local_mode or self._prepared.spark is None:
             return 1
         return session_of(self._prepared.spark).task_slots()
 

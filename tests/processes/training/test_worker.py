@@ -94,8 +94,8 @@ class Running:
 
 def ranks() -> list[psutil.Process]:
     """The ranks that the fork server of this process has now."""
-    assert worker_process._server is not None
-    return psutil.Process(worker_process._server._process.pid).children()
+    assert worker_process._place_of_tasks.server is not None
+    return psutil.Process(worker_process._place_of_tasks.server._process.pid).children()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import date
 from inspect import Parameter, signature
 from os import PathLike
@@ -47,6 +48,7 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a session was started")
 
     monkeypatch.setattr("mirrorspark.spark_session.ahead.open_session", started)
+    monkeypatch.setattr(fit_table, "started_ahead_on_driver", lambda *_, **__: nullcontext())
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,15 @@ _ASKED_BY_TASKS = ("spark.task.cpus", "spark.task.resource.gpu.amount")
 _ALLOCATION = "spark.dynamicAllocation.enabled"
 
 
-def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> list[Check]:
-    """Return the checks that need no Spark session."""
+def check_driver(
+    output: Path, tracking_uri: str, master: str | None = None, *, needs_session: bool = True
+) -> list[Check]:
+    """Return the checks that need no Spark session, among them those of whether one can start if it is needed."""
     writable = _output(output)
     file_system = check_file_system(_existing(output)) if writable.passed else None
-    has_java = starts_java(master)
-    checks = [_session(master), _java() if has_java else None, _packages(), _parts(), _keras()]
-    checks += [_recommenders(), writable, file_system, check_tracking(tracking_uri)]
+    has_java = needs_session and starts_java(master)
+    checks = [_session(master) if needs_session else None, _java() if has_java else None, _packages(), _parts()]
+    checks += [_keras(), _recommenders(), writable, file_system, check_tracking(tracking_uri)]
     # A local session has one executor whatever the setting.
     if has_java and not is_local(master or "local") and SparkSession.getActiveSession() is None:
         checks.append(_dynamic(user_settings().get(_ALLOCATION, "")))
