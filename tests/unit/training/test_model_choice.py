@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def test_a_choice_is_described_and_kept(tmp_path: Path) -> None:
         "the blend (25% the network, 75% gradient boosting), better than gradient boosting and the network on the "
         "validation rows (auc 0.7200 against 0.7100 and 0.7000)"
     )
+    close = replace(blend, values={NETWORK: 0.7, BASELINE: 0.93321, BLEND: 0.93324})
+    assert close.in_words().endswith("(auc 0.93324 against 0.93321 and 0.70000)")
     assert blend.others == [BASELINE, NETWORK]
     blend.save(tmp_path)
     assert Choice.load(tmp_path) == blend

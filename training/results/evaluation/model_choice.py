@@ -105,22 +105,24 @@ class Choice:
         if not self.others:
             return f"{in_words(self.registered)} alone, {self.reason}"
         own, others = self.values[self.registered], [self.values[name] for name in self.others]
+        figure, *of_others = distinct_figures([own, *others])
         shares = [f"{share:.0%} {in_words(name)}" for name, share in self.weights.items()]
         verdict = "better than" if own not in others else "as good as or better than"
         verdict = "the best that holds the monotone constraints, compared with" if self.monotone else verdict
         if len(others) == 1:
-            against, figures = in_words(self.others[0]), f"against {others[0]:.4f}"
+            against, figures = in_words(self.others[0]), f"against {of_others[0]}"
         elif len(others) == 2:
             against = " and ".join(map(in_words, self.others))
-            figures = f"against {others[0]:.4f} and {others[1]:.4f}"
+            figures = f"against {of_others[0]} and {of_others[1]}"
         else:
             best = max(others) if is_better(self.metric, 1, 0) else min(others)
-            next_best = in_words(self.others[others.index(best)])
-            against, figures = f"the {len(others)} others", f"against {best:.4f} of the next best, {next_best}"
+            place = others.index(best)
+            figures = f"against {of_others[place]} of the next best, {in_words(self.others[place])}"
+            against = f"the {len(others)} others"
         parts = f" ({', '.join(shares)})" if self.registered == BLEND else ""
         return (
             f"{in_words(self.registered)}{parts}, {verdict} "
-            f"{against} on the validation rows ({self.metric} {own:.4f} {figures})"
+            f"{against} on the validation rows ({self.metric} {figure} {figures})"
         )
 
     def save(self, folder: Path) -> None:
@@ -135,6 +137,12 @@ class Choice:
             OSError: There is no choice.
         """
         return cls(**json.loads((folder / CHOICE_FILE).read_text(encoding="utf-8")))
+
+
+def distinct_figures(values: Sequence[float]) -> list[str]:
+    """Return values with four digits after the point, or with as many as make different values look different."""
+    texts = ([f"{value:.{digits}f}" for value in values] for digits in range(4, 9))
+    return next((found for found in texts if len(set(found)) == len(set(values))), [str(value) for value in values])
 
 
 def best_by_metric(

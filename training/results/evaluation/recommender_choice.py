@@ -32,7 +32,7 @@ from mirrorspark.training.programs.recommenders import (
     scores_of,
     tiles,
 )
-from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK, OTHERS_FOLDER, Choice
+from mirrorspark.training.results.evaluation.model_choice import BLEND, NETWORK, OTHERS_FOLDER, Choice, distinct_figures
 from mirrorspark.training.results.evaluation.segments import held_back_items
 from mirrorspark.training.results.report import in_words
 
@@ -78,10 +78,11 @@ class RecommenderChoice(Choice):
             shown.insert(0, max(classics, key=self.values.__getitem__))
         shares = ", ".join(f"{share:.0%} {in_words(name)}" for name, share in self.weights.items())
         verdict = "as good as or better than" if own in map(self.values.__getitem__, others) else "better than"
+        figure, *figures = distinct_figures([own, *map(self.values.__getitem__, shown)])
         return (
             f"{in_words(self.registered)}{f' ({shares})' if self.registered == BLEND else ''}, {verdict} "
-            f"{' and '.join(map(in_words, shown))} on the validation rows ({self.metric} {own:.4f} against "
-            f"{' and '.join(f'{self.values[name]:.4f}' for name in shown)})"
+            f"{' and '.join(map(in_words, shown))} on the validation rows ({self.metric} {figure} against "
+            f"{' and '.join(figures)})"
             f"{f'; {self.loss}' if self.loss else ''}"
         )
 
