@@ -182,7 +182,11 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
             f"column '{name}' has a text with {error.object[error.start]!r}, half of a character, which UTF-8 cannot "
             f"hold: cut texts between characters"
         ) from error
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise raw_columns.ColumnError(
+            f"column '{name}' has a whole number beyond 64 bits; give it as a fraction, such as 1e30"
+        ) from error
+    except (pa.ArrowException, TypeError, ValueError) as error:
         raise raw_columns.ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
 
 

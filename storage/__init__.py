@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         leads_out,
     )
     from mirrorspark.storage.text_file import encoding_of, read_text
+    from mirrorspark.storage.yaml_text import UniqueKeyLoader, load_yaml
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -62,6 +63,7 @@ __all__ = [
     "StoreUnreachableError",
     "StoredFile",
     "Timing",
+    "UniqueKeyLoader",
     "abilities",
     "atomic_file",
     "boot_id",
@@ -81,6 +83,7 @@ __all__ = [
     "likely_meant",
     "listing",
     "literal_hadoop_uri",
+    "load_yaml",
     "lock_state",
     "meant",
     "nearest",

@@ -35,7 +35,7 @@ from mirrorspark.data_pipelines.features.names import USER_NAME
 from mirrorspark.data_pipelines.features.plain_data import built, check_mapping, feature_from_dict, plain
 from mirrorspark.data_pipelines.features.spec_checks import check_parts
 from mirrorspark.pages import heading_html, panel_html, rows_html
-from mirrorspark.storage import atomic_file, read_text
+from mirrorspark.storage import atomic_file, load_yaml, read_text
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
@@ -341,7 +341,7 @@ class FeatureSpec:
             FeatureSpecError: The file is missing or no YAML mapping, or as :meth:`from_dict` says.
         """
         try:
-            document = yaml.safe_load(read_text(Path(path)))
+            document = load_yaml(read_text(Path(path)))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise FeatureSpecError(f"feature spec {path} cannot be read: {error}") from error
         check_mapping(f"feature spec {path}", document)

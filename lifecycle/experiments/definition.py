@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS, Ranges, allocated, buckets_of, reallocated
-from mirrorspark.storage import atomic_file, meant, read_text
+from mirrorspark.storage import atomic_file, load_yaml, meant, read_text
 
 HOLDOUT = "holdout"
 """The variant of units that are held out: they take part in no experiment."""
@@ -191,7 +191,7 @@ class Experiment:
         """
         try:
             # JSON is YAML, too.
-            return cls.of(yaml.safe_load(read_text(Path(path))), path)
+            return cls.of(load_yaml(read_text(Path(path))), path)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ExperimentError(f"{path} is neither YAML nor JSON: {error}") from error
 

@@ -21,7 +21,7 @@ from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
 from mirrorspark.serving import Messages, message_class
-from mirrorspark.storage import read_text
+from mirrorspark.storage import load_yaml, read_text
 
 # Also the fields that cannot be kept: they are refused by :func:`_check_kept`, with the remedy.
 _MESSAGES: Messages = {
@@ -185,7 +185,7 @@ def _document(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except ValueError:
-        document = yaml.safe_load(text)
+        document = load_yaml(text)
     if not isinstance(document or {}, dict):
         raise EvalConfigError("is not a mapping of fields to values; give the document of an EvalConfig")
     document = document or {}

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from mirrorspark.recommending.reranking import Rules
 from mirrorspark.recommending.routing.blend import Fusion, VectorFusion
 from mirrorspark.scoring import ScoringError
-from mirrorspark.storage import read_text
+from mirrorspark.storage import load_yaml, read_text
 
 Nulls = Literal["skip", "match", "fail"]
 """A row with a null in a route's column: the next route decides, this one takes it, or the row cannot be scored."""
@@ -245,9 +245,7 @@ class Router:
         Raises:
             ScoringError: The file has other fields, or rules that contradict one another.
         """
-        import yaml
-
-        return cls.of(yaml.safe_load(read_text(Path(path))), path)
+        return cls.of(load_yaml(read_text(Path(path))), path)
 
     @classmethod
     def of(cls, document: Any, origin: str | Path) -> "Router":

@@ -175,6 +175,8 @@ def _wrong_value(message: str) -> str | None:
         return None
     name, value = found.groups()
     hint = get_type_hints(RunConfig)[name]
+    if name == "model":
+        return f"model is '{value}'; give its name as --model.name {value}"
     if choices := choices_of(hint):
         return f"{name} '{value}' is unknown{meant(value, choices)}; use one of {choices}"
     kinds = [kind for kind in alternatives(hint) if kind is not type(None)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mirrorspark.storage import likely_meant, meant, read_text
+from mirrorspark.storage import UniqueKeyLoader, likely_meant, meant, read_text
 from mirrorspark.training.configuration.fields import GROUPS, ConfigError
 
 RECIPE_FILE = "recipe.yaml"
@@ -27,7 +27,7 @@ _Dumper.add_representer(
 )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(UniqueKeyLoader):
     """A YAML loader that reads whole numbers as YAML 1.2 does, and days and the keys ``no`` and ``yes`` as text.
 
     In YAML 1.1 ``workers: 2:4`` is the number 124 (to base 60), ``run_date: 2026-01-31`` is not text, and
@@ -132,4 +132,6 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         )
     if isinstance(values.get("tables"), dict):  # a table without columns has those of its file
         values["tables"] = {table: "" if columns is None else columns for table, columns in values["tables"].items()}
+    if isinstance(named := values.get("model"), str):
+        values["model"] = {"name": named}
     return values | {"recipe": recipe, "sql": texts[SQL_FILE]}

@@ -12,7 +12,7 @@ from jsonargparse import get_loader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mirrorspark.models import ModelSettingsError, catalog, classical
-from mirrorspark.storage import meant
+from mirrorspark.storage import load_yaml, meant
 from mirrorspark.training.configuration import ConfigError, RunConfig, alternatives, type_in_words
 
 # Prefix of the model's settings, and the setting that names the model.
@@ -139,7 +139,7 @@ def _flag_spec(flag: str) -> tuple[str, str]:
 
 def _file_specs(text: str | None) -> dict[str, str]:
     try:
-        document = yaml.safe_load(text) if text is not None else {}
+        document = load_yaml(text) if text is not None else {}
     except yaml.YAMLError as error:
         raise ConfigError(f"the search space is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not all(isinstance(spec, str) for spec in document.values()):

@@ -58,7 +58,7 @@ def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Pa
         (row | {"hour": 5.5}, "column 'hour' has type double and the value 5.5; the model was trained with int64"),
         (row | {"stops": "EWR"}, "column 'stops' has type string"),
         (row | {"stops": ["EWR", 3]}, "column 'stops' has values that are of no one type"),
-        (row | {"hour": 2**64}, "column 'hour' has values that are of no one type: .* too large"),
+        (row | {"hour": 2**64}, "column 'hour' has a whole number beyond 64 bits"),
     ):
         with pytest.raises(ColumnError, match=message):
             predictor.predict(wrong)
@@ -96,8 +96,8 @@ def test_a_row_of_pandas_has_its_missing_values(predictor: Predictor, tmp_path: 
     [
         ("carrier", "a\ud83d", "column 'carrier' has a text with '\\\\ud83d', half of a character"),
         ("stops", ["EWR", "\udc00"], "column 'stops' has a text with '\\\\udc00', half of a character"),
-        ("distance", 10**400, "column 'distance' has values that are of no one type"),
-        ("hour", 2**70, "column 'hour' has values that are of no one type"),
+        ("distance", 10**400, "column 'distance' has a whole number beyond 64 bits"),
+        ("hour", 2**70, "column 'hour' has a whole number beyond 64 bits"),
         ("hour", [[1], "x"], "column 'hour' has values that are of no one type"),
     ],
 )

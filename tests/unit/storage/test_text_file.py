@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mirrorspark.storage import read_text
+from mirrorspark.storage import load_yaml, read_text
 
 TEXT = "label: späť\nkeys: id\n"
 
@@ -22,3 +23,10 @@ def test_another_encoding_is_refused_with_the_file_and_the_remedy(tmp_path: Path
     path.write_bytes("ü".encode("latin-1"))
     with pytest.raises(UnicodeDecodeError, match=r"some\.yaml is not UTF-8; save it with the encoding UTF-8"):
         read_text(path)
+
+
+def test_a_key_of_yaml_stands_once_but_may_override_a_merged_one() -> None:
+    document = "usual: &usual {rate: 1, depth: 2}\nbuilt: &built {<<: *usual, rate: 3}\nagain: {<<: *built, depth: 4}"
+    assert load_yaml(document)["again"] == {"rate": 3, "depth": 4}
+    with pytest.raises(yaml.YAMLError, match=r"'depth' stands twice, in lines \[1, 2\]"):
+        load_yaml("usual: {depth: 1,\n depth: 2}")

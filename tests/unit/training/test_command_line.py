@@ -157,7 +157,7 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
             ConfigError,
             ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"],
         ),
-        (["--model=multi_field"], ConfigError, ["model", "dict", "multi_field"]),
+        (["--model=multi_field"], ConfigError, ["model is", "--model.name multi_field"]),
         (["--model.name=5"], ConfigError, ["model.name must be a string, not 5", "'multi_field'"]),
         (["--seed=-1"], ConfigError, ["seed is -1; use 0 or more"]),
         (["--model.name=nope"], ModelSettingsError, ["model 'nope' is unknown", "'multi_field', 'multi_label'"]),

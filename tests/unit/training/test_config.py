@@ -23,7 +23,7 @@ from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.configuration import rules as config_rules
 from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
 from mirrorspark.training.configuration.fields import GROUPS, Optimizer
-from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, load_recipe, recipe_names
+from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, as_yaml, load_recipe, recipe_names
 from mirrorspark.training.configuration.tasks import RowBaseline
 
 NewConfig = Callable[..., RunConfig]
@@ -593,6 +593,11 @@ def test_a_recipe_is_a_folder_with_a_configuration_and_a_query(recipe: Path, kno
     assert load_recipe(str(recipe)) == knobs | {"recipe": str(recipe), "sql": "SELECT * FROM rides"}
 
 
+def test_a_recipe_may_name_its_model_alone(recipe: Path, knobs: dict[str, Any]) -> None:
+    (recipe / RECIPE_FILE).write_text(as_yaml(knobs | {"model": "wide_deep"}))
+    assert RunConfig.from_recipe(str(recipe)).model["name"] == "wide_deep"
+
+
 def test_an_installed_recipe_is_not_hidden_by_a_folder_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,13 +612,15 @@ def test_an_installed_recipe_is_not_hidden_by_a_folder_of_the_same_name(
     ("text", "message"),
     [
         ("epochs: [1", "is not valid YAML"),
+        ("label: late\nkeys: id\nlabel: tail", "'label' stands twice, in lines [1, 3]"),
+        ("features:\n  x: {kind: date}\n  x: {kind: numeric}", "'x' stands twice, in lines [2, 3]"),
         ("", "must be a mapping of fields to values"),
         ("- epochs", "must be a mapping of fields to values"),
         ("epoch: 3", "sets unknown fields ['epoch']; did you mean epochs?"),
         ("1: 3", "sets unknown fields ['1']; known are ['accept_data_errors',"),
         ("seed:", "gives no value for ['seed']"),
     ],
-    ids=["no YAML", "empty", "a list", "misspelt", "a number", "no value"],
+    ids=["no YAML", "twice", "twice within", "empty", "a list", "misspelt", "a number", "no value"],
 )
 def test_a_recipe_file_that_says_nothing_usable_is_refused(recipe: Path, text: str, message: str) -> None:
     (recipe / RECIPE_FILE).write_text(text)
