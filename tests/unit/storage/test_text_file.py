@@ -25,8 +25,8 @@ def test_another_encoding_is_refused_with_the_file_and_the_remedy(tmp_path: Path
         read_text(path)
 
 
-def test_a_key_of_yaml_stands_once_but_may_override_a_merged_one() -> None:
+def test_a_key_of_yaml_is_there_once_but_may_override_a_merged_one() -> None:
     document = "usual: &usual {rate: 1, depth: 2}\nbuilt: &built {<<: *usual, rate: 3}\nagain: {<<: *built, depth: 4}"
     assert load_yaml(document)["again"] == {"rate": 3, "depth": 4}
-    with pytest.raises(yaml.YAMLError, match=r"'depth' stands twice, in lines \[1, 2\]"):
+    with pytest.raises(yaml.YAMLError, match=r"'depth' is there twice, in lines \[1, 2\]"):
         load_yaml("usual: {depth: 1,\n depth: 2}")

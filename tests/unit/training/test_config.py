@@ -612,8 +612,8 @@ def test_an_installed_recipe_is_not_hidden_by_a_folder_of_the_same_name(
     ("text", "message"),
     [
         ("epochs: [1", "is not valid YAML"),
-        ("label: late\nkeys: id\nlabel: tail", "'label' stands twice, in lines [1, 3]"),
-        ("features:\n  x: {kind: date}\n  x: {kind: numeric}", "'x' stands twice, in lines [2, 3]"),
+        ("label: late\nkeys: id\nlabel: tail", "'label' is there twice, in lines [1, 3]"),
+        ("features:\n  x: {kind: date}\n  x: {kind: numeric}", "'x' is there twice, in lines [2, 3]"),
         ("", "must be a mapping of fields to values"),
         ("- epochs", "must be a mapping of fields to values"),
         ("epoch: 3", "sets unknown fields ['epoch']; did you mean epochs?"),
