@@ -12,7 +12,8 @@ class UniqueKeyLoader(yaml.SafeLoader):
         """Return the node of a mapping, before others are merged into it."""
         node = super().compose_mapping_node(anchor)
         known: dict[tuple[str, str], yaml.Node] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key in keys:
             first = known.setdefault((key.tag, key.value), key)
             if first is not key:
                 lines = [one.start_mark.line + 1 for one in (first, key)]
