@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import NoReturn
 
+import pyspark
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session import versions
@@ -37,8 +38,11 @@ class SessionAhead:
 
     @property
     def is_needless(self) -> bool:
-        """True if there is no session yet, and only a local one would start."""
-        return self.known is None and self._starting is None and server_of(None) is None
+        """True if there is no session yet, in any thread, and only a local one would start."""
+        # A client of Spark Connect alone has no contexts.
+        context = getattr(getattr(pyspark, "SparkContext", None), "_active_spark_context", None)
+        is_there = self.known is not None or context is not None or self._starting is not None
+        return not is_there and server_of(None) is None
 
     @property
     def is_starting(self) -> bool:

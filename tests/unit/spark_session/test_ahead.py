@@ -2,9 +2,10 @@
 
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session import ahead, versions
@@ -49,6 +50,23 @@ def test_a_start_that_fails_is_the_error_of_who_asks(opened: list[tuple[int, boo
     session.begin()
     with pytest.raises(SparkStartError, match="no Java"):
         session.get()
+
+
+def test_a_session_is_needless_only_where_there_is_none_in_any_thread(
+    opened: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SparkContext, "_active_spark_context", None)
+    assert SessionAhead(None, 2).is_needless
+    assert not SessionAhead(cast(Any, SimpleNamespace()), 2).is_needless
+    begun = SessionAhead(None, 2)
+    begun.begin()
+    assert not begun.is_needless
+    begun.get()
+    monkeypatch.setattr(SparkContext, "_active_spark_context", SimpleNamespace())
+    assert not SessionAhead(None, 2).is_needless
+    monkeypatch.setattr(SparkContext, "_active_spark_context", None)
+    monkeypatch.setenv("SPARK_REMOTE", "sc://host")
+    assert not SessionAhead(None, 2).is_needless
 
 
 def test_a_given_session_is_not_started(opened: list[tuple[int, bool]]) -> None:
