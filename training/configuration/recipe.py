@@ -41,7 +41,13 @@ class _Loader(UniqueKeyLoader):
                 key.tag = _TEXT
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return a whole number; to base 10 also after a zero, which YAML 1.1 takes for a sign of base 8."""
+        text = node.value.replace("_", "")
+        return int(text, 16 if "x" in text else 10)
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
@@ -51,7 +57,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:[0-9_]+|0x[0-9a-fA-F]+)$"), [*"-+0123456789"]
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F]+)$"), [*"-+0123456789"]
 )
 
 

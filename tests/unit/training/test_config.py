@@ -23,7 +23,14 @@ from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.training.configuration import rules as config_rules
 from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
 from mirrorspark.training.configuration.fields import GROUPS, Optimizer
-from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, as_yaml, load_recipe, recipe_names
+from mirrorspark.training.configuration.recipe import (
+    RECIPE_FILE,
+    SQL_FILE,
+    as_yaml,
+    load_recipe,
+    read_yaml,
+    recipe_names,
+)
 from mirrorspark.training.configuration.tasks import RowBaseline
 
 NewConfig = Callable[..., RunConfig]
@@ -639,10 +646,11 @@ def test_a_recipe_folder_that_lacks_a_part_is_refused(recipe: Path, name: str) -
 
 def test_a_range_of_workers_in_a_recipe_is_no_number_to_base_60(recipe: Path) -> None:
     text = (recipe / RECIPE_FILE).read_text()
-    (recipe / RECIPE_FILE).write_text(text + "workers: 2:4\nepochs: 0x0A\nlearning_rate: 1.0e-3\n")
+    (recipe / RECIPE_FILE).write_text(text + "workers: 2:4\nepochs: 0x0A\nlearning_rate: 1.0e-3\nseed: 010\n")
     config = RunConfig.from_recipe(str(recipe))
     assert (config.worker_range.fewest, config.worker_range.most) == (2, 4)
-    assert (config.epochs, config.learning_rate) == (10, 0.001)
+    assert (config.epochs, config.learning_rate, config.seed) == (10, 0.001, 10)
+    assert read_yaml("[08, 1_000, -0x1F, -_]") == [8, 1000, -31, "-_"]
 
 
 def test_a_query_stands_in_the_configuration_line_by_line() -> None:
